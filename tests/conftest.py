@@ -15,4 +15,4 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 # Every annotation of the package is checked at run time by every test, shapes included.
-install_import_hook("lowbit", "beartype.beartype")
+install_import_hook("lowbit", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")

@@ -1,0 +1,46 @@
+"""QTensor: codes, scales and the grid that gives them meaning."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
+
+from lowbit.numerics import groups
+from lowbit.numerics.grids import Grid
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class QTensor:
+    """A quantized kernel.
+
+    Invariants: every code is below `len(grid.levels)`; `scale` and `zero` hold finite values in the dtype that is
+    stored; `decode()` is the only meaning the codes have.
+
+    Attributes:
+      codes: `[*s k n]`, index into `grid.levels`.
+      scale: `[*s g n]`, or `[*s 1 1]` per tensor; the stored dtype.
+      zero: like `scale`, in units of the grid; None where the grid needs none.
+      grid: the levels (static).
+      transposed: the array that this stands for is `[*s n k]`; codes and scales are kept as `[*s k n]`.
+    """
+
+    codes: UInt8[Array, "*s k n"]
+    scale: Float[Array, "*s g m"]
+    zero: Float[Array, "*s g m"] | None
+    grid: Grid = dataclasses.field(metadata={"static": True})
+    transposed: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    def decode(self) -> Float[Array, "*s a b"]:
+        """Returns `(levels[codes] - zero) * scale` in float32, in that order of operations.
+
+        The order is part of the format: training's fake-quantization and the packed readers follow it, which is why
+        all three agree bit for bit.
+        """
+        scale = self.scale.astype(jnp.float32)[..., None, :]
+        values = groups.split_like(jnp.asarray(self.grid.table())[self.codes], self.scale)
+        if self.zero is not None:
+            values = values - self.zero.astype(jnp.float32)[..., None, :]
+        decoded = groups.merge(values * scale)
+        return jnp.swapaxes(decoded, -1, -2) if self.transposed else decoded

@@ -1,0 +1,44 @@
+"""Every quantizer, and the table by which a config names one.
+
+`QUANTIZERS` is also what the laws run over: a quantizer that is not in it is not tested, one that is must pass all.
+"""
+
+from collections.abc import Callable
+
+from lowbit.errors import QuantizerError, nearest
+from lowbit.numerics.quantizers.base import Quantizer, State, transposed
+from lowbit.numerics.quantizers.paretoq import paretoq
+from lowbit.numerics.quantizers.rounding import absmean_ternary, llmqat, rtn
+from lowbit.numerics.quantizers.stored import stored_as
+
+QUANTIZERS: dict[str, Callable[..., Quantizer]] = {
+    "paretoq": paretoq,
+    "rtn": rtn,
+    "llmqat": llmqat,
+    "absmean_ternary": absmean_ternary,
+}
+
+
+def by_name(name: str) -> Callable[..., Quantizer]:
+    """Returns the constructor of the named quantizer.
+
+    Raises:
+      QuantizerError: no quantizer has that name.
+    """
+    if name not in QUANTIZERS:
+        raise QuantizerError(f"unknown quantizer {name!r}", nearest(name, QUANTIZERS))
+    return QUANTIZERS[name]
+
+
+__all__ = [
+    "QUANTIZERS",
+    "Quantizer",
+    "State",
+    "absmean_ternary",
+    "by_name",
+    "llmqat",
+    "paretoq",
+    "rtn",
+    "stored_as",
+    "transposed",
+]

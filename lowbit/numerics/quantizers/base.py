@@ -1,0 +1,78 @@
+"""The quantizer: three pure functions and the state they share, in the manner of optax."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lowbit.numerics import groups
+from lowbit.numerics.grids import Grid
+from lowbit.numerics.qtensor import QTensor
+
+State = dict[str, Any]
+"""What a quantizer keeps of one parameter: `{"scale": [*s g n], ...}`, a pytree of arrays.
+
+The key "grid", where present, holds an `AffineGrid` of arrays `[*s 1 1]`: constant, never learned.
+"""
+
+
+class Quantizer(NamedTuple):
+    """How one parameter is quantized.
+
+    Laws (each tested for every quantizer): `fake(w, s) == encode(w, s).decode()` bit for bit; encoding what was decoded
+    gives the same codes, s fixed; the gradient of `fake` is the documented formula.
+
+    Attributes:
+      name: for reports, such as "paretoq2".
+      grid: the levels; None where the state carries traced grids, or the parameter stays float.
+      init: `w [*s k n] -> state`; float32, no rounding to the stored dtype.
+      encode: `(w, state) -> QTensor`; a float array in the stored dtype where grid and state hold no grid.
+      fake: `(w, state) -> w_hat`, shape and dtype of w; differentiable by a straight-through estimator.
+      granularity: which weights share a scale; None where there is no scale.
+      dynamic: the state is a function of the weights, recomputed at each use, and nothing of it is learned or stored
+        during training. `init` followed by `fake` or `encode` is then the whole quantizer.
+      at_layer: where stacked layers differ, the quantizer of layer i (for `[k n]`); None where they are all alike.
+    """
+
+    name: str
+    grid: Grid | None
+    init: Callable[[Array], State]
+    encode: Callable[[Array, State], QTensor | Array]
+    fake: Callable[[Array, State], Array]
+    granularity: groups.Granularity | None = "channel"
+    dynamic: bool = False
+    at_layer: Callable[[int], "Quantizer"] | None = None
+
+    def layer(self, index: int) -> "Quantizer":
+        """The quantizer of one layer of a stacked parameter."""
+        return self if self.at_layer is None else self.at_layer(index)
+
+    def state_of(self, w: Float[Array, "..."], state: State | None) -> State:
+        """The state to use now: the one given, or a fresh one where the quantizer is dynamic."""
+        if self.dynamic:
+            return jax.lax.stop_gradient(self.init(jax.lax.stop_gradient(w)))
+        return {} if state is None else state
+
+
+def swap(w: Float[Array, "*s a b"]) -> Float[Array, "*s b a"]:
+    """The last two axes exchanged."""
+    return jnp.swapaxes(w, -1, -2)
+
+
+def transposed(quantizer: Quantizer) -> Quantizer:
+    """Quantizes arrays `[*s n k]`, such as an embedding `[V d]` with one scale a vocabulary row."""
+
+    def encode(w: Array, state: State) -> QTensor | Array:
+        q = quantizer.encode(swap(w), state)
+        if isinstance(q, QTensor):
+            return QTensor(q.codes, q.scale, q.zero, q.grid, transposed=not q.transposed)
+        return swap(q)
+
+    return quantizer._replace(
+        name=f"{quantizer.name}_transposed",
+        init=lambda w: quantizer.init(swap(w)),
+        encode=encode,
+        fake=lambda w, state: swap(quantizer.fake(swap(w), state)),
+    )

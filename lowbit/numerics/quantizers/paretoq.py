@@ -1,0 +1,123 @@
+"""ParetoQ: a grid fitted to each width, and a learned scale (arXiv 2502.02631)."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from lowbit.errors import QuantizerError
+from lowbit.numerics import groups, scales, ste
+from lowbit.numerics.grids import AffineGrid, Grid, paretoq_grid, per_group, stack
+from lowbit.numerics.groups import Granularity
+from lowbit.numerics.qtensor import QTensor
+from lowbit.numerics.quantizers.base import Quantizer, State
+
+
+def paretoq(
+    bits: float | Sequence[float],
+    granularity: Granularity = "channel",
+    scale_init: str | scales.ScaleInit = "mse",
+    scale_dtype: DTypeLike = jnp.float16,
+) -> Quantizer:
+    """Elastic binary (1), stretched elastic quant (1.58, 2) and LSQ (3, 4) with a scale that learns.
+
+    Example:
+      >>> quantizer = paretoq(2)
+      >>> state = quantizer.init(w)                 # {"scale": f32[*s 1 n]}
+      >>> w_hat = quantizer.fake(w, state)          # what the forward pass multiplies with
+      >>> packed = quantizer.encode(w, state)       # the same numbers as codes and fp16 scales
+
+    Args:
+      bits: 1, 1.58, 2, 3 or 4; or a sequence of them, one a stacked layer of `w [L k n]`. The sequence makes the grid
+        part of the state (key "grid", arrays `[L 1 1]`), so that the step compiled for one choice serves all others.
+      granularity: the paper has one scale an output channel.
+      scale_init: "mse" (mean-square-optimal, the best start measured), "max", "mean", "reference" (the paper's code),
+        or a function.
+      scale_dtype: what the file stores; the scale is rounded to it in the forward pass. float32 rounds nothing.
+
+    Returns:
+      A quantizer. Gradients: `ste.learned_scale`. Differences from the reference code: a weight of exactly 0 at 1 bit
+      becomes +scale (there 0, which one bit cannot hold).
+
+    Raises:
+      QuantizerError: another width; from init, a group that does not divide k, or layers that do not match.
+    """
+    start = scales.by_name(scale_init)
+    if isinstance(bits, (int, float)):
+        grid, affine = paretoq_grid(bits)
+        return _learned(f"paretoq{bits:g}", grid, affine, granularity, start, scale_dtype)
+    widths = tuple(bits)
+    grids = [paretoq_grid(b)[1] for b in widths]
+    mixed = _traced("paretoq_mixed", widths, stack(grids), granularity, start, scale_dtype)
+    return mixed._replace(at_layer=lambda index: paretoq(widths[index], granularity, start, scale_dtype))
+
+
+def _learned(
+    name: str,
+    grid: Grid,
+    affine: AffineGrid,
+    granularity: Granularity,
+    scale_init: scales.ScaleInit,
+    scale_dtype: DTypeLike,
+) -> Quantizer:
+    """One static grid for all of the parameter."""
+
+    def init(w: Float[Array, "*s k n"]) -> State:
+        groups.check(w.shape, granularity)
+        return {"scale": scale_init(groups.split(w.astype(jnp.float32), granularity), affine)}
+
+    def fake(w: Float[Array, "*s k n"], state: State) -> Float[Array, "*s k n"]:
+        return ste.learned_scale(w, ste.stored_scale(state["scale"], scale_dtype), affine)
+
+    def encode(w: Float[Array, "*s k n"], state: State) -> QTensor:
+        return encode_affine(w, state["scale"], affine, grid, scale_dtype)
+
+    return Quantizer(name, grid, init, encode, fake, granularity)
+
+
+def _traced(
+    name: str,
+    widths: tuple[float, ...],
+    affine: AffineGrid,
+    granularity: Granularity,
+    scale_init: scales.ScaleInit,
+    scale_dtype: DTypeLike,
+) -> Quantizer:
+    """A grid a layer, carried in the state."""
+
+    def init(w: Float[Array, "layers k n"]) -> State:
+        if w.ndim != 3 or w.shape[0] != len(widths):
+            raise QuantizerError(
+                f"{len(widths)} widths were given for a parameter of shape {w.shape}",
+                f"give one width, or one for each layer of parameters stacked as [{len(widths)} k n]",
+            )
+        groups.check(w.shape, granularity)
+        scale = scale_init(groups.split(w.astype(jnp.float32), granularity), affine)
+        return {"scale": scale, "grid": affine}
+
+    def fake(w: Float[Array, "*s k n"], state: State) -> Float[Array, "*s k n"]:
+        grid = AffineGrid(*state["grid"])
+        return ste.learned_scale(w, ste.stored_scale(state["scale"], scale_dtype), grid)
+
+    def encode(w: Float[Array, "layers k n"], state: State) -> QTensor:
+        raise QuantizerError(
+            f"layers of widths {sorted(set(widths))} have no common grid to encode to",
+            "encode layer by layer with paretoq(bits) of that layer, as lowbit.export does",
+        )
+
+    return Quantizer(name, None, init, encode, fake, granularity)
+
+
+def encode_affine(
+    w: Float[Array, "*s k n"],
+    scale: Float[Array, "*s g m"],
+    affine: AffineGrid,
+    grid: Grid,
+    scale_dtype: DTypeLike,
+) -> QTensor:
+    """Codes of the levels nearest to w, by the arithmetic that `ste.learned_scale` uses."""
+    kept = scales.stored(scale, scale_dtype)
+    wide = per_group(affine)
+    codes = groups.merge(wide.integers(scales.in_units_of(kept, w)) - wide.first).astype(jnp.uint8)
+    return QTensor(codes, kept.astype(scale_dtype), None, grid)

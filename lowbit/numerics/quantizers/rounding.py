@@ -1,0 +1,191 @@
+"""Quantizers whose scale is computed from the weights rather than learned: RTN, LLM-QAT, absmean ternary."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from lowbit.errors import QuantizerError
+from lowbit.numerics import groups, scales, ste
+from lowbit.numerics.grids import (
+    TERNARY_BITS,
+    AffineGrid,
+    Grid,
+    elastic_binary,
+    freeze,
+    integer,
+    integer_ternary,
+    unknown_width,
+)
+from lowbit.numerics.groups import Granularity
+from lowbit.numerics.qtensor import QTensor
+from lowbit.numerics.quantizers.base import Quantizer, State
+from lowbit.numerics.quantizers.paretoq import encode_affine
+
+
+def rtn(
+    bits: float,
+    granularity: Granularity = "channel",
+    symmetric: bool = True,
+    scale_init: str | scales.ScaleInit = "max",
+    scale_dtype: DTypeLike = jnp.float16,
+) -> Quantizer:
+    """Round to nearest: what a model becomes without any training.
+
+    Symmetric: levels -2^(b-1) .. 2^(b-1)-1 times `max|w| / (2^(b-1)-1)`; -1, 0, 1 at 1.58 bits; sign(w) * mean|w| at 1
+    bit, where a maximum would mean nothing. Min-max (`symmetric=False`, 2 to 8 bits): codes 0 .. 2^b-1, scale
+    `(max - min) / (2^b-1)` over a range that includes 0, and an integer zero point, so that 0 is a level. A scale taken
+    from max - min without the zero point clips: that text-book shortcut is not offered.
+
+    Gradient of `fake`: passes to w where w is inside the range of the levels, else 0; the scale does not learn.
+
+    Args:
+      bits: 1, 1.58, or an integer from 2 to 8.
+      granularity: see `groups.Granularity`.
+      symmetric: False for the min-max grid.
+      scale_init: start for the symmetric grid: "max", "mse", ... (`scales.SCALE_INITS`).
+      scale_dtype: what the file stores, zero points included.
+
+    Raises:
+      QuantizerError: another width, or min-max below 2 bits.
+    """
+    if not symmetric:
+        return _minmax(bits, granularity, scale_dtype)
+    if bits == 1:
+        affine, count, name = elastic_binary(), 2, "binary"
+        start = scales.paretoq_reference if scale_init == "max" else scales.by_name(scale_init)
+    else:
+        affine, count, name = _signed(bits)
+        start = scales.by_name(scale_init)
+    grid = freeze(name, count, affine)
+    return _affine(f"rtn{bits:g}", grid, affine, granularity, start, scale_dtype)
+
+
+def _signed(bits: float) -> tuple[AffineGrid, int, str]:
+    if bits == TERNARY_BITS:
+        return integer_ternary(), 3, "ternary"
+    if bits not in range(2, 9):
+        raise unknown_width(bits)
+    return integer(int(bits)), 2 ** int(bits), f"int{int(bits)}"
+
+
+def _affine(
+    name: str,
+    grid: Grid,
+    affine: AffineGrid,
+    granularity: Granularity,
+    scale_init: scales.ScaleInit,
+    scale_dtype: DTypeLike,
+    dynamic: bool = False,
+    ste_limit: float | None = None,
+) -> Quantizer:
+    """An affine grid whose scale does not learn; gradients outside `|w| < ste_limit`, or the grid's range, are 0."""
+
+    def init(w: Float[Array, "*s k n"]) -> State:
+        groups.check(w.shape, granularity)
+        return {"scale": scale_init(groups.split(w.astype(jnp.float32), granularity), affine)}
+
+    def encode(w: Float[Array, "*s k n"], state: State) -> QTensor:
+        return encode_affine(w, state["scale"], affine, grid, scale_dtype)
+
+    def fake(w: Float[Array, "*s k n"], state: State) -> Float[Array, "*s k n"]:
+        scale = scales.stored(jax.lax.stop_gradient(state["scale"]), scale_dtype)
+        w_hat = ste.learned_scale(w, scale, affine)
+        if ste_limit is None:
+            return w_hat
+        return ste.passthrough_inside(w, jax.lax.stop_gradient(w_hat), jnp.abs(w) < ste_limit)
+
+    return Quantizer(name, grid, init, encode, fake, granularity, dynamic)
+
+
+def _minmax(bits: float, granularity: Granularity, scale_dtype: DTypeLike) -> Quantizer:
+    """Asymmetric rounding with an integer zero point."""
+    if bits not in range(2, 9):
+        raise QuantizerError(f"min-max rounding has no {bits!r}-bit grid", "choose an integer from 2 to 8")
+    top = float(2 ** int(bits) - 1)
+    grid = Grid(f"uint{int(bits)}", tuple(float(i) for i in range(2 ** int(bits))))
+
+    def init(w: Float[Array, "*s k n"]) -> State:
+        grouped = groups.split(w.astype(jnp.float32), granularity)
+        low = jnp.minimum(jnp.min(grouped, axis=-2), 0.0)
+        high = jnp.maximum(jnp.max(grouped, axis=-2), 0.0)
+        scale = (high - low) / top
+        return {"scale": scale, "zero": jnp.round(-low / scales.stored(scale, scale_dtype))}
+
+    def parts(w: Float[Array, "*s k n"], state: State) -> tuple[Array, Array, Array]:
+        scale = scales.stored(state["scale"], scale_dtype)
+        zero = state["zero"].astype(scale_dtype).astype(jnp.float32)
+        codes = jnp.clip(jnp.round(scales.in_units_of(scale, w)) + zero[..., None, :], 0.0, top)
+        return codes, scale, zero
+
+    def encode(w: Float[Array, "*s k n"], state: State) -> QTensor:
+        codes, scale, zero = parts(w, state)
+        return QTensor(groups.merge(codes).astype(jnp.uint8), scale.astype(scale_dtype), zero.astype(scale_dtype), grid)
+
+    def fake(w: Float[Array, "*s k n"], state: State) -> Float[Array, "*s k n"]:
+        codes, scale, zero = parts(*jax.lax.stop_gradient((w, state)))
+        wide_scale, wide_zero = scale[..., None, :], zero[..., None, :]
+        w_hat = groups.merge((codes - wide_zero) * wide_scale).astype(w.dtype)
+        grouped = groups.split_like(w.astype(jnp.float32), scale)
+        inside = (grouped >= (0.0 - wide_zero) * wide_scale) & (grouped <= (top - wide_zero) * wide_scale)
+        return ste.passthrough_inside(w, w_hat, groups.merge(inside))
+
+    return Quantizer(f"rtn{bits:g}_minmax", grid, init, encode, fake, granularity)
+
+
+def llmqat(
+    bits: float,
+    granularity: Granularity = "channel",
+    variant: str = "fixed",
+    scale_dtype: DTypeLike = jnp.float16,
+) -> Quantizer:
+    """LLM-QAT's weights: symmetric rounding, the scale `max|w| / (2^(b-1)-1)` recomputed at every step.
+
+    Source: arXiv 2305.17888, section 3. No parameter is added; nothing is clipped, so gradients pass everywhere.
+
+    Args:
+      bits: an integer from 2 to 8.
+      granularity: the paper has one scale an output channel.
+      variant: "fixed", or "reference" for the reference code's zero gradient at |w| >= 2 (in absolute units, whatever
+        the scale) and its 1e-6 added to the maximum. Its second 1e-6, added to the reciprocal, is below the rounding of
+        the stored scale and is left out.
+      scale_dtype: what the file stores.
+
+    Raises:
+      QuantizerError: another width or variant.
+    """
+    if bits not in range(2, 9):
+        raise QuantizerError(
+            f"LLM-QAT has no {bits!r}-bit grid", "choose an integer from 2 to 8, or paretoq for 1 and 1.58"
+        )
+    if variant not in ("fixed", "reference"):
+        raise QuantizerError(f"unknown variant {variant!r} of llmqat", "choose 'fixed' or 'reference'")
+    margin, limit = (1e-6, 2.0) if variant == "reference" else (0.0, math.inf)
+
+    def start(grouped: Float[Array, "*s g G m"], grid: AffineGrid) -> Float[Array, "*s g m"]:
+        return (jnp.max(jnp.abs(grouped), axis=-2) + margin) / grid.reach
+
+    affine, count, name = _signed(bits)
+    grid = freeze(name, count, affine)
+    return _affine(f"llmqat{bits:g}", grid, affine, granularity, start, scale_dtype, True, limit)
+
+
+def absmean_ternary(granularity: Granularity = "tensor", scale_dtype: DTypeLike = jnp.float16) -> Quantizer:
+    """BitNet b1.58: levels -1, 0, 1 times mean|w|, recomputed at every step (arXiv 2402.17764, eq. 1-3).
+
+    Gradients pass everywhere. Applied to its own result it shrinks (the mean of a ternary tensor is below its level):
+    it is idempotent only with the scale held.
+
+    Args:
+      granularity: the paper has one scale a matrix.
+      scale_dtype: what the file stores.
+    """
+
+    def start(grouped: Float[Array, "*s g G m"], grid: AffineGrid) -> Float[Array, "*s g m"]:
+        return jnp.mean(jnp.abs(grouped), axis=-2)
+
+    affine, count, name = _signed(TERNARY_BITS)
+    grid = freeze(name, count, affine)
+    return _affine("absmean_ternary", grid, affine, granularity, start, scale_dtype, True, math.inf)
