@@ -1,10 +1,11 @@
 """QTensor: codes, scales and the grid that gives them meaning."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float
 
 from lowbit.numerics import groups
 from lowbit.numerics.grids import Grid
@@ -26,9 +27,10 @@ class QTensor:
       transposed: the array that this stands for is `[*s n k]`; codes and scales are kept as `[*s k n]`.
     """
 
-    codes: UInt8[Array, "*s k n"]
-    scale: Float[Array, "*s g m"]
-    zero: Float[Array, "*s g m"] | None
+    # Not annotated as arrays: under eval_shape, vmap and the like, jax rebuilds pytrees around stand-ins for them.
+    codes: Any
+    scale: Any
+    zero: Any
     grid: Grid = dataclasses.field(metadata={"static": True})
     transposed: bool = dataclasses.field(default=False, metadata={"static": True})
 
