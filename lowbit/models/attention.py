@@ -1,0 +1,85 @@
+"""Rotary positions and plain causal attention with grouped key-value heads."""
+
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from lowbit.errors import ModelError, nearest
+from lowbit.llama import LlamaConfig, rope_frequencies
+
+AttentionKind = Literal["auto", "xla", "cudnn"]
+
+# What cuDNN's fused attention takes in training on every GPU that has it.
+_CUDNN_DTYPES = (jnp.bfloat16, jnp.float16)
+_CUDNN_MAX_HEAD_DIM = 128
+
+
+def rotary_tables(cfg: LlamaConfig, length: int) -> tuple[jax.Array, jax.Array]:
+    """Returns cos and sin of the angles of positions 0 to length-1, each f32[t h/2] with h = head_dim."""
+    frequencies, attention_factor = rope_frequencies(cfg, length)
+    angles = jnp.arange(length, dtype=jnp.float32)[:, None] * jnp.asarray(frequencies)[None, :]
+    return jnp.cos(angles) * attention_factor, jnp.sin(angles) * attention_factor
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Turns dimension i together with i + h/2 by the position's angle; computed in float32.
+
+    Args:
+      x: queries or keys [b t heads h].
+      cos: f32[t h/2].
+      sin: f32[t h/2].
+    """
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[None, :, None, :], sin[None, :, None, :]
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)
+
+
+def resolve_attention(kind: str, dtype: DTypeLike, head_dim: int) -> Literal["xla", "cudnn"]:
+    """Returns the implementation that `kind` means for this dtype, head and backend.
+
+    "auto" is cuDNN's fused kernel where it runs (a GPU, 16-bit floats, heads of at most 128), XLA elsewhere.
+
+    Raises:
+      ModelError: an unknown kind, or "cudnn" where cuDNN cannot run.
+    """
+    if kind not in get_args(AttentionKind):
+        raise ModelError(
+            f"attention {kind!r} is unknown: {nearest(kind, get_args(AttentionKind))}",
+            "set attention to one of " + ", ".join(get_args(AttentionKind)),
+        )
+    if kind == "xla":
+        return "xla"
+    backend = jax.default_backend()
+    narrow = np.dtype(dtype) in [np.dtype(d) for d in _CUDNN_DTYPES]
+    fits = narrow and head_dim % 8 == 0 and head_dim <= _CUDNN_MAX_HEAD_DIM
+    if backend == "gpu" and fits:
+        return "cudnn"
+    if kind == "cudnn":
+        raise ModelError(
+            f"cuDNN attention cannot run on {backend} with {np.dtype(dtype).name} and heads of {head_dim}",
+            "use a GPU, bfloat16 and heads of a multiple of 8 up to 128, or set attention to auto",
+        )
+    return "xla"
+
+
+def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, implementation: Literal["xla", "cudnn"]) -> jax.Array:
+    """Softmax attention over positions up to one's own, scaled by 1/sqrt(h); the softmax is float32.
+
+    Key-value heads are shared by groups of query heads and never repeated in memory.
+
+    Args:
+      q: [b t heads h].
+      k: [b t kv_heads h].
+      v: [b t kv_heads h].
+      implementation: as `resolve_attention` returns it.
+
+    Returns:
+      [b t heads h] in the dtype of `q`.
+    """
+    # jax's own XLA path promotes 16-bit scores to float32 implicitly, which a caller may have forbidden.
+    with jax.numpy_dtype_promotion("standard"):
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=implementation)

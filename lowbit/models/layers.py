@@ -1,0 +1,99 @@
+"""The parameters of a decoder: dense kernels, norms, the embedding table and the head.
+
+Each layer is a small `flax.linen` module whose parameters stay float32 and are cast to `dtype` where a matmul
+reads them, so that one module trains in bfloat16 on an accelerator and in float32 in tests.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+DotGeneral = Callable[..., jax.Array]
+
+# As in the pretraining of the family: every matrix starts from a normal of this deviation.
+INIT_STDDEV = 0.02
+
+
+class Dense(nn.Module):
+    """`x @ kernel (+ bias)` over the last axis: [*b k] -> [*b n].
+
+    Attributes:
+      features: n.
+      dtype: dtype of the matmul and of the result.
+      use_bias: whether a bias [n] is added.
+      dot_general: what multiplies; with the signature of `jax.lax.dot_general`. An activation quantizer goes here.
+      stddev: deviation of the kernel at init.
+    """
+
+    features: int
+    dtype: DTypeLike
+    use_bias: bool = False
+    dot_general: DotGeneral = jax.lax.dot_general
+    stddev: float = INIT_STDDEV
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns [*b n] in `dtype`."""
+        init = nn.initializers.normal(self.stddev)
+        kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
+        contract_last_with_first = (((x.ndim - 1,), (0,)), ((), ()))
+        y = self.dot_general(x.astype(self.dtype), kernel.astype(self.dtype), contract_last_with_first)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+            y = y + jnp.expand_dims(bias.astype(self.dtype), tuple(range(y.ndim - 1)))
+        return y
+
+
+class RMSNorm(nn.Module):
+    """Root mean square norm over the last axis (arXiv 1910.07467), computed in float32: [*b d] -> [*b d]."""
+
+    eps: float
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns [*b d] in `dtype`."""
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        wide = x.astype(jnp.float32)
+        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
+        return (wide * inverse * jnp.expand_dims(scale, tuple(range(x.ndim - 1)))).astype(self.dtype)
+
+
+class Embed(nn.Module):
+    """The embedding table, given out whole.
+
+    There is no lookup method: a transform that rewrites variables (fake quantization) runs once for each call of
+    the module, and a tied model reads the same table at both ends.
+    """
+
+    vocab_size: int
+    features: int
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        """Returns the table f32[V d]."""
+        shape = (self.vocab_size, self.features)
+        return self.param("embedding", nn.initializers.normal(INIT_STDDEV), shape, jnp.float32)
+
+
+class Head(nn.Module):
+    """The kernel of an output head that is not tied to the embedding, given out whole."""
+
+    vocab_size: int
+    features: int
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        """Returns the kernel f32[d V]."""
+        shape = (self.features, self.vocab_size)
+        return self.param("kernel", nn.initializers.normal(INIT_STDDEV), shape, jnp.float32)
+
+
+def untransformed(module_cls: Any, prefix: str) -> Any:
+    """Returns the class as it is: the transform of a plain float model."""
+    del prefix
+    return module_cls

@@ -1,0 +1,181 @@
+"""The Llama-family decoder in Flax: one block under one scan.
+
+The model knows nothing of quantization. `transform(module_cls, prefix) -> module_cls` is applied to the class of
+each part that owns parameters, with the path of that part as prefix, and whatever it returns takes the part's
+place under the same name. Inside the scan a transform sees the variables of one layer, without the layer axis.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from lowbit.errors import ModelError, nearest
+from lowbit.llama import LlamaConfig
+from lowbit.models.attention import causal_attention, resolve_attention, rotary_tables, rotate
+from lowbit.models.layers import INIT_STDDEV, Dense, DotGeneral, Embed, Head, RMSNorm, untransformed
+
+RematPolicy = Literal["none", "full", "dots"]
+Transform = Callable[[Any, str], Any]
+
+# Collections that hold one entry a layer: what is trained, what a quantizer learns, what it is told, what is watched.
+LAYERED_COLLECTIONS: Mapping[Any, Any] = {"params": 0, "quant": 0, "grid": 0, "intermediates": 0}
+
+
+class Attention(nn.Module):
+    """Grouped-query causal self-attention with rotary positions: [b t d] -> [b t d]."""
+
+    cfg: LlamaConfig
+    dtype: DTypeLike
+    implementation: Literal["xla", "cudnn"]
+    dot_general: DotGeneral
+
+    @nn.compact
+    def __call__(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+        """Returns [b t d]; cos and sin are f32[t head_dim/2]."""
+        cfg = self.cfg
+
+        def heads(name: str, count: int) -> jax.Array:
+            features = count * cfg.head_dim
+            y = Dense(features, self.dtype, cfg.qkv_bias, self.dot_general, name=name)(x)
+            return y.reshape(*x.shape[:-1], count, cfg.head_dim)
+
+        q = rotate(heads("q_proj", cfg.num_heads), cos, sin)
+        k = rotate(heads("k_proj", cfg.num_kv_heads), cos, sin)
+        v = heads("v_proj", cfg.num_kv_heads)
+        mixed = causal_attention(q, k, v, self.implementation).reshape(*x.shape[:-1], -1)
+        return _into_residual(cfg, self.dtype, self.dot_general, "o_proj")(mixed)
+
+
+class MLP(nn.Module):
+    """Gated MLP (SwiGLU, arXiv 2002.05202): down(silu(gate(x)) * up(x)), [b t d] -> [b t d]."""
+
+    cfg: LlamaConfig
+    dtype: DTypeLike
+    dot_general: DotGeneral
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns [b t d]."""
+        width = self.cfg.intermediate_size
+        gate = Dense(width, self.dtype, dot_general=self.dot_general, name="gate_proj")(x)
+        up = Dense(width, self.dtype, dot_general=self.dot_general, name="up_proj")(x)
+        return _into_residual(self.cfg, self.dtype, self.dot_general, "down_proj")(nn.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """One decoder layer, pre-norm: [b t d] -> [b t d]. The None beside the result is what `nn.scan` stacks."""
+
+    cfg: LlamaConfig
+    dtype: DTypeLike = jnp.float32
+    implementation: Literal["xla", "cudnn"] = "xla"
+    dot_general: DotGeneral = jax.lax.dot_general
+
+    @nn.compact
+    def __call__(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, None]:
+        """Returns ([b t d], None); cos and sin are f32[t head_dim/2]."""
+        cfg, dtype = self.cfg, self.dtype
+        attention = Attention(cfg, dtype, self.implementation, self.dot_general, name="attn")
+        x = x + attention(RMSNorm(cfg.rms_norm_eps, dtype, name="attn_norm")(x), cos, sin)
+        mlp = MLP(cfg, dtype, self.dot_general, name="mlp")
+        return x + mlp(RMSNorm(cfg.rms_norm_eps, dtype, name="mlp_norm")(x)), None
+
+
+class Transformer(nn.Module):
+    """A decoder of the Llama family: tokens i32[b t] -> logits f32[b t V].
+
+    Attributes:
+      cfg: sizes and constants.
+      dtype: dtype of activations and matmuls. Parameters, norms, rotary angles, softmax and logits are float32.
+      remat: what the backward pass computes again. "none" keeps all; "dots" keeps the results of matmuls with
+        weights, so that elementwise work (fake-quantized weights too) is redone; "full" keeps a layer's input.
+      attention: "xla", "cudnn", or "auto": cuDNN's fused kernel where it runs.
+      transform: rewrites the classes that own parameters: `transform(Block, "layers")`, `(Embed, "embed")`,
+        `(RMSNorm, "norm")`, `(Head, "lm_head")`. A transform that rewrites variables makes the model apply-only.
+      dot_general: what multiplies activations with the kernels of the blocks.
+
+    Raises:
+      ModelError: an unknown remat policy or attention, or an attention that cannot run here.
+    """
+
+    cfg: LlamaConfig
+    dtype: DTypeLike = jnp.float32
+    remat: str = "none"
+    attention: str = "auto"
+    transform: Transform = untransformed
+    dot_general: DotGeneral = jax.lax.dot_general
+
+    def setup(self) -> None:
+        """Names the parts; the names are the parameter tree."""
+        cfg = self.cfg
+        implementation = resolve_attention(self.attention, self.dtype, cfg.head_dim)
+        self.embed = self.transform(Embed, "embed")(cfg.vocab_size, cfg.hidden_size)
+        scanned = nn.scan(
+            _rematerialize(self.transform(Block, "layers"), self.remat),
+            variable_axes=LAYERED_COLLECTIONS,
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, nn.broadcast),
+            length=cfg.num_layers,
+        )
+        self.layers = scanned(cfg, self.dtype, implementation, self.dot_general)
+        self.norm = self.transform(RMSNorm, "norm")(cfg.rms_norm_eps, self.dtype)
+        if not cfg.tie_embeddings:
+            self.lm_head = self.transform(Head, "lm_head")(cfg.vocab_size, cfg.hidden_size)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Returns logits f32[b t V] of the token after each of i32[b t]."""
+        hidden, kernel = self.hidden_and_head(tokens)
+        return jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
+
+    def hidden(self, tokens: jax.Array) -> jax.Array:
+        """Returns what the head multiplies: the normed last states [b t d] in `dtype`."""
+        return self._decode(self.embed(), tokens)
+
+    def head(self) -> jax.Array:
+        """Returns the head's kernel [d V] in `dtype`: its own, or the transposed embedding of a tied model."""
+        return self._kernel(self.embed() if self.cfg.tie_embeddings else None)
+
+    def hidden_and_head(self, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns ([b t d], kernel [d V]), transforming a tied embedding once for both of its uses.
+
+        For losses that never hold the logits of a whole batch.
+        """
+        table = self.embed()
+        return self._decode(table, tokens), self._kernel(table)
+
+    def _decode(self, table: jax.Array, tokens: jax.Array) -> jax.Array:
+        # Rows are cast after the lookup: the gradient of a frequent token then adds up in float32.
+        x = table[tokens].astype(self.dtype)
+        cos, sin = rotary_tables(self.cfg, tokens.shape[1])
+        x, _ = self.layers(x, cos, sin)
+        return self.norm(x)
+
+    def _kernel(self, table: jax.Array | None) -> jax.Array:
+        kernel = self.lm_head() if table is None or not self.cfg.tie_embeddings else table.T
+        return kernel.astype(self.dtype)
+
+
+def _into_residual(cfg: LlamaConfig, dtype: DTypeLike, dot_general: DotGeneral, name: str) -> Dense:
+    """A dense layer that adds to the residual stream: starts smaller, as the 2 L of them sum (GPT-2)."""
+    stddev = INIT_STDDEV / (2 * cfg.num_layers) ** 0.5
+    return Dense(cfg.hidden_size, dtype, dot_general=dot_general, stddev=stddev, name=name)
+
+
+def _rematerialize(block_cls: Any, policy: str) -> Any:
+    """Returns the block class under the remat policy; raises ModelError for an unknown one."""
+    if policy == "none":
+        return block_cls
+    if policy == "full":
+        saved = jax.checkpoint_policies.nothing_saveable
+    elif policy == "dots":
+        saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    else:
+        raise ModelError(
+            f"remat {policy!r} is unknown: {nearest(policy, get_args(RematPolicy))}",
+            "set remat to one of " + ", ".join(get_args(RematPolicy)),
+        )
+    # A scan's body is compiled apart, so common subexpressions cannot undo the recomputation.
+    return nn.remat(block_cls, prevent_cse=False, policy=saved)
