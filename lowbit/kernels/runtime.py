@@ -1,0 +1,176 @@
+"""Runs a packed Llama-family model in numpy: prompt in, tokens out, no jax."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lowbit.errors import DataError
+from lowbit.formats import PackedModel
+from lowbit.kernels.cache import KVCache
+from lowbit.kernels.decoder import attention, rms_norm, rotate, rotation, silu
+from lowbit.kernels.sampling import Sampling, sample
+from lowbit.kernels.weights import Storage, Weights
+from lowbit.llama import LlamaConfig, rope_frequencies
+
+PREFILL_TOKENS = 256
+"""Tokens of a prompt per forward pass: bounds the attention scores to this many rows."""
+
+
+class Runtime:
+    """A decoder over the weights of a packed model, computed in float32.
+
+    Sequences end at the config's `max_positions`, so "dynamic" rope scaling never leaves its first form and
+    cached keys stay valid.
+
+    Args:
+      packed: a model as `lowbit.formats.read` returns it.
+      storage: "float32" decodes the weights once, "packed" at every use (slow, least memory).
+
+    Raises:
+      ModelError: a config of a family not supported.
+      FormatError: tensors that do not fit the config, or damaged ones.
+      ConfigError: unknown storage.
+    """
+
+    def __init__(self, packed: PackedModel, *, storage: Storage = "float32"):
+        self.config = LlamaConfig.from_hf(packed.config)
+        self.weights = Weights(packed, self.config, storage)
+        self._inv_freq, self._attention_factor = rope_frequencies(self.config)
+
+    def new_cache(self, batch: int = 1) -> KVCache:
+        """Returns an empty cache for sequences of the same length side by side."""
+        return KVCache(self.config, batch)
+
+    def forward(self, tokens: NDArray[np.integer], cache: KVCache | None = None) -> NDArray[np.float32]:
+        """Returns logits f32[b t V] of tokens int[b t] that follow those in the cache, and adds them to it.
+
+        Raises:
+          DataError: tokens outside of the vocabulary, another batch than the cache's, or too many positions.
+        """
+        return self.head(self.hidden(tokens, cache))
+
+    def hidden(self, tokens: NDArray[np.integer], cache: KVCache | None = None) -> NDArray[np.float32]:
+        """Returns the normalised last hidden state f32[b t d]; arguments and errors as `forward`."""
+        self._check_tokens(tokens)
+        b, t = tokens.shape
+        if cache is None:
+            cache = KVCache(self.config, b, capacity=t)
+        if cache.batch != b:
+            raise DataError(f"{b} sequences for a cache of {cache.batch}", "make a cache with new_cache(batch)")
+        cache.reserve(t)
+        positions = np.arange(cache.length, cache.length + t)
+        angles = rotation(positions, self._inv_freq, self._attention_factor)
+        x = self.weights.rows("embed.embedding", tokens)
+        for layer in range(self.config.num_layers):
+            x = x + self._attend(x, layer, angles, cache)
+            x = x + self._mlp(x, layer)
+        cache.advance(t)
+        return self._norm(x, "norm.scale")
+
+    def head(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Returns logits f32[... V] of hidden states f32[... d]."""
+        if self.config.tie_embeddings:
+            return self.weights.matmul(hidden, "embed.embedding", transposed=True)
+        return self.weights.matmul(hidden, "lm_head.kernel")
+
+    def generate(
+        self,
+        prompt_tokens: Sequence[int],
+        max_new_tokens: int,
+        *,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        stop_tokens: Sequence[int] | None = None,
+    ) -> Iterator[int]:
+        """Yields up to `max_new_tokens` tokens after the prompt, one as soon as it is known.
+
+        Args:
+          prompt_tokens: at least one token; start with the config's bos token where there is no text.
+          max_new_tokens: upper limit; fewer come where a stop token ends the text.
+          temperature: see `Sampling`; 0 is greedy.
+          top_k: see `Sampling`.
+          top_p: see `Sampling`.
+          seed: of the draws; equal seeds give equal text.
+          stop_tokens: end the text and are not yielded; None takes the config's eos tokens.
+
+        Raises:
+          DataError: an empty prompt, tokens outside of the vocabulary, or more tokens than positions.
+          ConfigError: a sampling value out of its range.
+        """
+        sampling = Sampling(temperature, top_k, top_p)
+        if len(prompt_tokens) == 0:
+            raise DataError("the prompt is empty", "give at least one token, such as bos_token_id")
+        prompt = np.asarray(prompt_tokens)[None, :]
+        self._check_tokens(prompt)
+        total = prompt.size + max_new_tokens
+        if max_new_tokens < 0 or total > self.config.max_positions:
+            raise DataError(
+                f"a prompt of {prompt.size} tokens and {max_new_tokens} new ones do not fit the model's "
+                f"{self.config.max_positions} positions",
+                "shorten the prompt or ask for fewer tokens",
+            )
+        stop = frozenset(self.config.eos_token_ids if stop_tokens is None else stop_tokens)
+        # All checks are above, in a plain function: a generator would put them off to the first token.
+        return self._continue(prompt, max_new_tokens, sampling, np.random.default_rng(seed), stop)
+
+    def _continue(
+        self,
+        prompt: NDArray[np.integer],
+        max_new_tokens: int,
+        sampling: Sampling,
+        rng: np.random.Generator,
+        stop: frozenset[int],
+    ) -> Iterator[int]:
+        cache = self.new_cache()
+        tokens = prompt
+        for _ in range(max_new_tokens):
+            for start in range(0, tokens.size, PREFILL_TOKENS):
+                hidden = self.hidden(tokens[:, start : start + PREFILL_TOKENS], cache)
+            token = sample(self.head(hidden[0, -1]), sampling, rng)
+            if token in stop:
+                return
+            yield token
+            tokens = np.array([[token]])
+
+    def _attend(
+        self, x: NDArray[np.float32], layer: int, angles: tuple[np.ndarray, np.ndarray], cache: KVCache
+    ) -> NDArray[np.float32]:
+        prefix = f"layers.{layer}.attn"
+        normed = self._norm(x, f"{prefix}_norm.scale")
+        queries = rotate(self._heads(normed, f"{prefix}.q_proj", self.config.num_heads), *angles)
+        keys = rotate(self._heads(normed, f"{prefix}.k_proj", self.config.num_kv_heads), *angles)
+        values = self._heads(normed, f"{prefix}.v_proj", self.config.num_kv_heads)
+        mixed = attention(queries, *cache.store(layer, keys, values))
+        return self.weights.matmul(mixed.reshape(*x.shape[:2], -1), f"{prefix}.o_proj.kernel")
+
+    def _heads(self, x: NDArray[np.float32], name: str, heads: int) -> NDArray[np.float32]:
+        """Projects x [b t d] to [b t heads head_dim]."""
+        projected = self.weights.matmul(x, f"{name}.kernel")
+        if self.config.qkv_bias:
+            projected = projected + self.weights.vector(f"{name}.bias")
+        return projected.reshape(*x.shape[:2], heads, self.config.head_dim)
+
+    def _mlp(self, x: NDArray[np.float32], layer: int) -> NDArray[np.float32]:
+        prefix = f"layers.{layer}.mlp"
+        normed = self._norm(x, f"{prefix}_norm.scale")
+        gate = silu(self.weights.matmul(normed, f"{prefix}.gate_proj.kernel"))
+        up = self.weights.matmul(normed, f"{prefix}.up_proj.kernel")
+        return self.weights.matmul(gate * up, f"{prefix}.down_proj.kernel")
+
+    def _norm(self, x: NDArray[np.float32], name: str) -> NDArray[np.float32]:
+        return rms_norm(x, self.weights.vector(name), self.config.rms_norm_eps)
+
+    def _check_tokens(self, tokens: NDArray[np.integer]) -> None:
+        if tokens.ndim != 2 or tokens.size == 0 or not np.issubdtype(tokens.dtype, np.integer):
+            raise DataError(
+                f"tokens are {tokens.dtype}{list(tokens.shape)}", "give integers [batch tokens], at least one each"
+            )
+        outside = tokens[(tokens < 0) | (tokens >= self.config.vocab_size)]
+        if outside.size:
+            raise DataError(
+                f"token {int(outside[0])} is outside of the vocabulary of {self.config.vocab_size}",
+                "use the tokenizer that belongs to the model",
+            )
