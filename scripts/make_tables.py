@@ -1,0 +1,34 @@
+"""Writes the tables of README.md and docs/*.md from the JSON files in docs/results.
+
+`<!-- table:quickstart -->` ... `<!-- /table -->` in a page holds the rows of docs/results/quickstart.json.
+To publish a run, copy its results.json there and run `make docs`.
+"""
+
+import sys
+from pathlib import Path
+
+from lowbit.report.results import read_rows
+from lowbit.report.table import fill_tables, results_table, table_names
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def filled_pages() -> dict[Path, str]:
+    """Returns each page that asks for tables, with its tables brought up to date."""
+    results = sorted((ROOT / "docs" / "results").glob("*.json"))
+    tables = {path.stem: results_table(read_rows(path), "markdown") for path in results}
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    texts = {page: page.read_text(encoding="utf-8") for page in pages}
+    return {page: fill_tables(text, tables) for page, text in texts.items() if table_names(text)}
+
+
+def main() -> None:
+    """Rewrites the pages whose tables are out of date."""
+    for page, text in filled_pages().items():
+        if page.read_text(encoding="utf-8") != text:
+            page.write_text(text, encoding="utf-8")
+            print(f"wrote {page.relative_to(ROOT)}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
