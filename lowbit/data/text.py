@@ -8,15 +8,16 @@ import bz2
 import gzip
 import json
 import os
+import zlib
 from collections.abc import Iterable, Iterator
+from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
-from typing import IO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lowbit.data.tokenizer import TextTokenizer
+from lowbit.data.tokens import Tokens
 from lowbit.errors import DataError
 
 PLAIN_SUFFIXES = (".txt", ".md", ".raw")
@@ -62,11 +63,11 @@ def read_documents(path: str | Path) -> Iterator[str]:
                         yield _row_text(line, f"{path}:{number}")
             else:
                 yield file.read()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}", "fetch the file again, as UTF-8 text") from error
 
 
-def encode_documents(documents: Iterable[str], tokenizer: TextTokenizer) -> NDArray[np.uint16 | np.uint32]:
+def encode_documents(documents: Iterable[str], tokenizer: TextTokenizer) -> Tokens:
     """Returns one stream of tokens `[n]`, the separator after every document; empty documents are left out.
 
     The type is uint16 where the model's vocabulary fits, else uint32.
@@ -74,9 +75,9 @@ def encode_documents(documents: Iterable[str], tokenizer: TextTokenizer) -> NDAr
     Raises:
       DataError: there is no text at all.
     """
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+    dtype: type[np.unsignedinteger] = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     stream = iter(documents)
-    parts: list[NDArray[np.uint16 | np.uint32]] = []
+    parts: list[Tokens] = []
     while batch := list(islice(stream, _DOCUMENTS_A_CALL)):
         for ids in tokenizer.encode([text for text in batch if text]):
             parts.append(np.asarray([*ids, tokenizer.separator], dtype))
@@ -85,7 +86,7 @@ def encode_documents(documents: Iterable[str], tokenizer: TextTokenizer) -> NDAr
     return np.concatenate(parts)
 
 
-def encode_files(paths: Iterable[str | Path], tokenizer: TextTokenizer) -> NDArray[np.uint16 | np.uint32]:
+def encode_files(paths: Iterable[str | Path], tokenizer: TextTokenizer) -> Tokens:
     """Returns the documents of files and folders as one stream of tokens `[n]`, in order.
 
     Raises:
@@ -95,7 +96,7 @@ def encode_files(paths: Iterable[str | Path], tokenizer: TextTokenizer) -> NDArr
     return encode_documents((document for file in files for document in read_documents(file)), tokenizer)
 
 
-def save_tokens(path: str | Path, tokens: NDArray[np.uint16 | np.uint32]) -> None:
+def save_tokens(path: str | Path, tokens: Tokens) -> None:
     """Writes a token file that `TokenWindows.open` reads; a reader never sees half of it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +119,7 @@ def _kind(path: Path) -> str | None:
     return name.suffix if name.suffix in (*PLAIN_SUFFIXES, ROWS_SUFFIX) else None
 
 
-def _open(path: Path) -> IO[str]:
+def _open(path: Path) -> TextIOWrapper:
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8")
     if path.suffix == ".bz2":

@@ -67,7 +67,7 @@ class TextTokenizer:
         """Returns the ids of each text, without any special token around it."""
         return [e.ids for e in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[int] | NDArray[np.integer]) -> str:
         """Returns the text of a sequence of ids; special tokens are left out."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from lowbit.errors import DataError
 
-Tokens = NDArray[np.uint16] | NDArray[np.uint32]
+Tokens = NDArray[np.unsignedinteger]  # uint16 or uint32
 
 _SCAN_TOKENS = 1 << 22  # tokens looked at together when ids are checked: bounds memory, not the result
 _SAMPLE_TOKENS = 1 << 16  # head, middle and tail of a file that the fingerprint reads
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no one truth value
 class TokenWindows:
     """Windows of T + 1 tokens over one or several token arrays, T apart: window i is `t[i*T : i*T+T+1]`.
 
@@ -42,12 +42,7 @@ class TokenWindows:
         if self.length < 1:
             raise DataError(f"windows of {self.length} tokens", "ask for at least 1")
         for number, tokens in enumerate(self.arrays):
-            if len(tokens) < self.length + 1:
-                raise DataError(
-                    f"token array {number} is too short: {len(tokens):,} tokens, and a window of {self.length:,} "
-                    f"needs at least T+1 = {self.length + 1:,}",
-                    "give more text or a smaller window",
-                )
+            _check_length(tokens, self.length, f"token array {number}")
         if not self.arrays:
             raise DataError("no token files", "name at least one")
 
@@ -67,18 +62,13 @@ class TokenWindows:
         arrays = []
         for path in map(Path, names):
             tokens = _map(path)
-            if len(tokens) < length + 1:
-                raise DataError(
-                    f"{path} holds {len(tokens):,} tokens, and a window of {length:,} needs at least T+1 = "
-                    f"{length + 1:,}",
-                    "give more text or a smaller window",
-                )
+            _check_length(tokens, length, str(path))
             _check_ids(tokens, vocab_size, str(path))
             arrays.append(tokens)
         return cls(tuple(arrays), length)
 
     def __len__(self) -> int:
-        return int(self._ends()[-1])
+        return int(self._ends[-1])
 
     def __iter__(self) -> Iterator[NDArray[np.int32]]:
         return (self[i] for i in range(len(self)))
@@ -92,11 +82,13 @@ class TokenWindows:
             out[row] = self._read(int(window))
         return out
 
+    @cached_property
     def _ends(self) -> NDArray[np.int64]:
+        """Number of windows in all files up to and with each, `[files]`."""
         return np.cumsum([(len(tokens) - 1) // self.length for tokens in self.arrays])
 
     def _read(self, window: int) -> NDArray[np.int32]:
-        ends = self._ends()
+        ends = self._ends
         if not 0 <= window < ends[-1]:
             raise IndexError(f"window {window} of {ends[-1]}")
         file = int(np.searchsorted(ends, window, side="right"))
@@ -114,7 +106,7 @@ class TokenWindows:
         return digest.hexdigest()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TokenDataset:
     """Shuffled batches of windows: `batch(step)` depends on nothing but the fields and the step.
 
@@ -219,6 +211,14 @@ def _map(path: Path) -> Tokens:
             "write token ids with numpy.save, as uint16 or uint32",
         )
     return tokens
+
+
+def _check_length(tokens: Tokens, length: int, place: str) -> None:
+    if len(tokens) < length + 1:
+        raise DataError(
+            f"{place} holds {len(tokens):,} tokens, and a window of {length:,} needs at least T+1 = {length + 1:,}",
+            "give more text or a smaller window",
+        )
 
 
 def _check_ids(tokens: Tokens, vocab_size: int, place: str) -> None:
