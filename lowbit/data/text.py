@@ -120,11 +120,12 @@ def _kind(path: Path) -> str | None:
 
 
 def _open(path: Path) -> TextIOWrapper:
+    # newline="" keeps line ends as they are: bits per byte is about the bytes of the file.
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
+        return gzip.open(path, "rt", encoding="utf-8", newline="")
     if path.suffix == ".bz2":
-        return bz2.open(path, "rt", encoding="utf-8")
-    return path.open(encoding="utf-8")
+        return bz2.open(path, "rt", encoding="utf-8", newline="")
+    return path.open(encoding="utf-8", newline="")
 
 
 def _row_text(line: str, place: str) -> str:
@@ -135,4 +136,8 @@ def _row_text(line: str, place: str) -> str:
     text = row.get("text") if isinstance(row, dict) else None
     if not isinstance(text, str):
         raise DataError(f"{place} has no string under 'text'", 'write rows such as {"text": "..."}')
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can escape half of a surrogate pair, which is no character
+        raise DataError(f"{place} is not valid Unicode: {error}", "mend or leave out this row") from error
     return text

@@ -152,7 +152,7 @@ def _separator(backend: tokenizers.Tokenizer, files: Mapping[str, bytes], place:
         if backend.id_to_token(wanted) is None:
             raise TokenizerError(f"{place} has no token {wanted}", "name the separator by its text or a valid id")
         return wanted
-    name = wanted if wanted is not None else _document_end(files)
+    name = wanted if wanted is not None else _document_end(files, place)
     if name is None:
         raise TokenizerError(
             f"{place} does not say which token ends a document",
@@ -164,7 +164,12 @@ def _separator(backend: tokenizers.Tokenizer, files: Mapping[str, bytes], place:
     return index
 
 
-def _document_end(files: Mapping[str, bytes]) -> str | None:
-    config = json.loads(files.get("tokenizer_config.json", b"{}"))
+def _document_end(files: Mapping[str, bytes], place: str) -> str | None:
+    try:
+        config = json.loads(files.get("tokenizer_config.json", b"{}"))
+    except ValueError as error:
+        raise TokenizerError(
+            f"tokenizer_config.json beside {place} cannot be read: {error}", "fetch it again with its model"
+        ) from error
     token = config.get("eos_token") or config.get("bos_token")
     return token["content"] if isinstance(token, dict) else token  # older files describe the token in full

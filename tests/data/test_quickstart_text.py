@@ -1,5 +1,6 @@
 """What the repository ships for the quickstart is what its README says."""
 
+import bz2
 import json
 import runpy
 import sys
@@ -79,6 +80,23 @@ def test_the_scripts_make_the_same_files_twice(script, tmp_path, capsys):
     for file in ("model/tokenizer.json", "model/tokenizer_config.json", "model/special_tokens_map.json", "t.npy"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
     assert "206,855 bytes" in capsys.readouterr().out
+
+
+def test_the_text_script_takes_whole_novels_and_the_named_passages(script, tmp_path):
+    table = runpy.run_path(str(ROOT / "scripts" / "make_quickstart_text.py"))
+
+    def source(name, ids):
+        rows = [{"id": f"eltec/{i}", "title": "T : ELTec edition", "author": "A.", "text": i} for i in ids]
+        (tmp_path / name).write_bytes(bz2.compress("".join(json.dumps(r) + "\n" for r in rows).encode()))
+
+    novels = [f"{n}.xml#{part}" for n in table["TRAIN_NOVELS"] for part in (0, 1)]
+    source("train_000.jsonl.bz2", [*novels, "ENG1_Other.xml#0"])
+    source("valid.jsonl.bz2", [*table["VALID_ROWS"], "ENG1_Other.xml#1"])
+    script("make_quickstart_text.py", tmp_path, "--out", tmp_path / "out")
+    assert list(read_documents(tmp_path / "out" / "train.jsonl")) == novels
+    assert list(read_documents(tmp_path / "out" / "valid.jsonl")) == list(table["VALID_ROWS"])
+    shipped = [json.loads(line)["id"] for line in (TEXT / "valid.jsonl").read_text().splitlines()]
+    assert shipped == [f"eltec/{i}" for i in table["VALID_ROWS"]]
 
 
 def test_excluded_documents_do_not_reach_the_token_file(script, tmp_path, capsys):

@@ -32,6 +32,11 @@ def test_a_plain_file_is_one_document(tmp_path, name, write):
     assert list(read_documents(tmp_path / name)) == ["one\n\ntwo — three\n"]
 
 
+def test_line_ends_are_kept_because_bytes_are_counted(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"one\r\ntwo\rthree\n")
+    assert list(read_documents(tmp_path / "a.txt")) == ["one\r\ntwo\rthree\n"]
+
+
 def test_a_folder_stands_for_its_text_files_by_name(tmp_path):
     for name in ("b.txt", "a.jsonl", "in/c.txt.gz", "image.png", "data.npy"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -96,6 +101,7 @@ def test_empty_text_is_refused(tokenizer, documents):
         ("a.jsonl", b'{"content": "x"}', r"a\.jsonl:1 has no string under 'text'\n  -> write rows such as"),
         ("a.jsonl", b"[1, 2]", r"a\.jsonl:1 has no string under 'text'"),
         ("a.jsonl", b'{"text": null}', r"a\.jsonl:1 has no string under 'text'"),
+        ("a.jsonl", b'{"text": "\\ud800"}', r"a\.jsonl:1 is not valid Unicode.*\n  -> mend or leave out this row"),
         ("a.txt", b"caf\xe9", r"a\.txt cannot be read.*\n  -> fetch the file again, as UTF-8"),
         ("a.txt.gz", b"no gzip", r"a\.txt\.gz cannot be read"),
         ("a.txt.gz", gzip.compress(bytes(range(256)))[:40], r"a\.txt\.gz cannot be read"),

@@ -104,3 +104,6 @@ def test_a_separator_that_is_unknown_is_refused(byte_level_folder):
     files["tokenizer_config.json"] = json.dumps({"eos_token": "</s>"}).encode()
     with pytest.raises(TokenizerError, match="has no token '</s>'"):
         TextTokenizer.load(files)
+    files["tokenizer_config.json"] = b"{eos"
+    with pytest.raises(TokenizerError, match=r"tokenizer_config\.json beside .* cannot be read"):
+        TextTokenizer.load(files)
