@@ -17,7 +17,8 @@ def filled_pages() -> dict[Path, str]:
     """Returns each page that asks for tables, with its tables brought up to date."""
     results = sorted((ROOT / "docs" / "results").glob("*.json"))
     tables = {path.stem: results_table(read_rows(path), "markdown") for path in results}
-    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    # The tables of the numerics page come from the code: make_numerics_page.py.
+    pages = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").glob("*.md") if p.name != "numerics.md")]
     texts = {page: page.read_text(encoding="utf-8") for page in pages}
     return {page: fill_tables(text, tables) for page, text in texts.items() if table_names(text)}
 
