@@ -63,7 +63,7 @@ def _learned(
 ) -> Quantizer:
     """One static grid for all of the parameter."""
 
-    def init(w: Float[Array, "*s k n"]) -> State:
+    def init(w: Float[Array, "..."]) -> State:
         groups.check(w.shape, granularity)
         return {"scale": scale_init(groups.split(w.astype(jnp.float32), granularity), affine)}
 
@@ -86,7 +86,7 @@ def _traced(
 ) -> Quantizer:
     """A grid a layer, carried in the state."""
 
-    def init(w: Float[Array, "layers k n"]) -> State:
+    def init(w: Float[Array, "..."]) -> State:
         if w.ndim != 3 or w.shape[0] != len(widths):
             raise QuantizerError(
                 f"{len(widths)} widths were given for a parameter of shape {w.shape}",

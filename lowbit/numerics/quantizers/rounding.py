@@ -83,7 +83,7 @@ def _affine(
 ) -> Quantizer:
     """An affine grid whose scale does not learn; gradients outside `|w| < ste_limit`, or the grid's range, are 0."""
 
-    def init(w: Float[Array, "*s k n"]) -> State:
+    def init(w: Float[Array, "..."]) -> State:
         groups.check(w.shape, granularity)
         return {"scale": scale_init(groups.split(w.astype(jnp.float32), granularity), affine)}
 
@@ -107,7 +107,8 @@ def _minmax(bits: float, granularity: Granularity, scale_dtype: DTypeLike) -> Qu
     top = float(2 ** int(bits) - 1)
     grid = Grid(f"uint{int(bits)}", tuple(float(i) for i in range(2 ** int(bits))))
 
-    def init(w: Float[Array, "*s k n"]) -> State:
+    def init(w: Float[Array, "..."]) -> State:
+        groups.check(w.shape, granularity)
         grouped = groups.split(w.astype(jnp.float32), granularity)
         low = jnp.minimum(jnp.min(grouped, axis=-2), 0.0)
         high = jnp.maximum(jnp.max(grouped, axis=-2), 0.0)
