@@ -120,9 +120,15 @@ def _json_object(text: str | bytes, what: str) -> dict[str, Any]:
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not JSON")
 
+    def finite(digits: str) -> float:
+        number = float(digits)
+        if math.isinf(number):
+            raise ValueError(f"{digits} is too large")
+        return number
+
     try:
         decoded = text.decode("utf-8") if isinstance(text, bytes) else text
-        value = json.loads(decoded, object_pairs_hook=unique, parse_constant=refuse)
+        value = json.loads(decoded, object_pairs_hook=unique, parse_constant=refuse, parse_float=finite)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{what} is not JSON ({error})", _DAMAGED) from error
     if not isinstance(value, dict):

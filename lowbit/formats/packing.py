@@ -151,7 +151,7 @@ def _byte_table(scheme: Packing) -> Codes:
 
 def _word_bytes_of(words: NDArray[np.uint32], scheme: Packing) -> Codes:
     shifts = 8 * np.arange(scheme.word_bytes, dtype=np.uint32)
-    return (words[..., None] >> shifts & 255).astype(np.uint8).reshape(len(words), -1)
+    return (words[..., None] >> shifts & 255).astype(np.uint8).reshape(len(words), words.shape[1] * scheme.word_bytes)
 
 
 def _digits_of_words(packed: Codes, scheme: Packing) -> Codes:
@@ -161,4 +161,4 @@ def _digits_of_words(packed: Codes, scheme: Packing) -> Codes:
     padded[:, :width] = packed
     shifts = 8 * np.arange(scheme.word_bytes, dtype=np.uint32)
     words = (padded.reshape(n, count, scheme.word_bytes).astype(np.uint32) << shifts).sum(-1, dtype=np.uint32)
-    return (words[..., None] // _place_values(scheme) % scheme.base).astype(np.uint8).reshape(n, -1)
+    return (words[..., None] // _place_values(scheme) % scheme.base).astype(np.uint8).reshape(n, count * scheme.digits)

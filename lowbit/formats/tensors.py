@@ -24,8 +24,8 @@ class PackedTensor:
 
     The logical matrix is `[k n]`, but rows lie in memory per output, along k, because that is the order
     in which a dot product reads them. `transposed` says that the parameter itself is `[n k]` (an embedding
-    `[V d]` with one scale per vocabulary row has n = V, k = d); it changes the orientation of `codes()` and
-    `decode()` and nothing else.
+    `[V d]` with one scale per vocabulary row has n = V, k = d); it changes the orientation of `decode()` and
+    nothing else.
 
     Attributes:
       packed: u8[n row_bytes(packing, k)].
@@ -57,17 +57,16 @@ class PackedTensor:
         zero: np.ndarray | None = None,
         transposed: bool = False,
     ) -> "PackedTensor":
-        """Packs codes u8[k n] (u8[n k] where transposed); the packing follows from the number of levels.
+        """Packs codes u8[k n], also where transposed; the packing follows from the number of levels.
 
         Raises:
           FormatError: whatever `validate` refuses, or a code without a level.
         """
-        rows = codes if transposed else codes.T
-        _check_codes(rows, len(levels))
+        _check_codes(codes, len(levels))
         packing = packing_for(len(levels))
-        n, k = rows.shape
+        k, n = codes.shape
         tensor = PackedTensor(
-            packed=pack(np.ascontiguousarray(rows), packing),
+            packed=pack(np.ascontiguousarray(codes.T), packing),
             scale=scale,
             zero=zero,
             levels=levels,
@@ -131,13 +130,12 @@ class PackedTensor:
             )
 
     def codes(self) -> NDArray[np.uint8]:
-        """Returns the codes, u8[k n] (u8[n k] where transposed).
+        """Returns the codes, u8[k n], also where transposed.
 
         Raises:
           FormatError: damaged padding, or a code without a level.
         """
-        rows = self._code_rows()
-        return rows if self.transposed else rows.T
+        return self._code_rows().T
 
     def decode(self) -> NDArray[np.float32]:
         """Returns `(levels[codes] - zero) * repeat(scale, k/g)`, f32[k n] (f32[n k] where transposed).

@@ -8,8 +8,9 @@ Array = NDArray[np.float32]
 
 def rms_norm(x: Array, scale: Array, eps: float) -> Array:
     """Returns x / sqrt(mean(x**2) + eps) * scale over the last axis."""
-    mean_square = np.mean(np.square(x), axis=-1, keepdims=True, dtype=np.float32)
-    return x / np.sqrt(mean_square + np.float32(eps)) * scale
+    mean_square: Array = np.mean(np.square(x), axis=-1, keepdims=True, dtype=np.float32)
+    root: Array = np.sqrt(mean_square + np.float32(eps))
+    return x / root * scale
 
 
 def rotation(positions: NDArray[np.integer], inv_freq: Array, attention_factor: float) -> tuple[Array, Array]:
@@ -45,8 +46,8 @@ def attention(queries: Array, keys: Array, values: Array) -> Array:
     if t > 1:
         future = np.arange(s)[None, :] > np.arange(s - t, s)[:, None]
         scores = np.where(future, np.float32(-np.inf), scores)
-    weights = softmax(scores).reshape(b, kv_heads, shared * t, s)
-    mixed = (weights @ values).reshape(b, kv_heads, shared, t, head_dim)
+    weights: Array = softmax(scores).reshape(b, kv_heads, shared * t, s)
+    mixed: Array = (weights @ values).reshape(b, kv_heads, shared, t, head_dim)
     return mixed.transpose(0, 3, 1, 2, 4).reshape(b, t, heads, head_dim)
 
 
@@ -58,5 +59,6 @@ def softmax(x: NDArray[np.floating]) -> NDArray[np.floating]:
 
 def silu(x: Array) -> Array:
     """Returns x * sigmoid(x); exp only ever sees a negative argument."""
-    e = np.exp(-np.abs(x))
-    return x * np.where(x >= 0, np.float32(1), e) / (np.float32(1) + e)
+    e: Array = np.exp(-np.abs(x))
+    numerator: Array = np.where(x >= 0, np.float32(1), e)
+    return x * numerator / (np.float32(1) + e)

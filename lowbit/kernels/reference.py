@@ -5,6 +5,8 @@ sums; and exact integer sums of 8-bit activations. They agree up to float32 roun
 exact. Shapes: x [b k], weights [k n], scales [g n], g groups of G = k/g.
 """
 
+import math
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -110,13 +112,14 @@ def integer_levels(levels: NDArray[np.float32]) -> IntegerLevels:
     Raises:
       QuantizerError: no unit does (a codebook of arbitrary floats).
     """
-    distances = np.diff(np.sort(np.abs(levels.astype(np.float64))), prepend=0.0)
-    smallest = distances[distances > 0].min()
-    for divisor in (1, 2):  # {+-.5, +-1.5} lie 1 apart but half a unit off zero
-        step = np.float32(smallest / divisor)
-        values = np.rint(levels / step)
-        if np.abs(values).max() <= LEVEL_MAX and np.array_equal(values.astype(np.float32) * step, levels):
-            return IntegerLevels(values.astype(np.int32), step)
+    # A float32 is an exact fraction, so the greatest common divisor is exact as well.
+    fractions = [Fraction(float(level)) for level in levels]
+    denominator = math.lcm(*(fraction.denominator for fraction in fractions))
+    whole = [int(fraction * denominator) for fraction in fractions]
+    unit = math.gcd(*whole) or 1
+    values = [value // unit for value in whole]
+    if max(map(abs, values)) <= LEVEL_MAX:
+        return IntegerLevels(np.array(values, np.int32), np.float32(unit / denominator))
     raise QuantizerError(
         f"levels {[float(level) for level in levels]} are no small integers times a step",
         "use matmul or matmul_levels for this grid",
@@ -150,5 +153,4 @@ def _groups_first(x: np.ndarray, groups: int) -> np.ndarray:
 def _codes_by_group(w: PackedTensor) -> NDArray[np.uint8]:
     """Codes as [g G n]."""
     k, n = w.shape
-    codes = w.codes().T if w.transposed else w.codes()
-    return codes.reshape(w.groups, k // w.groups, n)
+    return w.codes().reshape(w.groups, k // w.groups, n)
