@@ -1,0 +1,37 @@
+"""The shipped 3 M-parameter Llama to 1, 1.58, 2, 3 or 4 bits, on a laptop's two cores.
+
+Paper: ParetoQ, arXiv 2502.02631.
+Command: python -m lowbit train configs/qat_quickstart.py:bits=2 --config.run_folder=runs/quickstart_w2
+Hardware: 2 CPU cores.
+Time: 40 seconds a width.
+Expected: at 2 bits more than 1 nat/token below 2-bit rounding of the same model on the shipped held-out text.
+Variants: bits=1|1.58|2|3|4; smoke trains two steps of a tiny model from scratch.
+"""
+
+from lowbit.config import ConfigDict, base, choose, shrink, variants
+
+LEARNING_RATES = {1.0: 3e-3, 1.58: 3e-3, 2.0: 3e-3, 3.0: 1e-3, 4.0: 5e-4}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    variant = variants(arg, bits=2.0, smoke=False)
+    config = base()
+    config.run_folder = f"runs/quickstart_w{variant.bits:g}"
+    config.model.source = "assets/quickstart/model"
+    config.model.compute_dtype = "float32"  # what CPUs are fast at
+    config.model.remat = "none"  # memory is plenty, time is not
+    config.data.train = ("assets/quickstart/text/train.jsonl",)
+    config.data.valid = ("assets/quickstart/text/valid.jsonl",)
+
+    config.quant.method = "paretoq"
+    config.quant.bits = variant.bits
+    config.optimizer.learning_rate = choose("recipe for bits", variant.bits, LEARNING_RATES)
+
+    config.train.tokens = 160_000
+    config.train.batch_size = 8
+    config.train.sequence_length = 256
+    config.train.loss_chunks = 1
+    config.evaluation.windows = 32
+    config.evaluation.batch_size = 8
+    config.checkpoint.keep = 1
+    return shrink(config) if variant.smoke else config

@@ -1,0 +1,254 @@
+"""Checkpoints of a run: written beside the training, whole or not at all, and read back onto any mesh.
+
+A checkpoint has three parts: "model" (what is needed to evaluate or export), "training" (optimizer state and the
+constants' remainder), "meta" (config, data position and fingerprint, as JSON).
+"""
+
+import contextlib
+import dataclasses
+import logging
+import shutil
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from lowbit.config import ConfigDict, differences, from_json, to_json
+from lowbit.errors import CheckpointError, ConfigError
+from lowbit.train.state import TrainState
+
+FREE_SECTIONS = ("run_folder", "data", "checkpoint", "log", "mesh")
+"""What may differ between a run and its continuation: none decides what is learned (data goes by its fingerprint)."""
+
+MODEL_COLLECTIONS = ("params", "quant", "grid")
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Where a run stands, beside its arrays.
+
+    Attributes:
+      step: steps done; the next batch is `batch(step)`.
+      tokens: tokens seen.
+      elapsed: seconds spent, over all parts of the run.
+      data: fingerprint of the training data, order included.
+    """
+
+    step: int
+    tokens: int
+    elapsed: float
+    data: str
+
+
+class Checkpoints:
+    """The checkpoints in one folder; saving is asynchronous, at most `keep` finished ones stay."""
+
+    def __init__(self, folder: Path, keep: int = 2):
+        if keep < 1:
+            raise ConfigError(f"checkpoint.keep={keep} keeps nothing", "keep at least 1 checkpoint")
+        self.folder = folder.resolve()
+        _quiet_orbax()
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+            item_handlers=_handlers(),
+        )
+
+    def save(self, state: TrainState, progress: Progress, config: ConfigDict) -> None:
+        """Starts writing a checkpoint of `progress.step`; returns when the arrays may be overwritten."""
+        if progress.step in self._manager.all_steps():
+            return
+        model, training = _parts(state)
+        meta = {"config": to_json(config), "progress": dataclasses.asdict(progress)}
+        self._manager.save(
+            progress.step,
+            args=ocp.args.Composite(
+                model=ocp.args.StandardSave(model),
+                training=ocp.args.StandardSave(training),
+                meta=ocp.args.JsonSave(meta),
+            ),
+        )
+
+    def steps(self) -> list[int]:
+        """Returns the steps of all finished checkpoints, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def check(self, config: ConfigDict) -> None:
+        """Refuses a folder whose newest readable checkpoint is of another config.
+
+        Raises:
+          CheckpointError: names the keys that differ.
+        """
+        for step in reversed(self.steps()):
+            try:
+                meta = self._restore(step, meta=ocp.args.JsonRestore())["meta"]
+                saved = from_json(meta["config"], f"checkpoint {step}")
+            except _UNREADABLE:
+                continue
+            keys = [key for key in differences(saved, config) if key.split(".")[0] not in FREE_SECTIONS]
+            if keys:
+                raise CheckpointError(
+                    f"checkpoint {step} in {self.folder} is of another config: {', '.join(keys)} differ",
+                    "resume with the config of the run, or give another run_folder",
+                )
+            return
+
+    def restore(self, like: TrainState, fingerprint: str) -> tuple[TrainState, Progress] | None:
+        """Returns the newest readable checkpoint on the shardings of `like`, or None if the folder has none.
+
+        One that cannot be read is reported as a warning, removed, and the one before it is tried.
+
+        Args:
+          like: a state of the run's shapes and shardings (arrays or `jax.ShapeDtypeStruct`); its constants outside of
+            the model's collections (a teacher) are passed on, as they are not saved.
+          fingerprint: of the run's training data.
+
+        Raises:
+          CheckpointError: none of the checkpoints can be read, or the newest was made with other data.
+        """
+        steps = self.steps()
+        model, training = jax.tree.map(ocp.utils.to_shape_dtype_struct, _parts(like))
+        for step in reversed(steps):
+            try:
+                parts = self._restore(
+                    step,
+                    model=ocp.args.StandardRestore(model),
+                    training=ocp.args.StandardRestore(training),
+                    meta=ocp.args.JsonRestore(),
+                )
+                progress = Progress(**parts["meta"]["progress"])
+                state = _state(parts["model"], parts["training"], like)
+            except _UNREADABLE as error:
+                warnings.warn(
+                    f"checkpoint {step} in {self.folder} cannot be read ({error}); going back to the one before",
+                    stacklevel=2,
+                )
+                self._discard(step)
+                continue
+            if progress.data != fingerprint:
+                raise CheckpointError(
+                    f"checkpoint {step} in {self.folder} was made with other training data",
+                    "resume with the files the run began with, or give another run_folder",
+                )
+            return state, progress
+        if steps:
+            raise CheckpointError(f"no checkpoint in {self.folder} can be read", "start again in another run_folder")
+        return None
+
+    def wait(self) -> None:
+        """Returns when everything is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, and ends the threads that write."""
+        self._manager.close()
+
+    def _restore(self, step: int, **args: Any) -> Any:
+        return self._manager.restore(step, args=ocp.args.Composite(**args))
+
+    def _discard(self, step: int) -> None:
+        # Not through the manager: it would read the broken one to remove it.
+        shutil.rmtree(self.folder / str(step), ignore_errors=True)
+        self._manager.reload()
+
+
+# Orbax and TensorStore raise whatever the broken byte leads to; which of the built-in types is not documented.
+_UNREADABLE = (ValueError, KeyError, TypeError, OSError, RuntimeError, AttributeError, AssertionError)
+
+
+@contextlib.contextmanager
+def opened(folder: Path, keep: int = 2) -> Iterator[Checkpoints]:
+    """Opens the checkpoints of a folder, and closes them however the block ends."""
+    checkpoints = Checkpoints(folder, keep)
+    try:
+        yield checkpoints
+    finally:
+        checkpoints.close()
+
+
+def load_model(folder: Path, shapes: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """Returns ({"params", "quant", "grid"} as numpy arrays, step) of the newest readable checkpoint.
+
+    Args:
+      folder: of the checkpoints.
+      shapes: the collections' arrays as `jax.ShapeDtypeStruct`.
+
+    Raises:
+      CheckpointError: there is none.
+    """
+    mend = "train first, or name the folder of a run"
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} holds no checkpoints", mend)
+    _quiet_orbax()
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)
+    with ocp.CheckpointManager(folder.resolve(), options=options, item_handlers=_handlers()) as manager:
+        for step in sorted(manager.all_steps(), reverse=True):
+            try:
+                parts = manager.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(target)))
+            except _UNREADABLE as error:
+                warnings.warn(f"checkpoint {step} in {folder} cannot be read ({error})", stacklevel=2)
+                continue
+            return jax.tree.map(np.asarray, parts["model"]), step
+    raise CheckpointError(f"{folder} holds no readable checkpoint", mend)
+
+
+class Clock:
+    """Says when a checkpoint is due, by steps and by minutes since the last one."""
+
+    def __init__(self, every_steps: int, every_minutes: float):
+        if every_steps < 0 or not every_minutes > 0:
+            raise ConfigError(
+                f"checkpoints every {every_steps} steps or {every_minutes} minutes",
+                "give checkpoint.every_steps >= 0 (0: by time) and checkpoint.every_minutes > 0 (inf: by steps)",
+            )
+        self._every_steps = every_steps
+        self._seconds = 60.0 * every_minutes
+        self._last = time.monotonic()
+
+    def due(self, step: int) -> bool:
+        """Whether to save after `step` steps; saying yes starts the minutes anew."""
+        by_step = self._every_steps > 0 and step % self._every_steps == 0
+        by_time = time.monotonic() - self._last >= self._seconds
+        if by_step or by_time:
+            self._last = time.monotonic()
+        return by_step or by_time
+
+
+def _handlers() -> dict[str, Any]:
+    return {
+        "model": ocp.StandardCheckpointHandler(),
+        "training": ocp.StandardCheckpointHandler(),
+        "meta": ocp.JsonCheckpointHandler(),
+    }
+
+
+def _parts(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The model's collections as `model.apply` takes them, and what only training needs."""
+    variables = state.variables
+    model = {name: variables[name] for name in MODEL_COLLECTIONS if name in variables}
+    return model, {"step": state.step, "opt_state": state.opt_state}
+
+
+def _state(model: dict[str, Any], training: dict[str, Any], like: TrainState) -> TrainState:
+    """Cuts restored parts into params and constants as `like` is cut."""
+
+    def pick(tree: Any, source: Any) -> Any:
+        if not isinstance(tree, dict):
+            return source
+        return {key: pick(value, source[key]) for key, value in tree.items()}
+
+    own = {name: pick(tree, model[name]) for name, tree in like.constants.items() if name in MODEL_COLLECTIONS}
+    params = {name: pick(tree, model[name]) for name, tree in like.params.items()}
+    return TrainState(training["step"], params, like.constants | own, training["opt_state"])
+
+
+def _quiet_orbax() -> None:
+    # Each save would print a dozen lines over the progress bar.
+    logging.getLogger("absl").setLevel(logging.ERROR)

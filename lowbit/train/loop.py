@@ -1,0 +1,281 @@
+"""The loop around the pure step: data, checkpoints, evaluation, logs, and an end in good order."""
+
+import contextlib
+import dataclasses
+import functools
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from lowbit import config as configs
+from lowbit.config import ConfigDict
+from lowbit.errors import LowbitError
+from lowbit.evals import Evaluation, evaluate
+from lowbit.train import sharding
+from lowbit.train.checkpoints import Checkpoints, Clock, Progress, opened
+from lowbit.train.metrics import Log, Meter
+from lowbit.train.objectives import nll_function
+from lowbit.train.provenance import provenance
+from lowbit.train.run_folder import RunFolder
+from lowbit.train.setup import Experiment, prepare
+from lowbit.train.state import TrainState
+from lowbit.train.step import Metrics, make_train_step
+from lowbit.tree import bits_report
+
+
+class NonFiniteError(LowbitError):
+    """Loss or gradient became infinite or NaN."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a run came to; also written to result.json.
+
+    Attributes:
+      run_folder: where everything lies.
+      finished: False for a run that was told to stop (SIGTERM); it can be resumed.
+      step: steps done.
+      tokens: tokens trained on.
+      seconds: wall-clock time over all parts of the run, compilation and evaluation included.
+      tokens_per_s: training speed, compilation, evaluation and checkpoints left out; None for a run of one step.
+      evaluations: by text, at the end; empty for a stopped run.
+    """
+
+    run_folder: Path
+    finished: bool
+    step: int
+    tokens: int
+    seconds: float
+    tokens_per_s: float | None
+    evaluations: dict[str, Evaluation]
+
+
+def run(config: ConfigDict, *, resume: bool = False) -> Result:
+    """Trains what a config describes, in its run folder.
+
+    Args:
+      config: from `lowbit.config.load`.
+      resume: go on from the newest checkpoint of the run folder; without one the run starts over.
+
+    Raises:
+      LowbitError: anything wrong with config, files or folder, before any work.
+      NonFiniteError: the loss left the numbers; the last good checkpoint stays.
+    """
+    folder = RunFolder(Path(config.run_folder))
+    folder.check(resume)
+    if resume and folder.checkpoints.is_dir():
+        with opened(folder.checkpoints) as checkpoints:
+            checkpoints.check(config)
+    return train(prepare(config), resume=resume)
+
+
+def train(experiment: Experiment, *, resume: bool = False) -> Result:
+    """Trains a prepared experiment; `run` is this after `prepare`."""
+    config = experiment.config
+    folder = RunFolder(Path(config.run_folder))
+    folder.check(resume)
+    clock = Clock(config.checkpoint.every_steps, config.checkpoint.every_minutes)
+    if not resume:
+        folder.create(config, experiment.cfg, experiment.tokenizer_files)
+    with opened(folder.checkpoints, config.checkpoint.keep) as checkpoints, _stop_on_sigterm() as stop:
+        fingerprint = experiment.train.fingerprint()
+        restored = checkpoints.restore(experiment.abstract_state(), fingerprint) if resume else None
+        state, progress = restored or (experiment.initial_state(), Progress(0, 0, 0.0, fingerprint))
+        with Log(
+            folder,
+            start=progress.step,
+            steps=configs.steps(config),
+            progress=config.log.progress,
+            tensorboard=config.log.tensorboard,
+        ) as log:
+            return _Run(experiment, folder, checkpoints, clock, log, stop, progress).to_the_end(state)
+
+
+class _Run:
+    """One pass of the loop. Steps are only started here; their metrics are read a log point later."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        folder: RunFolder,
+        checkpoints: Checkpoints,
+        clock: Clock,
+        log: Log,
+        stop: threading.Event,
+        start: Progress,
+    ):
+        self.experiment, self.folder, self.checkpoints = experiment, folder, checkpoints
+        self.clock, self.log, self.stop, self.start = clock, log, stop, start
+        self.config = experiment.config
+        self.steps = configs.steps(self.config)
+        self.began = time.monotonic()
+        self.meter = Meter()
+        # Started since the last log point, and those before it: the device is at work while the latter are read.
+        self.recent: list[tuple[int, Metrics]] = []
+        self.waiting: list[tuple[int, Metrics]] = []
+
+    def to_the_end(self, state: TrainState) -> Result:
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+        step_fn = sharding.jit_train_step(
+            make_train_step(self.experiment.objective, self.experiment.optimizer, self.config.train.accumulate),
+            self.experiment.mesh,
+            shardings,
+        )
+        nll = evaluator(self.experiment, shardings)
+        every = self.config.evaluation.every_steps
+        for step in range(self.start.step + 1, self.steps + 1):
+            batch = sharding.shard_batch(self.experiment.mesh, self.experiment.train.batch(step - 1))
+            state, metrics = step_fn(state, batch)
+            self.recent.append((step, metrics))
+            if step == self.start.step + 1:
+                jax.block_until_ready(metrics)  # compilation is no part of the speed
+                self.meter.restart(self.tokens(step))
+            if step % self.config.log.every_steps == 0:
+                self.report(self.waiting)
+                self.waiting, self.recent = self.recent, []
+            stopping = self.stop.is_set()
+            if stopping or (self.clock.due(step) and step < self.steps):
+                self.save(state, step)
+            if stopping:
+                return self.finish(step, finished=False, evaluations={})
+            if every and step % every == 0 and step < self.steps:
+                self.evaluate(nll, state, step)
+        self.save(state, self.steps)
+        return self.finish(self.steps, finished=True, evaluations=self.evaluate(nll, state, self.steps))
+
+    def tokens(self, step: int) -> int:
+        return step * self.experiment.train.tokens_per_batch
+
+    def elapsed(self) -> float:
+        return self.start.elapsed + time.monotonic() - self.began
+
+    def report(self, steps: list[tuple[int, Metrics]]) -> None:
+        """Reads the metrics of steps, refuses to go on from a broken one, and logs the last if it is a log point."""
+        fetched = jax.device_get([metrics for _, metrics in steps])
+        for (step, _), metrics in zip(steps, fetched, strict=True):
+            if not metrics["finite"]:
+                raise NonFiniteError(
+                    f"step {step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}",
+                    f"lower optimizer.learning_rate, then resume or start anew; checkpoints up to step "
+                    f"{max(self.checkpoints.steps(), default=0)} are good",
+                )
+        if not steps:
+            return
+        step, metrics = steps[-1][0], fetched[-1]
+        tokens = self.tokens(step)
+        speed: float | None
+        if step == self.start.step + 1:
+            speed = None  # its time is the compiler's
+        elif step % self.config.log.every_steps == 0 or step == self.steps:
+            speed = self.meter.interval(tokens)
+        else:
+            return
+        self.log.training(
+            {
+                "step": step,
+                "tokens": tokens,
+                "loss": float(metrics["loss"]),
+                "lr": float(metrics["learning_rate"]),
+                "grad_norm": float(metrics["grad_norm"]),
+                "param_norm": float(metrics["param_norm"]),
+                "tokens_per_s": speed,
+                "elapsed": self.elapsed(),
+            }
+        )
+
+    def catch_up(self) -> None:
+        """Waits for the device and reports every step that has been started."""
+        self.report(self.waiting)
+        self.report(self.recent)
+        self.waiting, self.recent = [], []
+
+    def save(self, state: TrainState, step: int) -> None:
+        """Saves a state known to be good."""
+        self.catch_up()
+        fingerprint = self.start.data
+        self.checkpoints.save(state, Progress(step, self.tokens(step), self.elapsed(), fingerprint), self.config)
+        self.meter.restart(self.tokens(step))
+
+    def evaluate(
+        self, nll: Callable[[TrainState, np.ndarray], jax.Array], state: TrainState, step: int
+    ) -> dict[str, Evaluation]:
+        self.catch_up()
+        results = {}
+        for name, windows in self.experiment.valid.items():
+            results[name] = evaluate(
+                functools.partial(nll, state),
+                windows,
+                batch_size=self.config.evaluation.batch_size,
+                first=self.config.evaluation.windows or None,
+                byte_lengths=self.experiment.byte_lengths,
+            )
+            self.log.evaluation({"step": step, "text": name, **dataclasses.asdict(results[name])})
+        self.meter.restart(self.tokens(step))
+        return results
+
+    def finish(self, step: int, *, finished: bool, evaluations: dict[str, Evaluation]) -> Result:
+        self.checkpoints.wait()
+        result = Result(
+            run_folder=self.folder.path,
+            finished=finished,
+            step=step,
+            tokens=self.tokens(step),
+            seconds=self.elapsed(),
+            tokens_per_s=self.meter.overall,
+            evaluations=evaluations,
+        )
+        if finished and jax.process_index() == 0:
+            self.folder.write_result(_as_record(result, self.experiment))
+        return result
+
+
+def evaluator(experiment: Experiment, shardings: TrainState) -> Callable[[TrainState, np.ndarray], jax.Array]:
+    """Returns nll(state, batch i32[b t+1]) -> nats f32[b t], compiled for the mesh."""
+    rows = NamedSharding(experiment.mesh, sharding.BATCH)
+    nll = nll_function(experiment.model, experiment.config.train.loss_chunks)
+    compiled = jax.jit(
+        lambda state, batch: nll(_model_variables(state), batch),
+        in_shardings=(shardings, rows),
+        out_shardings=NamedSharding(experiment.mesh, sharding.REPLICATED),
+    )
+    return lambda state, batch: compiled(state, jax.device_put(batch, rows))
+
+
+def _model_variables(state: TrainState) -> dict[str, Any]:
+    return {name: tree for name, tree in state.variables.items() if name in ("params", "quant", "grid")}
+
+
+def _as_record(result: Result, experiment: Experiment) -> dict[str, Any]:
+    bits = bits_report(experiment.rules, experiment.params)
+    quantized = bits.quantized_bits_per_weight
+    return {
+        **dataclasses.asdict(result),
+        **provenance(experiment.config.seed),
+        "run_folder": str(result.run_folder),
+        "method": experiment.config.quant.method,
+        # A model without quantized matrices has no such figure, and JSON no NaN.
+        "bits_per_weight": None if math.isnan(quantized) else quantized,
+        "bits_per_weight_model": bits.model_bits_per_weight,
+    }
+
+
+@contextlib.contextmanager
+def _stop_on_sigterm() -> Iterator[threading.Event]:
+    """Turns SIGTERM, which clusters send before they take a machine back, into an event that the loop looks at."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # only the main thread may handle signals
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,128 @@
+"""Where numbers go: a line of JSON, TensorBoard, the progress bar."""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tqdm import tqdm
+
+from lowbit.errors import ConfigError
+from lowbit.train.run_folder import RunFolder, write_atomically
+
+
+class JsonLines:
+    """A file of one JSON object a line, that a resumed run goes on with.
+
+    Args:
+      path: the file; made if absent.
+      after: lines of later steps are dropped, as is a last line that was cut off: the resumed run writes them again.
+    """
+
+    def __init__(self, path: Path, after: int):
+        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= after]
+        write_atomically(path, b"".join(kept))
+        self._file = path.open("a")
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Appends a row, and hands it to the system at once: a killed run loses none."""
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    if not path.exists():
+        return []
+    lines = path.read_bytes().splitlines(keepends=True)
+    return [line for line in lines if line.endswith(b"\n")]
+
+
+class Meter:
+    """Tokens per second between two points of the run, compilation and pauses left out."""
+
+    def __init__(self) -> None:
+        self._tokens = self._mark = 0
+        self._since = time.monotonic()
+        self._timed_tokens = 0
+        self._timed_seconds = 0.0
+
+    def restart(self, tokens: int) -> None:
+        """Starts an interval after `tokens` tokens."""
+        self._mark, self._since = tokens, time.monotonic()
+
+    def interval(self, tokens: int) -> float:
+        """Ends an interval at `tokens` tokens, starts the next, and returns tokens per second."""
+        seconds = max(time.monotonic() - self._since, 1e-9)
+        done = tokens - self._mark
+        self._timed_tokens += done
+        self._timed_seconds += seconds
+        self.restart(tokens)
+        return done / seconds
+
+    @property
+    def overall(self) -> float | None:
+        """Tokens per second over all intervals; None before the first."""
+        return self._timed_tokens / self._timed_seconds if self._timed_seconds else None
+
+
+class Log:
+    """All outlets of one run, opened together and closed together."""
+
+    def __init__(self, folder: RunFolder, *, start: int, steps: int, progress: bool, tensorboard: bool):
+        self._writer = _summary_writer(folder.path / "tensorboard", start) if tensorboard else None
+        self._metrics = JsonLines(folder.metrics, start)
+        self._evaluations = JsonLines(folder.evaluations, start)
+        self._bar = tqdm(
+            total=steps, initial=start, unit="step", desc=folder.path.name, disable=not progress, dynamic_ncols=True
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+        self._metrics.close()
+        self._evaluations.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def training(self, row: Mapping[str, Any]) -> None:
+        """Logs one line of training: step, tokens, loss, lr, grad_norm, param_norm, tokens_per_s, elapsed."""
+        self._metrics.write(row)
+        self._scalars("train", row)
+        speed = "compiled" if row["tokens_per_s"] is None else f"{row['tokens_per_s']:,.0f} tokens/s"
+        self._bar.set_postfix_str(f"loss {row['loss']:.3f}, {speed}", refresh=False)
+        self._bar.update(row["step"] - self._bar.n)
+
+    def evaluation(self, row: Mapping[str, Any]) -> None:
+        """Logs one text's evaluation: step, text, nll, perplexity, bits_per_byte and what they are over."""
+        self._evaluations.write(row)
+        self._scalars(f"valid/{row['text']}", row)
+        if not self._bar.disable:
+            self._bar.write(f"step {row['step']}: {row['text']} {row['nll']:.4f} nats/token")
+
+    def _scalars(self, group: str, row: Mapping[str, Any]) -> None:
+        if self._writer is not None:
+            for name, value in row.items():
+                if isinstance(value, int | float) and name != "step":
+                    self._writer.add_scalar(f"{group}/{name}", value, row["step"])
+
+
+def _summary_writer(path: Path, start: int) -> Any:
+    # Only who asks for TensorBoard needs the package.
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise ConfigError(
+            "log.tensorboard needs the package tensorboardX", "pip install tensorboardX, or set log.tensorboard=false"
+        ) from error
+    return SummaryWriter(os.fspath(path), purge_step=start + 1)

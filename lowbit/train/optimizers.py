@@ -1,0 +1,157 @@
+"""AdamW whose parameter groups are chosen by the same path rules as everything else."""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lowbit.errors import ConfigError
+from lowbit.train.schedules import Schedule
+from lowbit.tree.rules import Rule, assign, lookup
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """How the optimizer treats one group of parameters.
+
+    Attributes:
+      learning_rate: factor on the run's learning rate.
+      weight_decay: decoupled decay per unit of learning rate (AdamW's lambda).
+      frozen: the parameter is a constant of the run: no gradient, no moments, no share in the gradient's norm.
+    """
+
+    learning_rate: float = 1.0
+    weight_decay: float = 0.0
+    frozen: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "weight_decay"):
+            value = getattr(self, name)
+            if not 0.0 <= value < float("inf"):
+                raise ConfigError(f"a parameter group with {name}={value}", "give a finite number, at least 0")
+
+
+def default_groups(
+    paths: Iterable[str], weight_decay: float = 0.0, scale_learning_rate: float = 1.0, after: Sequence[str] = ()
+) -> list[Rule]:
+    """Returns the usual table: matrices decay, norms and biases do not, scales have a rate of their own.
+
+    Args:
+      paths: of the leaves of {"params", "quant"}; a rule that none of them would use is left out.
+      weight_decay: of the matrices and the embedding.
+      scale_learning_rate: factor on the learning rate of everything in the collection "quant".
+      after: patterns of rules that will stand before these and take what they match.
+    """
+    table = [
+        Rule(r"quant/.*", Group(learning_rate=scale_learning_rate)),
+        Rule(r"params/(.*/)?(\w*norm/scale|bias)", Group()),
+        Rule(r"params/.*", Group(weight_decay=weight_decay)),
+    ]
+    left = [path for path in paths if not any(re.fullmatch(pattern, path) for pattern in after)]
+    needed = [lookup(table, path) for path in left]
+    return [rule for rule in table if any(group is rule.value for group in needed)]
+
+
+def assign_groups(rules: Sequence[Rule], params: Any) -> dict[str, Group]:
+    """Returns the group of each leaf of {"params", "quant"}; raises RuleError as `lowbit.tree.rules.assign` does."""
+    return assign(rules, leaf_paths(params))
+
+
+def frozen_paths(groups: Mapping[str, Group]) -> frozenset[str]:
+    """Returns the paths of the frozen leaves; raises ConfigError if nothing is left to train."""
+    frozen = frozenset(path for path, group in groups.items() if group.frozen)
+    if len(frozen) == len(groups):
+        raise ConfigError("every parameter is in a frozen group", "leave at least one group to train")
+    return frozen
+
+
+def leaf_paths(tree: Any) -> list[str]:
+    """Returns the "a/b/c" path of each leaf, in the tree's order."""
+    return [path_string(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+
+def path_string(path: Any) -> str:
+    """Returns a key path of `jax.tree_util` as "a/b/c"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def adamw(
+    schedule: Schedule,
+    learning_rate: float,
+    groups: Mapping[str, Group],
+    *,
+    b1: float = 0.9,
+    b2: float = 0.95,
+    eps: float = 1e-8,
+    clip_norm: float | None = 1.0,
+) -> optax.GradientTransformation:
+    """Returns AdamW with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101).
+
+        m, v  <- moments of the clipped gradient
+        p     <- p - lr * group.learning_rate * (m_hat / (sqrt(v_hat) + eps) + group.weight_decay * p)
+
+    with lr = peak * schedule(step). The peak stands in the optimizer's state (see `with_peak`), so runs
+    that differ in learning rate alone can share one compiled step, or be one `vmap`.
+
+    Args:
+      schedule: share of the peak, by step.
+      learning_rate: the peak.
+      groups: of each trained leaf, by path (`assign_groups`).
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      eps: added to the root of the second moment.
+      clip_norm: the gradient is scaled down to this global L2 norm; None leaves it as it is.
+    """
+    if clip_norm is not None and clip_norm <= 0:
+        raise ConfigError(f"gradients cannot be clipped to a norm of {clip_norm}", "give a positive norm, or None")
+    if learning_rate < 0:
+        raise ConfigError(f"learning rate {learning_rate} is negative", "give a positive number")
+    return optax.chain(
+        *([optax.clip_by_global_norm(clip_norm)] if clip_norm is not None else []),
+        optax.scale_by_adam(b1, b2, eps),
+        _scale_and_decay_by_group(groups),
+        scale_by_peak(schedule, learning_rate),
+    )
+
+
+def _scale_and_decay_by_group(groups: Mapping[str, Group]) -> optax.GradientTransformation:
+    def update(path: Any, u: jax.Array, p: jax.Array) -> jax.Array:
+        group = groups[path_string(path)]
+        decayed = u + group.weight_decay * p if group.weight_decay else u
+        return decayed if group.learning_rate == 1.0 else group.learning_rate * decayed
+
+    def update_all(updates: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, optax.EmptyState]:
+        return jax.tree_util.tree_map_with_path(update, updates, params), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update_all)
+
+
+class PeakState(NamedTuple):
+    """State of `scale_by_peak`: steps taken i32[], peak learning rate f32[], the rate last used f32[]."""
+
+    taken: jax.Array
+    peak: jax.Array
+    learning_rate: jax.Array
+
+
+def scale_by_peak(schedule: Schedule, peak: float) -> optax.GradientTransformation:
+    """Returns the last link of an optimizer: updates times -peak * schedule(taken), with the peak in its state."""
+
+    def init(params: Any) -> PeakState:
+        return PeakState(jnp.zeros((), jnp.int32), jnp.float32(peak), jnp.zeros((), jnp.float32))
+
+    def update(updates: Any, state: PeakState, params: Any = None) -> tuple[Any, PeakState]:
+        rate = state.peak * schedule(state.taken)
+        scaled = jax.tree.map(lambda u: -rate.astype(u.dtype) * u, updates)
+        return scaled, PeakState(optax.safe_increment(state.taken), state.peak, rate)
+
+    return optax.GradientTransformation(init, update)
+
+
+def with_peak(opt_state: optax.OptState, learning_rate: float | jax.Array) -> optax.OptState:
+    """Returns the state with another peak learning rate; raises KeyError where the optimizer carries none."""
+    return optax.tree.set(opt_state, peak=jnp.asarray(learning_rate, jnp.float32))

@@ -1,0 +1,115 @@
+"""The folder of one run: what lies in it, and who may write to it.
+
+config.json          the config, as it ran
+model/               config.json and tokenizer files: what the weights mean
+checkpoints/<step>/  see `lowbit.train.checkpoints`
+metrics.jsonl        one line a log point
+evaluations.jsonl    one line a text and evaluation
+result.json          written last: a folder without it is a run that did not finish
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lowbit.config import ConfigDict, from_json, to_json
+from lowbit.errors import RunFolderError
+from lowbit.llama import LlamaConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """Paths inside of a run's folder, and the files whose form belongs to nobody else."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line, one line a log point."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def evaluations(self) -> Path:
+        """One JSON object a line, one line a text and evaluation."""
+        return self.path / "evaluations.jsonl"
+
+    @property
+    def result(self) -> Path:
+        """What the run came to."""
+        return self.path / "result.json"
+
+    def check(self, resume: bool) -> None:
+        """Refuses to mix two runs, and to continue none.
+
+        Raises:
+          RunFolderError: no name; the folder exists and this is no resumption, or holds no unfinished run and it is.
+        """
+        if not self.path.name:
+            raise RunFolderError("run_folder is not set", "set --config.run_folder=runs/NAME")
+        if resume and not (self.path / "config.json").is_file():
+            raise RunFolderError(f"{self.path} holds no run to resume", "start it without resuming")
+        if resume and self.result.is_file():
+            raise RunFolderError(f"the run in {self.path} is finished", "read its result.json, or start another run")
+        if not resume and self.path.exists():
+            raise RunFolderError(
+                f"run folder {self.path} exists", "resume the run, remove the folder, or choose another run_folder"
+            )
+
+    def create(self, config: ConfigDict, cfg: LlamaConfig, tokenizer_files: Mapping[str, bytes]) -> None:
+        """Makes the folder and writes what the run is.
+
+        Raises:
+          RunFolderError: it cannot be written.
+        """
+        try:
+            (self.path / "model").mkdir(parents=True)
+            write_atomically(self.path / "model" / "config.json", json.dumps(cfg.to_hf(), indent=2).encode())
+            for name, content in tokenizer_files.items():
+                write_atomically(self.path / "model" / name, content)
+            # Last: a folder with a config is a run that can be resumed.
+            write_atomically(self.path / "config.json", to_json(config).encode())
+        except OSError as error:
+            raise RunFolderError(f"run folder {self.path} cannot be written: {error}", "choose another") from error
+
+    def read(self) -> tuple[ConfigDict, LlamaConfig, dict[str, bytes]]:
+        """Returns what `create` was given.
+
+        Raises:
+          RunFolderError: this is no run folder.
+          ConfigError: its config is of another version.
+        """
+        place = self.path / "config.json"
+        try:
+            text = place.read_text()
+            files = {file.name: file.read_bytes() for file in sorted((self.path / "model").iterdir())}
+            architecture = json.loads(files.pop("config.json"))
+        except (OSError, KeyError, ValueError) as error:
+            raise RunFolderError(
+                f"{self.path} is no run folder ({error})", "name a folder that training made"
+            ) from error
+        return from_json(text, str(place)), LlamaConfig.from_hf(architecture), files
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Writes result.json."""
+        write_atomically(self.result, json.dumps(result, indent=2, sort_keys=True).encode())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file that is there whole or not at all, also after a power cut."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,280 @@
+"""From a config to everything that a run needs, each part checked before any work begins."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from lowbit import config as configs
+from lowbit.config import ConfigDict
+from lowbit.data import TextTokenizer, TokenDataset, TokenWindows, byte_lengths, encode_files
+from lowbit.errors import ConfigError, DataError, ModelError, TokenizerError, nearest
+from lowbit.linen import quantize
+from lowbit.llama import LlamaConfig
+from lowbit.models import Transformer, pretrained
+from lowbit.models.layers import untransformed
+from lowbit.train import sharding
+from lowbit.train.objectives import next_token
+from lowbit.train.optimizers import Group, adamw, assign_groups, default_groups, frozen_paths, leaf_paths
+from lowbit.train.quantization import quantization_rules
+from lowbit.train.schedules import make_schedule
+from lowbit.train.state import TrainState, Tree, split
+from lowbit.train.step import Objective
+from lowbit.tree import Rule, init_state, resolve
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A run that is ready to start. Another method replaces `objective` and adds to `constants`.
+
+    Attributes:
+      config: the locked config.
+      cfg: the model's sizes.
+      rules: which parameter has which quantizer.
+      model: the quantized model, apply-only.
+      params: float masters the run starts from, numpy or jax, as `Transformer.init` nests them.
+      constants: further collections for the objective, such as a teacher.
+      objective: what is minimized.
+      optimizer: what minimizes it.
+      frozen: paths that stay as they start.
+      mesh: the devices.
+      train: batches by step.
+      valid: windows of each text to evaluate on, by name.
+      byte_lengths: UTF-8 bytes of each token, None without a tokenizer.
+      tokenizer_files: what the run folder keeps of the tokenizer.
+    """
+
+    config: ConfigDict
+    cfg: LlamaConfig
+    rules: tuple[Rule[Any], ...]
+    model: nn.Module
+    params: Tree
+    constants: Tree
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    frozen: frozenset[str]
+    mesh: Mesh
+    train: TokenDataset
+    valid: Mapping[str, TokenWindows]
+    byte_lengths: np.ndarray | None
+    tokenizer_files: Mapping[str, bytes]
+
+    def make_state(self, params: Tree) -> TrainState:
+        """Returns the state before the first step, from float masters; pure, so it may be jitted."""
+        variables = {"params": params, **init_state(self.rules, params)}
+        frozen, trained = split({name: variables[name] for name in ("params", "quant")}, self.frozen)
+        constants = {"grid": variables["grid"], **frozen, **self.constants}
+        return TrainState.create(trained, constants, self.optimizer)
+
+    def abstract_state(self) -> TrainState:
+        """Returns the shapes, dtypes and shardings of the state."""
+        shapes = jax.eval_shape(self.make_state, self.params)
+        return jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            shapes,
+            sharding.state_shardings(self.mesh, shapes),
+        )
+
+    def initial_state(self) -> TrainState:
+        """Returns the state before the first step, each array on its devices."""
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state())
+        places = sharding.variable_shardings(self.mesh, {"params": self.params})["params"]
+        params = jax.device_put(self.params, places)
+        return jax.jit(self.make_state, out_shardings=shardings)(params)
+
+
+def prepare(config: ConfigDict) -> Experiment:
+    """Builds the parts of a run, the cheap checks first.
+
+    Raises:
+      LowbitError: whatever in the config cannot be: sizes, names, files, shapes.
+    """
+    steps = configs.steps(config)
+    _check_sizes(config)
+    schedule = make_schedule(steps=steps, **config.schedule.to_dict())
+    mesh = sharding.make_mesh(config.mesh.to_dict())
+    sharding.check_batch(mesh, config.train.batch_size, config.train.accumulate)
+    sharding.check_batch(mesh, config.evaluation.batch_size, 1)
+    rules = tuple(quantization_rules(config.quant))
+    _check_files(config.data.train, config.data.valid)
+
+    cfg, params, tokenizer_files = _start(config)
+    _check_heads(cfg, mesh)
+    if config.train.sequence_length > cfg.max_positions:
+        raise ConfigError(
+            f"train.sequence_length={config.train.sequence_length} exceeds the model's {cfg.max_positions} positions",
+            "shorten the sequences",
+        )
+    model = make_model(config, cfg, rules)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+    resolve(rules, shapes)
+    groups = parameter_groups(
+        config.optimizer,
+        {"params": shapes, "quant": jax.eval_shape(functools.partial(init_state, rules), shapes)["quant"]},
+    )
+    settings = config.optimizer
+    optimizer = adamw(
+        schedule,
+        settings.learning_rate,
+        groups,
+        b1=settings.b1,
+        b2=settings.b2,
+        eps=settings.eps,
+        clip_norm=None if math.isinf(settings.clip_norm) else settings.clip_norm,
+    )
+    tokenizer = (
+        TextTokenizer.load(tokenizer_files, vocab_size=cfg.vocab_size) if "tokenizer.json" in tokenizer_files else None
+    )
+    open_windows = functools.partial(_windows, config.train.sequence_length, cfg.vocab_size, tokenizer)
+    train = TokenDataset(
+        open_windows(config.data.train),
+        config.train.batch_size,
+        config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    valid = {Path(path).stem: open_windows((path,)) for path in config.data.valid}
+    _check_valid(valid, config.evaluation.windows)
+    return Experiment(
+        config=config,
+        cfg=cfg,
+        rules=rules,
+        model=model,
+        params=params,
+        constants={},
+        objective=next_token(model, config.train.loss_chunks),
+        optimizer=optimizer,
+        frozen=frozen_paths(groups),
+        mesh=mesh,
+        train=train,
+        valid=valid,
+        byte_lengths=None if tokenizer is None else byte_lengths(tokenizer),
+        tokenizer_files=tokenizer_files,
+    )
+
+
+def make_model(config: ConfigDict, cfg: LlamaConfig, rules: Sequence[Rule[Any]] | None) -> Transformer:
+    """Returns the decoder with `rules` inside, or the float one for None."""
+    settings = config.model
+    dtypes = ("float32", "bfloat16", "float16")
+    if settings.compute_dtype not in dtypes:
+        raise ConfigError(
+            f"unknown model.compute_dtype {settings.compute_dtype!r}", nearest(settings.compute_dtype, dtypes)
+        )
+    transform = untransformed if rules is None else functools.partial(_quantized, rules)
+    return Transformer(
+        cfg, jnp.dtype(settings.compute_dtype), remat=settings.remat, attention=settings.attention, transform=transform
+    )
+
+
+def parameter_groups(settings: ConfigDict, shapes: Tree) -> dict[str, Group]:
+    """Returns the optimizer group of each path of {"params", "quant"}, from `config.optimizer`.
+
+    Raises:
+      RuleError: a pattern of `frozen` that nothing matches.
+      ConfigError: a negative or infinite factor, or nothing left to train.
+    """
+    frozen = [Rule(pattern, Group(frozen=True)) for pattern in settings.frozen]
+    usual = default_groups(
+        leaf_paths(shapes), settings.weight_decay, settings.scale_learning_rate, after=[rule.pattern for rule in frozen]
+    )
+    return assign_groups([*frozen, *usual], shapes)
+
+
+def _quantized(rules: Sequence[Rule[Any]], module_cls: Any, prefix: str) -> Any:
+    return quantize(module_cls, rules, prefix)
+
+
+def _start(config: ConfigDict) -> tuple[LlamaConfig, Tree, dict[str, bytes]]:
+    """The sizes, parameters and tokenizer that a run begins with: a pretrained model's, or fresh ones."""
+    settings = config.model
+    tokenizer = _tokenizer_files(Path(settings.tokenizer)) if settings.tokenizer else {}
+    if settings.source:
+        loaded = pretrained.load(settings.source)
+        return loaded.cfg, loaded.params, tokenizer or dict(loaded.tokenizer_files)
+    cfg = LlamaConfig(**settings.architecture.to_dict())
+    model = make_model(config, cfg, None)
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    init = jax.jit(lambda key: model.init(key, jnp.zeros(tokens.shape, tokens.dtype))["params"])
+    return cfg, jax.tree.map(np.asarray, init(jax.random.key(config.seed))), tokenizer
+
+
+def _tokenizer_files(folder: Path) -> dict[str, bytes]:
+    if not (folder / "tokenizer.json").is_file():
+        raise TokenizerError(f"no tokenizer.json in {folder}", "set model.tokenizer to the folder of a tokenizer")
+    return {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
+
+
+def _windows(length: int, vocab_size: int, tokenizer: TextTokenizer | None, paths: Sequence[str]) -> TokenWindows:
+    """Token files are mapped; anything else is text for the model's tokenizer."""
+    tokens = [path for path in paths if path.endswith(".npy")]
+    if len(tokens) == len(paths):
+        return TokenWindows.open(tokens, length=length, vocab_size=vocab_size)
+    if tokens:
+        raise ConfigError(f"{tokens[0]} is a token file among texts", "give either token files or texts")
+    if tokenizer is None:
+        raise TokenizerError(
+            f"{paths[0]} is text, and the model has no tokenizer", "set model.tokenizer, or give .npy token files"
+        )
+    return TokenWindows((encode_files(paths, tokenizer),), length)
+
+
+def _check_files(train: Sequence[str], valid: Sequence[str]) -> None:
+    if not train:
+        raise ConfigError("data.train names no file", "set --config.data.train=FILE[,FILE] (.npy tokens, or text)")
+    names = [Path(path).stem for path in valid]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ConfigError(f"data.valid names two files called {twice[0]!r}", "results go by file name: rename one")
+
+
+def _check_valid(valid: Mapping[str, TokenWindows], wanted: int) -> None:
+    for name, windows in valid.items():
+        if len(windows) < wanted:
+            raise DataError(
+                f"evaluation.windows={wanted}, and the text {name!r} has {len(windows)}",
+                "lower evaluation.windows (0 takes all), or give more text",
+            )
+
+
+def _check_sizes(config: ConfigDict) -> None:
+    for section, key in (
+        ("train", "batch_size"),
+        ("train", "sequence_length"),
+        ("train", "accumulate"),
+        ("train", "loss_chunks"),
+        ("evaluation", "batch_size"),
+        ("log", "every_steps"),
+        ("checkpoint", "keep"),
+    ):
+        if config[section][key] < 1:
+            raise ConfigError(f"{section}.{key}={config[section][key]}", "give at least 1")
+    for section, key in (("evaluation", "every_steps"), ("evaluation", "windows")):
+        if config[section][key] < 0:
+            raise ConfigError(f"{section}.{key}={config[section][key]}", "give at least 0")
+    if config.train.sequence_length % config.train.loss_chunks:
+        raise ConfigError(
+            f"train.loss_chunks={config.train.loss_chunks} does not divide "
+            f"train.sequence_length={config.train.sequence_length}",
+            "choose a divisor",
+        )
+
+
+def _check_heads(cfg: LlamaConfig, mesh: Mesh) -> None:
+    pieces = mesh.shape["tensor"]
+    if cfg.num_kv_heads % pieces or cfg.num_heads % pieces:
+        raise ModelError(
+            f"mesh axis 'tensor' of {pieces} cuts through heads ({cfg.num_heads} query, {cfg.num_kv_heads} key-value)",
+            "choose a size of mesh.tensor that divides both, or use mesh.fsdp",
+        )

@@ -1,0 +1,54 @@
+"""A finished or running run, read back for evaluation, export and verification."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lowbit.config import ConfigDict
+from lowbit.llama import LlamaConfig, param_shapes
+from lowbit.train.checkpoints import load_model
+from lowbit.train.quantization import quantization_rules
+from lowbit.train.run_folder import RunFolder
+from lowbit.train.state import Tree
+from lowbit.tree import Rule, init_state, unflatten
+
+
+class Trained(NamedTuple):
+    """What training left behind.
+
+    Attributes:
+      config: the run's config.
+      cfg: the model's sizes.
+      rules: which parameter has which quantizer.
+      params: float32 masters, numpy.
+      state: {"quant", "grid"}, numpy, as `lowbit.tree.fake_quant` takes it.
+      tokenizer_files: by name; empty for a run without a tokenizer.
+      step: of the checkpoint.
+    """
+
+    config: ConfigDict
+    cfg: LlamaConfig
+    rules: tuple[Rule[Any], ...]
+    params: Tree
+    state: dict[str, Tree]
+    tokenizer_files: dict[str, bytes]
+    step: int
+
+
+def load_trained(run_folder: str | Path) -> Trained:
+    """Reads the newest checkpoint of a run.
+
+    Raises:
+      RunFolderError: no run folder.
+      CheckpointError: it holds no readable checkpoint.
+    """
+    folder = RunFolder(Path(run_folder))
+    config, cfg, tokenizer_files = folder.read()
+    rules = tuple(quantization_rules(config.quant))
+    params = unflatten({path: jax.ShapeDtypeStruct(s, jnp.float32) for path, s in param_shapes(cfg).items()})
+    shapes = {"params": params, **jax.eval_shape(lambda p: init_state(rules, p), params)}
+    variables, step = load_model(folder.checkpoints, shapes)
+    state = {name: variables[name] for name in ("quant", "grid")}
+    return Trained(config, cfg, rules, variables["params"], state, tokenizer_files, step)
