@@ -29,9 +29,19 @@ def with_(**changes):
     return LlamaConfig(**{**CFG.__dict__, **changes})
 
 
-@pytest.fixture(scope="module")
-def variables():
-    return jax.jit(Transformer(CFG).init)(jax.random.key(0), TOKENS)
+def random_params(cfg, seed=0):
+    """Parameters as numpy draws them: a compiled init is slow to build."""
+    rng = np.random.default_rng(seed)
+    shapes = param_shapes(cfg).items()
+    flat = {path: jnp.asarray(rng.normal(0, 0.2, shape), jnp.float32) for path, shape in shapes}
+    return flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+PARAMS = random_params(CFG)
+
+
+def run(model, variables, *args, method="__call__"):
+    return jax.jit(lambda v, *a: model.apply(v, *a, method=method))(variables, *args)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -45,11 +55,11 @@ def test_init_makes_the_tree_that_the_config_states(tied, bias):
     assert set(tree) == {"params"}
 
 
-def test_logits_do_not_see_later_tokens(variables):
+def test_logits_do_not_see_later_tokens():
     """A zero gradient from position i's logits to the embedding of every later token is causality itself."""
     tokens = jnp.arange(7, dtype=jnp.int32)[None]  # each token once: a row of the table is a position
     model = Transformer(with_(tie_embeddings=False))
-    params = dict(variables["params"], lm_head={"kernel": variables["params"]["embed"]["embedding"].T})
+    params = random_params(model.cfg)
 
     def position(table, i):
         logits = model.apply({"params": {**params, "embed": {"embedding": table}}}, tokens)
@@ -58,6 +68,11 @@ def test_logits_do_not_see_later_tokens(variables):
     gradient = jax.jit(jax.vmap(jax.grad(position), in_axes=(None, 0)))
     seen = np.abs(gradient(params["embed"]["embedding"], jnp.arange(7))[:, :7]).sum(-1) > 0
     np.testing.assert_array_equal(seen, np.tril(np.ones((7, 7), bool)))
+
+
+def wave(logits):
+    """Some smooth loss of order 1."""
+    return jnp.mean(jnp.sin(logits))
 
 
 def unrolled(params, cfg, tokens):
@@ -72,16 +87,16 @@ def unrolled(params, cfg, tokens):
     return (norm * params["norm"]["scale"][None, None]) @ table.T
 
 
+@pytest.fixture(scope="module")
+def looped():
+    return jax.jit(jax.value_and_grad(lambda p: wave(unrolled(p, CFG, TOKENS))))(PARAMS)
+
+
 @pytest.mark.parametrize("remat", ["none", "full", "dots"])
-def test_scan_equals_a_loop_over_layers_in_values_and_gradients(variables, remat):
+def test_scan_equals_a_loop_over_layers_in_values_and_gradients(remat, looped):
     model = Transformer(CFG, remat=remat)
-
-    def loss(logits):
-        return jnp.mean(jnp.sin(logits))
-
-    scanned = jax.jit(jax.value_and_grad(lambda p: loss(model.apply({"params": p}, TOKENS))))
-    looped = jax.jit(jax.value_and_grad(lambda p: loss(unrolled(p, CFG, TOKENS))))
-    (value, gradient), (want, want_gradient) = scanned(variables["params"]), looped(variables["params"])
+    scanned = jax.jit(jax.value_and_grad(lambda p: wave(model.apply({"params": p}, TOKENS))))
+    (value, gradient), (want, want_gradient) = scanned(PARAMS), looped
     # The same float32 sums in another order: a few units in the last place of values of order 1.
     np.testing.assert_allclose(value, want, rtol=0, atol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), gradient, want_gradient)
@@ -90,21 +105,21 @@ def test_scan_equals_a_loop_over_layers_in_values_and_gradients(variables, remat
 @pytest.mark.parametrize("tied", [True, False])
 def test_hidden_times_head_is_the_logits(tied):
     model = Transformer(with_(tie_embeddings=tied), dtype=jnp.bfloat16)
-    variables = model.init(jax.random.key(1), TOKENS)
-    hidden = model.apply(variables, TOKENS, method="hidden")
-    head = model.apply(variables, method="head")
+    variables = {"params": random_params(model.cfg)}
+    hidden = run(model, variables, TOKENS, method="hidden")
+    head = run(model, variables, method="head")
     assert (hidden.dtype, head.dtype, head.shape) == (jnp.bfloat16, jnp.bfloat16, (24, 40))
-    both = model.apply(variables, TOKENS, method="hidden_and_head")
+    both = run(model, variables, TOKENS, method="hidden_and_head")
     np.testing.assert_array_equal(both[0], hidden)
     np.testing.assert_array_equal(both[1], head)
-    logits = model.apply(variables, TOKENS)
+    logits = run(model, variables, TOKENS)
     assert logits.dtype == jnp.float32
     np.testing.assert_array_equal(logits, jnp.matmul(hidden, head, preferred_element_type=jnp.float32))
 
 
-def test_bfloat16_stays_near_float32(variables):
-    narrow = Transformer(CFG, dtype=jnp.bfloat16).apply(variables, TOKENS)
-    wide = Transformer(CFG).apply(variables, TOKENS)
+def test_bfloat16_stays_near_float32():
+    narrow = run(Transformer(CFG, dtype=jnp.bfloat16), {"params": PARAMS}, TOKENS)
+    wide = run(Transformer(CFG), {"params": PARAMS}, TOKENS)
     # bfloat16 keeps 8 bits: each of the few dozen roundings on the way moves a logit by at most 2^-9 of its size.
     assert 0 < np.abs(narrow - wide).max() < 32 * 2.0**-9 * np.abs(wide).max()
 
@@ -122,7 +137,7 @@ def test_rotation_depends_on_the_distance_alone():
     assert abs(score(3, 1) - score(4, 1)) > 1e-3
 
 
-def scaling(scales, prefix, seen):
+def scaling(seen):
     """A toy transform: multiplies each kernel by a scale in `quant` of the same path, and notes what it met."""
 
     def transform(module_cls, prefix):
@@ -139,12 +154,10 @@ def scaling(scales, prefix, seen):
     return transform
 
 
-@pytest.mark.parametrize("remat", ["none", "full", "dots"])
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("remat", "tied"), [("full", False), ("dots", True)])
 def test_a_transform_meets_one_layer_at_a_time_under_scan_and_remat(remat, tied):
     cfg = with_(tie_embeddings=tied)
-    params = Transformer(cfg).init(jax.random.key(0), TOKENS)["params"]
-    rng = np.random.default_rng(3)
+    params = random_params(cfg)
     shapes = {
         "embed/embedding": (40, 1),
         "layers/attn/q_proj/kernel": (3, 1, 32),
@@ -154,10 +167,14 @@ def test_a_transform_meets_one_layer_at_a_time_under_scan_and_remat(remat, tied)
     }
     if not tied:
         shapes["lm_head/kernel"] = (1, 40)
+    rng = np.random.default_rng(3)
     flat = {path: jnp.asarray(rng.uniform(0.5, 2, shape), jnp.float32) for path, shape in shapes.items()}
     quant = flax.traverse_util.unflatten_dict(flat, sep="/")
     seen = []
-    toy = Transformer(cfg, remat=remat, transform=scaling(quant, "", seen))
+    toy = Transformer(cfg, remat=remat, transform=scaling(seen))
+
+    def transformed(params, quant):
+        return toy.apply({"params": params, "quant": quant}, TOKENS)
 
     def oracle(params, quant):
         paths = flax.traverse_util.flatten_dict(params, sep="/")
@@ -165,44 +182,41 @@ def test_a_transform_meets_one_layer_at_a_time_under_scan_and_remat(remat, tied)
             paths[path] = paths[path] * value
         return Transformer(cfg).apply({"params": flax.traverse_util.unflatten_dict(paths, sep="/")}, TOKENS)
 
-    def transformed(params, quant):
-        return toy.apply({"params": params, "quant": quant}, TOKENS)
+    def with_gradient(apply):
+        loss = jax.value_and_grad(lambda p, q: wave(apply(p, q)), argnums=(0, 1))
+        return jax.jit(loss)(params, quant)
 
-    def loss(apply):
-        return jax.jit(jax.grad(lambda p, q: jnp.mean(jnp.sin(apply(p, q))), argnums=(0, 1)))
-
-    np.testing.assert_array_equal(transformed(params, quant), oracle(params, quant))
-    assert dict(seen) == {path: shape[1:] if path.startswith("layers/") else shape for path, shape in shapes.items()}
-    gradients = loss(transformed)(params, quant), loss(oracle)(params, quant)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), *gradients)
+    (value, gradients), (want, want_gradients) = with_gradient(transformed), with_gradient(oracle)
+    assert dict(seen) == {path: s[1:] if path.startswith("layers/") else s for path, s in shapes.items()}
+    np.testing.assert_allclose(value, want, rtol=0, atol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradients, want_gradients)
 
 
 def test_a_tied_embedding_is_transformed_once():
     seen = []
-    params = Transformer(CFG).init(jax.random.key(0), TOKENS)["params"]
-    quant = {"embed": {"embedding": jnp.ones((40, 1))}}
-    Transformer(CFG, transform=scaling(quant, "", seen)).apply({"params": params, "quant": quant}, TOKENS)
+    variables = {"params": PARAMS, "quant": {"embed": {"embedding": jnp.ones((40, 1))}}}
+    jax.eval_shape(Transformer(CFG, transform=scaling(seen)).apply, variables, TOKENS)
     assert seen == [("embed/embedding", (40, 1))]
 
 
-def test_every_kernel_of_a_block_goes_through_dot_general(variables):
+def test_every_kernel_of_a_block_goes_through_dot_general():
     shapes = []
 
     def counted(x, kernel, dimension_numbers):
         shapes.append(kernel.shape)
         return jax.lax.dot_general(x, kernel, dimension_numbers)
 
-    Transformer(CFG, dot_general=counted).apply(variables, TOKENS)
+    jax.eval_shape(Transformer(CFG, dot_general=counted).apply, {"params": PARAMS}, TOKENS)
     assert shapes[:7] == [(24, 32), (24, 16), (24, 16), (32, 24), (24, 40), (24, 40), (40, 24)]
 
 
 def test_unknown_choices_are_refused():
     with pytest.raises(ModelError, match="remat 'dot' is unknown: did you mean 'dots'"):
-        Transformer(CFG, remat="dot").init(jax.random.key(0), TOKENS)
+        Transformer(CFG, remat="dot").apply({"params": PARAMS}, TOKENS)
     with pytest.raises(ModelError, match="attention 'flash' is unknown: choose from auto, cudnn, xla"):
-        Transformer(CFG, attention="flash").init(jax.random.key(0), TOKENS)
+        Transformer(CFG, attention="flash").apply({"params": PARAMS}, TOKENS)
     with pytest.raises(ModelError, match="cuDNN attention cannot run on cpu with float32 and heads of 8"):
-        Transformer(CFG, attention="cudnn").init(jax.random.key(0), TOKENS)
+        Transformer(CFG, attention="cudnn").apply({"params": PARAMS}, TOKENS)
 
 
 def test_auto_attention_asks_the_backend(monkeypatch):

@@ -1,0 +1,203 @@
+"""GGUF files (llama.cpp): metadata to a config, quantized tensors to float32, rows of q and k in their own order.
+
+The format is described at https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGUFReader, GGUFValueType
+from gguf.quants import dequantize
+
+from lowbit.errors import ModelError
+from lowbit.llama import LlamaConfig, rope_frequencies
+from lowbit.models.gguf_tokenizer import tokenizer_from_metadata
+from lowbit.models.hf import TOKENIZER_FILES
+from lowbit.models.pretrained import Pretrained
+from lowbit.models.stacking import stack_params
+
+ARCHITECTURES = ("llama", "qwen2")
+
+_TOP_NAMES = {
+    "embed/embedding": "token_embd.weight",
+    "norm/scale": "output_norm.weight",
+    "lm_head/kernel": "output.weight",
+}
+_LAYER_NAMES = {
+    "attn_norm/scale": "attn_norm.weight",
+    "mlp_norm/scale": "ffn_norm.weight",
+    "attn/o_proj/kernel": "attn_output.weight",
+    **{f"attn/{p}_proj/kernel": f"attn_{p}.weight" for p in "qkv"},
+    **{f"attn/{p}_proj/bias": f"attn_{p}.bias" for p in "qkv"},
+    **{f"mlp/{p}_proj/kernel": f"ffn_{p}.weight" for p in ("gate", "up", "down")},
+}
+_HEAD = _TOP_NAMES["lm_head/kernel"]
+# Divisors of the rotary frequencies: how converters write the scaling of Llama 3.1 and later.
+_ROPE_DIVISORS = "rope_freqs.weight"
+_LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def gguf_name(path: str, layer: int | None) -> str:
+    """Returns llama.cpp's name of one layer (None: not layered) of the parameter at `path`."""
+    if layer is None:
+        return _TOP_NAMES[path]
+    return f"blk.{layer}.{_LAYER_NAMES[path.removeprefix('layers/')]}"
+
+
+def load_gguf(path: Path) -> Pretrained:
+    """Loads a GGUF file; quantized tensors become the float32 values that they stand for.
+
+    Tokenizer files beside it (tokenizer.json and its kin) are taken as they are; without a tokenizer.json, the
+    tokenizer is rebuilt from the metadata.
+
+    Raises:
+      ModelError: no such file, not a whole GGUF file, an architecture or a tensor type not supported, or tensors
+        that are not what the metadata states.
+      TokenizerError: a tokenizer that cannot be rebuilt.
+    """
+    if not path.is_file():
+        raise ModelError(f"there is no file {path}", "check the path")
+    try:
+        reader = GGUFReader(path)
+        metadata = _read_metadata(reader)
+    except (ValueError, IndexError, KeyError, OverflowError) as error:
+        raise ModelError(f"{path} is not a whole GGUF file ({error})", "download it again") from error
+    source = _Tensors(path, reader)
+    cfg = _config(metadata, source)
+    if metadata["general.architecture"] == "llama":
+        source.rotary_heads = {"attn_q.weight": cfg.num_heads, "attn_k.weight": cfg.num_kv_heads}
+    params = stack_params(cfg, source, gguf_name)
+
+    beside = {name: path.with_name(name) for name in TOKENIZER_FILES}
+    tokenizer_files = {name: file.read_bytes() for name, file in beside.items() if file.is_file()}
+    if "tokenizer.json" not in tokenizer_files:
+        tokenizer_files = tokenizer_from_metadata(metadata, str(path))
+    return Pretrained(cfg, params, tokenizer_files)
+
+
+class _Tensors:
+    """The tensors of a file, dequantized one at a time (a `TensorSource`)."""
+
+    def __init__(self, path: Path, reader: GGUFReader):
+        self.where = str(path)
+        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+        # Heads of the matrices whose rows are interleaved, by the end of their name.
+        self.rotary_heads: dict[str, int] = {}
+
+    def has(self, name: str) -> bool:
+        """Whether the file holds a tensor of this name."""
+        return name in self._tensors
+
+    def names(self) -> set[str]:
+        """Returns all names but that of the rotary divisors, which are part of the config."""
+        return set(self._tensors) - {_ROPE_DIVISORS}
+
+    def read(self, name: str) -> np.ndarray:
+        """Returns a tensor as float32; raises ModelError where its type is not known to the gguf library."""
+        tensor = self._tensors[name]
+        try:
+            values = dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError as error:
+            raise ModelError(
+                f"{name} in {self.where} has the type {tensor.tensor_type.name}, which cannot be dequantized",
+                "take a GGUF file of another type, best of all F16",
+            ) from error
+        heads = self.rotary_heads.get(name.split(".", 2)[-1])
+        return values if heads is None else half_split_rows(values, heads)
+
+
+def half_split_rows(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Undoes llama.cpp's row order of q and k: interleaved rotary pairs (2i, 2i+1) to pairs (i, i + h/2).
+
+    Args:
+      weight: [heads*h k].
+      heads: how many heads the rows hold.
+    """
+    rows, k = weight.shape
+    return weight.reshape(heads, rows // heads // 2, 2, k).swapaxes(1, 2).reshape(rows, k)
+
+
+def _read_metadata(reader: GGUFReader) -> dict[str, Any]:
+    """Returns all fields as Python values; 32-bit floats as the decimal numbers they were written from."""
+    metadata = {}
+    for name, field in reader.fields.items():
+        value = field.contents()
+        if field.types and field.types[-1] == GGUFValueType.FLOAT32 and isinstance(value, float):
+            value = float(str(np.float32(value)))  # 1e-05, not 9.999999747378752e-06
+        metadata[name] = value
+    return metadata
+
+
+def _config(metadata: Mapping[str, Any], source: _Tensors) -> LlamaConfig:
+    """Reads the metadata by way of the Hugging Face config that it amounts to."""
+    architecture = metadata.get("general.architecture")
+    if architecture not in ARCHITECTURES:
+        raise ModelError(
+            f"GGUF architecture {architecture!r} of {source.where} is not supported",
+            "take a file of one of the architectures " + ", ".join(ARCHITECTURES),
+        )
+    if metadata.get("split.count", 1) > 1:
+        raise ModelError(f"{source.where} is one of several parts", "merge them with llama.cpp's llama-gguf-split")
+
+    def entry(key: str) -> Any:
+        return metadata.get(f"{architecture}.{key}")
+
+    vocabulary = metadata.get("tokenizer.ggml.tokens")
+    config = {
+        "model_type": architecture,
+        "vocab_size": entry("vocab_size") or (vocabulary and len(vocabulary)),
+        "hidden_size": entry("embedding_length"),
+        "intermediate_size": entry("feed_forward_length"),
+        "num_hidden_layers": entry("block_count"),
+        "num_attention_heads": entry("attention.head_count"),
+        "num_key_value_heads": entry("attention.head_count_kv"),
+        "head_dim": entry("attention.key_length"),
+        "rms_norm_eps": entry("attention.layer_norm_rms_epsilon"),
+        "max_position_embeddings": entry("context_length"),
+        "rope_theta": entry("rope.freq_base"),
+        "tie_word_embeddings": not source.has(_HEAD),
+        "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": metadata.get("tokenizer.ggml.eos_token_id"),
+    }
+    uneven = [key for key, value in config.items() if isinstance(value, list)]
+    if uneven:
+        raise ModelError(
+            f"{source.where} gives {', '.join(uneven)} for each layer", "take a model whose layers are all alike"
+        )
+    if entry("rope.scaling.type") not in (None, "none"):
+        config["rope_scaling"] = {
+            "rope_type": entry("rope.scaling.type"),
+            "factor": entry("rope.scaling.factor"),
+            "original_max_position_embeddings": entry("rope.scaling.original_context_length"),
+            "attention_factor": entry("rope.scaling.attn_factor"),
+        }
+    cfg = LlamaConfig.from_hf(config)
+    if entry("rope.dimension_count") not in (None, cfg.head_dim):
+        raise ModelError(
+            f"{source.where} rotates {entry('rope.dimension_count')} of {cfg.head_dim} dimensions of each head",
+            "take a model that rotates whole heads",
+        )
+    if not source.has(_ROPE_DIVISORS):
+        return cfg
+    return _with_llama3_rope(config, source.read(_ROPE_DIVISORS))
+
+
+def _with_llama3_rope(config: Mapping[str, Any], divisors: np.ndarray) -> LlamaConfig:
+    """Returns the config with the Llama 3 scaling that gives these divisors of the frequencies, f32[h/2]."""
+    plain = LlamaConfig.from_hf(config)
+    scaling = {**_LLAMA3_ROPE, "factor": max(1.0, float(divisors.max()))}
+    scaled = LlamaConfig.from_hf({**config, "rope_scaling": scaling})
+    told = rope_frequencies(plain)[0] / divisors
+    if told.shape != divisors.shape or not np.allclose(rope_frequencies(scaled)[0], told, rtol=1e-4, atol=0):
+        raise ModelError(
+            f"{_ROPE_DIVISORS} is not the rope scaling of Llama 3.1 to 3.3",
+            "load the model from its Hugging Face folder, whose config.json names the scaling",
+        )
+    return scaled

@@ -1,0 +1,83 @@
+"""A pretrained model from wherever it is: a Hugging Face folder, a hub name or a GGUF file."""
+
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lowbit.errors import ModelError
+from lowbit.llama import LlamaConfig
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+
+
+class Pretrained(NamedTuple):
+    """A float model in memory.
+
+    Attributes:
+      cfg: sizes and constants.
+      params: nested dict of float32 numpy arrays with stacked layers, shaped as `lowbit.llama.param_shapes` says.
+      tokenizer_files: name to content of every tokenizer file, as they lie in a Hugging Face folder.
+    """
+
+    cfg: LlamaConfig
+    params: dict[str, Any]
+    tokenizer_files: dict[str, bytes]
+
+
+def load(source: str | Path) -> Pretrained:
+    """Loads a float model.
+
+    Args:
+      source: a Hugging Face folder (config.json and safetensors), a `.gguf` file, or a hub name such as
+        "HuggingFaceTB/SmolLM2-135M", which is downloaded once and then read from the cache.
+
+    Raises:
+      ModelError: nothing is there, the hub cannot be reached, the family is not supported, or a tensor is
+        missing, misshapen or unexpected.
+      TokenizerError: a GGUF file whose tokenizer cannot be rebuilt.
+    """
+    # Imported here so that reading one kind of file does not load the libraries of the other.
+    path = Path(source).expanduser()
+    if path.suffix == ".gguf":
+        from lowbit.models.gguf import load_gguf
+
+        return load_gguf(path)
+    from lowbit.models.hf import load_hf
+
+    if path.is_dir():
+        return load_hf(path)
+    if path.exists():
+        raise ModelError(f"{path} is neither a folder nor a .gguf file", "name the folder that holds config.json")
+    if _HUB_NAME.fullmatch(str(source)) and not str(source).startswith("."):
+        return load_hf(download(str(source)))
+    raise ModelError(
+        f"there is no model at {path}", "check the path, or give a hub name such as HuggingFaceTB/SmolLM2-135M"
+    )
+
+
+def download(name: str) -> Path:
+    """Returns the local folder of a hub model, downloading what is not in the cache yet.
+
+    Raises:
+      ModelError: the hub cannot be reached, or has no such model that this user may read.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_HUB_FILES)))
+    except GatedRepoError as error:
+        raise ModelError(
+            f"the hub does not let you read {name!r} yet",
+            f"accept its licence at https://huggingface.co/{name} and log in with `hf auth login`",
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(
+            f"there is no folder and no hub model {name!r}", "check the spelling, or log in if it is private"
+        ) from error
+    except OSError as error:  # the hub's own errors are: offline mode, no answer, an empty cache
+        raise ModelError(
+            f"there is no folder {name!r}, and the Hugging Face hub cannot be reached for the model of that name",
+            "connect to the network (HF_HUB_OFFLINE unset), or download the model elsewhere and give its folder",
+        ) from error

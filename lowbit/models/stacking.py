@@ -1,0 +1,120 @@
+"""Tensors of one layer each, as files hold them, into the stacked parameter tree of the decoder."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from lowbit.errors import ModelError
+from lowbit.llama import LlamaConfig, param_shapes
+
+LAYER_PREFIX = "layers/"
+
+# (path in the tree, layer or None) -> name in the file.
+NameOf = Callable[[str, int | None], str]
+
+
+class TensorSource(Protocol):
+    """Something that gives out tensors by name, one at a time."""
+
+    where: str
+
+    def names(self) -> set[str]:
+        """Returns the names of all tensors."""
+        ...
+
+    def read(self, name: str) -> np.ndarray:
+        """Returns one tensor as floats, matrices as [n k] (out, in)."""
+        ...
+
+
+def stack_params(cfg: LlamaConfig, source: TensorSource, name_of: NameOf) -> dict[str, Any]:
+    """Returns the nested float32 tree of `cfg`, kernels [L k n], read from tensors of one layer each.
+
+    Each stacked array is filled layer by layer, so that one tensor at most is held twice.
+
+    Args:
+      cfg: what is expected.
+      source: where tensors come from; all its names must be known.
+      name_of: how `source` calls a layer of a parameter.
+
+    Raises:
+      ModelError: a tensor is missing, unexpected, or of another shape.
+    """
+    shapes = param_shapes(cfg)
+    expected = {name for path in shapes for name in layer_names(cfg, path, name_of)}
+    _compare_names(expected, source)
+    flat: dict[str, np.ndarray] = {}
+    for path, shape in shapes.items():
+        names = layer_names(cfg, path, name_of)
+        stacked = np.empty(shape, np.float32)
+        for layer, name in enumerate(names):
+            slot = stacked[layer] if path.startswith(LAYER_PREFIX) else stacked
+            slot[...] = _oriented(path, source.read(name), slot.shape, name, source.where)
+        flat[path] = stacked
+    return nest(flat)
+
+
+def layer_names(cfg: LlamaConfig, path: str, name_of: NameOf) -> list[str]:
+    """Returns the names of the tensors that make up one parameter: one a layer, or a single one."""
+    if path.startswith(LAYER_PREFIX):
+        return [name_of(path, layer) for layer in range(cfg.num_layers)]
+    return [name_of(path, None)]
+
+
+def is_transposed(path: str) -> bool:
+    """Whether files hold the transpose: kernels are [k n] in the tree and [n k] in files."""
+    return path.endswith("/kernel")
+
+
+def nest(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Returns {"a": {"b": x}} for {"a/b": x}."""
+    tree: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns {"a/b": x} for {"a": {"b": x}}."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}/")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _oriented(path: str, tensor: np.ndarray, shape: tuple[int, ...], name: str, where: str) -> np.ndarray:
+    """Returns the tensor as the tree wants it, after comparing its shape."""
+    wanted = shape[::-1] if is_transposed(path) else shape
+    if tensor.shape != wanted:
+        raise ModelError(
+            f"{name} in {where} has shape {list(tensor.shape)}, but the config states {list(wanted)}",
+            "use the config of this very model",
+        )
+    return tensor.T if is_transposed(path) else tensor
+
+
+def _compare_names(expected: set[str], source: TensorSource) -> None:
+    found = source.names()
+    missing, unexpected = sorted(expected - found), sorted(found - expected)
+    if missing:
+        raise ModelError(
+            f"{source.where} lacks {_listed(missing)}", "download the model again, with the config it came with"
+        )
+    if unexpected:
+        raise ModelError(
+            f"{source.where} holds {_listed(unexpected)}, which a decoder of this config does not have",
+            "take a model whose architecture is the one its config.json names",
+        )
+
+
+def _listed(names: list[str], shown: int = 4) -> str:
+    more = f" and {len(names) - shown} more tensors" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
