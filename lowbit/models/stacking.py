@@ -1,7 +1,7 @@
 """Tensors of one layer each, as files hold them, into the stacked parameter tree of the decoder."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -14,6 +14,7 @@ LAYER_PREFIX = "layers/"
 NameOf = Callable[[str, int | None], str]
 
 
+@runtime_checkable
 class TensorSource(Protocol):
     """Something that gives out tensors by name, one at a time."""
 
