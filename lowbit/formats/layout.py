@@ -5,6 +5,7 @@
 
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,23 +112,22 @@ def stored_arrays(model: PackedModel) -> dict[str, BFloat16 | np.ndarray]:
     Raises:
       FormatError: two arrays of one name.
     """
-    arrays: dict[str, BFloat16 | np.ndarray] = {}
-
-    def add(name: str, array: BFloat16 | np.ndarray) -> None:
-        if name in arrays:
-            raise FormatError(f"two arrays would be stored as {name!r}", "rename one of the parameters")
-        arrays[name] = array
-
+    named: list[tuple[str, BFloat16 | np.ndarray]] = []
     for name, tensor in model.tensors.items():
         if isinstance(tensor, PackedTensor):
-            add(f"{name}.codes", tensor.packed)
-            add(f"{name}.scale", tensor.scale)
+            named += [(f"{name}.codes", tensor.packed), (f"{name}.scale", tensor.scale)]
             if tensor.zero is not None:
-                add(f"{name}.zero", tensor.zero)
+                named.append((f"{name}.zero", tensor.zero))
         else:
-            add(name, tensor)
+            named.append((name, tensor))
     for name, content in model.tokenizer.items():
-        add(TOKENIZER_PREFIX + name, np.frombuffer(content, np.uint8))
+        named.append((TOKENIZER_PREFIX + name, np.frombuffer(content, np.uint8)))
+    arrays = dict(named)
+    if len(arrays) != len(named):
+        counts = Counter(name for name, _ in named)
+        raise FormatError(
+            f"two arrays would be stored as {counts.most_common(1)[0][0]!r}", "rename one of the parameters"
+        )
     return arrays
 
 

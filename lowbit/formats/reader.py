@@ -102,23 +102,22 @@ def _packed_tensor(
 ) -> PackedTensor:
     if entry["grid"] not in grids:
         raise FormatError(f"grid {entry['grid']!r} is not in the table of grids", "export the model again")
-
-    def take(part: str) -> ArrayEntry:
-        stored = f"{name}.{part}"
-        if stored not in left:
-            raise FormatError(f"array {stored!r} is missing", "export the model again")
-        return left.pop(stored)
-
     return PackedTensor(
-        packed=_view(data, _expect(take("codes"), "U8")),
-        scale=_view(data, _expect(take("scale"), "F16", "F32")),
-        zero=_view(data, _expect(take("zero"), "F16", "F32")) if entry["zero"] else None,
+        packed=_view(data, _take(left, f"{name}.codes", "U8")),
+        scale=_view(data, _take(left, f"{name}.scale", "F16", "F32")),
+        zero=_view(data, _take(left, f"{name}.zero", "F16", "F32")) if entry["zero"] else None,
         levels=grids[entry["grid"]],
         shape=(entry["shape"][0], entry["shape"][1]),
         grid=entry["grid"],
         packing=entry["packing"],
         transposed=entry["transposed"],
     )
+
+
+def _take(left: dict[str, ArrayEntry], stored: str, *dtypes: str) -> ArrayEntry:
+    if stored not in left:
+        raise FormatError(f"array {stored!r} is missing", "export the model again")
+    return _expect(left.pop(stored), *dtypes)
 
 
 def _expect(entry: ArrayEntry, *dtypes: str) -> ArrayEntry:

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from lowbit.errors import FormatError
-from lowbit.formats import decode, read
+from lowbit.formats import PackedModel, decode, read, write
 
 Forge = Callable[[Callable[[dict[str, Any], dict[str, Any]], None]], Path]
 
@@ -18,7 +19,11 @@ def test_forging_without_an_edit_gives_a_sound_file(forge: Forge) -> None:
     read(forge(lambda entries, metadata: None), verify=True)
 
 
-def test_no_flipped_or_missing_byte_gives_anything_but_a_format_error(tiny_file: Path) -> None:
+def test_no_flipped_or_missing_byte_gives_anything_but_a_format_error(tmp_path: Path, tiny_model: PackedModel) -> None:
+    tiny_file = tmp_path / "tiny"
+    names = ("layers.0.int3.kernel", "layers.0.ternary.kernel", "norm.scale")
+    tensors = {name: tiny_model.tensors[name] for name in names}
+    write(tiny_file, replace(tiny_model, tensors=tensors))
     sound = tiny_file.read_bytes()
     header = 8 + int.from_bytes(sound[:8], "little")
     rng = np.random.default_rng(0)
