@@ -94,7 +94,7 @@ def draw_curves(runs: Mapping[str, Mapping[str, Series]], key: str = "loss") -> 
         last = max(int(s.steps[-1]) for s in series.values())
         for (name, final), end, colour in zip(finals.items(), ends, theme.SERIES * len(series), strict=False):
             axes.annotate(
-                f"{name}   {final:.3f}",
+                f"{name}\u2002{final:.3f}",
                 (last, end),
                 xytext=(10, 0),
                 textcoords="offset points",

@@ -188,7 +188,7 @@ def _samples(rows: list[Row]) -> str:
             if row.bits == width
         )
         blocks.append(f'<div class="width"><h3>{width:g} bit</h3><div class="texts">{texts}</div></div>')
-    note = "The same prompt, continued by the packed file of each width."
+    note = "One prompt, continued by each model."
     return _section("What the models write", note, f'<div class="samples">{"".join(blocks)}</div>')
 
 
