@@ -96,8 +96,9 @@ class AffineGrid(NamedTuple):
     reach: Scalar
 
     def integers(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
-        """The integer z of the level nearest to `u = w/s`."""
-        return jnp.round(jnp.clip(u, self.low, self.high) * self.inverse_step - self.offset)
+        """The integer z of the level nearest to `u = w/s`; never -0, which a code could not tell from 0."""
+        z = jnp.round(jnp.clip(u, self.low, self.high) * self.inverse_step - self.offset)
+        return jnp.where(z == 0, 0.0, z)
 
     def level(self, z: Float[Array, "..."]) -> Float[Array, "..."]:
         """The level of integer z, in units of the scale."""

@@ -117,7 +117,7 @@ def _minmax(bits: float, granularity: Granularity, scale_dtype: DTypeLike) -> Qu
 
     def parts(w: Float[Array, "*s k n"], state: State) -> tuple[Array, Array, Array]:
         scale = scales.stored(state["scale"], scale_dtype)
-        zero = state["zero"].astype(scale_dtype).astype(jnp.float32)
+        zero = jnp.round(state["zero"]).astype(scale_dtype).astype(jnp.float32)
         codes = jnp.clip(jnp.round(scales.in_units_of(scale, w)) + zero[..., None, :], 0.0, top)
         return codes, scale, zero
 

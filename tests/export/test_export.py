@@ -1,0 +1,107 @@
+"""Packed equals trained: for every method, for mixed widths, groups, biases and a quantized embedding."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lowbit import formats
+from lowbit.export import pack_model, verify
+from lowbit.export.packed import unpack_params
+from lowbit.llama import LlamaConfig
+from lowbit.models import Transformer
+from lowbit.numerics.quantizers import absmean_ternary, llmqat, paretoq, rtn, stored_as, transposed
+from lowbit.tree import Rule, bits_report, fake_quant, flatten, init_state
+
+CFG = LlamaConfig.from_hf(
+    {
+        "model_type": "qwen2",
+        "vocab_size": 96,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 64,
+    }
+)
+KERNELS = "layers/(attn|mlp)/.*_proj/kernel"
+METHODS = {
+    **{f"paretoq{bits}": paretoq(bits) for bits in (1, 1.58, 2, 3, 4)},
+    "mixed": paretoq([1, 4]),
+    "groups": paretoq(3, granularity=16),
+    "float32_scales": paretoq(2, scale_dtype=jnp.float32),
+    "bfloat16_scales": paretoq(2, scale_dtype=jnp.bfloat16),
+    "rtn": rtn(4),
+    "minmax": rtn(3, symmetric=False, granularity=16),
+    "per_tensor": rtn(8, granularity="tensor"),
+    "llmqat": llmqat(4),
+    "absmean": absmean_ternary(),
+    "float": None,
+}
+TOKENS = np.random.default_rng(0).integers(0, 96, (2, 12))
+
+
+def trained(quantizer, embedding, cfg=CFG):
+    """A model some steps away from its start: weights and scales moved, as training would."""
+    params = jax.jit(Transformer(cfg).init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    rules = (Rule("embed/embedding", embedding), Rule(KERNELS, quantizer), Rule(".*", stored_as(jnp.float16)))
+    state = jax.jit(functools.partial(init_state, rules))(params)
+    keys = iter(jax.random.split(jax.random.key(1), 1000))
+    moved = jax.tree.map(lambda w: w * (1 + 0.1 * jax.random.normal(next(keys), w.shape)), (params, state["quant"]))
+    return moved[0], rules, {**state, "quant": moved[1]}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_packed_file_is_the_trained_model(name, tmp_path):
+    params, rules, state = trained(METHODS[name], stored_as(jnp.bfloat16) if name == "float" else transposed(rtn(8)))
+    formats.write(tmp_path / "m.lowbit", pack_model(CFG, params, rules, state, {}, {"method": name}))
+    packed = formats.read(tmp_path / "m.lowbit", verify=True)
+    result = verify(packed, CFG, params, rules, state, TOKENS)
+    assert result.ok, str(result)
+    assert result.weights == sum(w.size for w in jax.tree.leaves(params))
+    # The bound is no blank cheque: it stays far below what one changed code does.
+    assert 0 < result.max_logit_error < result.logit_bound < 1e-4
+
+
+def test_separate_head(tmp_path):
+    cfg = dataclasses.replace(CFG, tie_embeddings=False, qkv_bias=False)
+    params, rules, state = trained(paretoq(2), stored_as(jnp.float16), cfg)
+    packed = pack_model(cfg, params, rules, state, {}, {})
+    assert verify(packed, cfg, params, rules, state, TOKENS).ok
+
+
+def test_unpacked_parameters_are_the_fake_quantized_ones():
+    params, rules, state = trained(paretoq([2, 1.58]), transposed(rtn(4)))
+    shipped = unpack_params(CFG, pack_model(CFG, params, rules, state, {}, {}))
+    for path, w_hat in flatten(fake_quant(rules, params, state)).items():
+        np.testing.assert_array_equal(shipped[path], w_hat, err_msg=path)
+
+
+def test_one_changed_code_is_found():
+    params, rules, state = trained(paretoq(2), stored_as(jnp.float16))
+    packed = pack_model(CFG, params, rules, state, {}, {})
+    name = "layers.1.mlp.up_proj.kernel"
+    tensor = packed.tensors[name]
+    codes = tensor.codes().copy()
+    codes[3, 5] = (codes[3, 5] + 1) % 4
+    packed.tensors[name] = formats.PackedTensor.from_codes(codes, tensor.scale, tensor.levels, tensor.grid)
+    result = verify(packed, CFG, params, rules, state, TOKENS)
+    assert not result.ok
+    assert result.differing == {"layers/mlp/up_proj/kernel": 1}
+    assert result.max_logit_error > result.logit_bound
+    assert "1 DIFFER" in str(result)
+    assert "is NOT the trained model" in str(result)
+
+
+def test_bits_in_the_report_are_the_bytes_in_the_file():
+    params, rules, state = trained(paretoq(4), transposed(rtn(8)))
+    summary = formats.summarize(pack_model(CFG, params, rules, state, {}, {}))
+    report = bits_report(rules, params)
+    assert summary.quantized_bits == pytest.approx(report.quantized_bits_per_weight)
+    assert summary.model_bits == pytest.approx(report.model_bits_per_weight)
