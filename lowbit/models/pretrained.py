@@ -63,7 +63,7 @@ def download(name: str) -> Path:
       ModelError: the hub cannot be reached, or has no such model that this user may read.
     """
     import huggingface_hub
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_HUB_FILES)))
@@ -72,7 +72,7 @@ def download(name: str) -> Path:
             f"the hub does not let you read {name!r} yet",
             f"accept its licence at https://huggingface.co/{name} and log in with `hf auth login`",
         ) from error
-    except RepositoryNotFoundError as error:
+    except (RepositoryNotFoundError, HFValidationError) as error:
         raise ModelError(
             f"there is no folder and no hub model {name!r}", "check the spelling, or log in if it is private"
         ) from error

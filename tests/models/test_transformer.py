@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from lowbit.errors import ModelError
+from lowbit.linen import quantize
 from lowbit.llama import LlamaConfig, param_shapes
 from lowbit.models import Block, Transformer
 from lowbit.models.attention import resolve_attention, rotary_tables, rotate
+from lowbit.numerics.quantizers import paretoq, rtn, stored_as, transposed
+from lowbit.tree import Rule, fake_quant, init_state
 
 CFG = LlamaConfig(
     vocab_size=40,
@@ -190,6 +193,19 @@ def test_a_transform_meets_one_layer_at_a_time_under_scan_and_remat(remat, tied)
     assert dict(seen) == {path: s[1:] if path.startswith("layers/") else s for path, s in shapes.items()}
     np.testing.assert_allclose(value, want, rtol=0, atol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradients, want_gradients)
+
+
+def test_fake_quantization_enters_by_the_transform_and_equals_the_tree_form_bit_for_bit():
+    rules = (
+        Rule("layers/.*_proj/kernel", paretoq(2)),
+        Rule("embed/embedding", transposed(rtn(4))),
+        Rule(".*", stored_as(jnp.float16)),
+    )
+    state = init_state(rules, PARAMS)
+    model = Transformer(CFG, remat="dots", transform=lambda cls, prefix: quantize(cls, rules, prefix))
+    fused = run(model, {"params": PARAMS, **state}, TOKENS)
+    np.testing.assert_array_equal(fused, run(Transformer(CFG), {"params": fake_quant(rules, PARAMS, state)}, TOKENS))
+    assert np.abs(fused - run(Transformer(CFG), {"params": PARAMS}, TOKENS)).max() > 0.1
 
 
 def test_a_tied_embedding_is_transformed_once():
