@@ -289,10 +289,11 @@ def _at(config: ConfigDict, key: str) -> Any:
 
 
 def _explained(path: str, error: Exception) -> ConfigError:
-    misspelt = re.search(r'[Kk]ey "(\w+)" does not exist', str(error))
+    misspelt = re.search(r'Key "(\w+)" does not exist|instead of "(\w+)"', str(error))
     if misspelt:
+        name = misspelt[1] or misspelt[2]
         names = {part for key, _ in _leaves(base()) for part in key.split(".")}
-        return ConfigError(f"{path} sets an unknown key {misspelt[1]!r}", nearest(misspelt[1], names))
+        return ConfigError(f"{path} sets an unknown key {name!r}", nearest(name, names))
     if "get_config" in str(error):
         return ConfigError(f"{path} defines no get_config(arg)", "define get_config(arg: str) -> ConfigDict in it")
     return ConfigError(f"{path} cannot be loaded: {error}", "mend the config file")

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 from lowbit.config import ConfigDict, differences, from_json, to_json
@@ -88,7 +87,7 @@ class Checkpoints:
             try:
                 meta = self._restore(step, meta=ocp.args.JsonRestore())["meta"]
                 saved = from_json(meta["config"], f"checkpoint {step}")
-            except _UNREADABLE:
+            except Exception:
                 continue
             keys = [key for key in differences(saved, config) if key.split(".")[0] not in FREE_SECTIONS]
             if keys:
@@ -101,7 +100,8 @@ class Checkpoints:
     def restore(self, like: TrainState, fingerprint: str) -> tuple[TrainState, Progress] | None:
         """Returns the newest readable checkpoint on the shardings of `like`, or None if the folder has none.
 
-        One that cannot be read is reported as a warning, removed, and the one before it is tried.
+        One that cannot be read is reported as a warning and set aside, and the one before it is tried.
+        What a broken byte makes Orbax and TensorStore raise is not documented: any exception counts.
 
         Args:
           like: a state of the run's shapes and shardings (arrays or `jax.ShapeDtypeStruct`); its constants outside of
@@ -123,12 +123,12 @@ class Checkpoints:
                 )
                 progress = Progress(**parts["meta"]["progress"])
                 state = _state(parts["model"], parts["training"], like)
-            except _UNREADABLE as error:
+            except Exception as error:
                 warnings.warn(
                     f"checkpoint {step} in {self.folder} cannot be read ({error}); going back to the one before",
                     stacklevel=2,
                 )
-                self._discard(step)
+                self._set_aside(step)
                 continue
             if progress.data != fingerprint:
                 raise CheckpointError(
@@ -151,14 +151,13 @@ class Checkpoints:
     def _restore(self, step: int, **args: Any) -> Any:
         return self._manager.restore(step, args=ocp.args.Composite(**args))
 
-    def _discard(self, step: int) -> None:
-        # Not through the manager: it would read the broken one to remove it.
-        shutil.rmtree(self.folder / str(step), ignore_errors=True)
+    def _set_aside(self, step: int) -> None:
+        # Out of the way of the checkpoint that will be written at the same step; not deleted: who knows why it broke.
+        aside = self.folder.with_name(f"{self.folder.name}.unreadable")
+        aside.mkdir(exist_ok=True)
+        shutil.rmtree(aside / str(step), ignore_errors=True)
+        (self.folder / str(step)).rename(aside / str(step))
         self._manager.reload()
-
-
-# Orbax and TensorStore raise whatever the broken byte leads to; which of the built-in types is not documented.
-_UNREADABLE = (ValueError, KeyError, TypeError, OSError, RuntimeError, AttributeError, AssertionError)
 
 
 @contextlib.contextmanager
@@ -172,7 +171,7 @@ def opened(folder: Path, keep: int = 2) -> Iterator[Checkpoints]:
 
 
 def load_model(folder: Path, shapes: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    """Returns ({"params", "quant", "grid"} as numpy arrays, step) of the newest readable checkpoint.
+    """Returns ({"params", "quant", "grid"} on the first device, step) of the newest readable checkpoint.
 
     Args:
       folder: of the checkpoints.
@@ -192,10 +191,10 @@ def load_model(folder: Path, shapes: dict[str, Any]) -> tuple[dict[str, Any], in
         for step in sorted(manager.all_steps(), reverse=True):
             try:
                 parts = manager.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(target)))
-            except _UNREADABLE as error:
+            except Exception as error:
                 warnings.warn(f"checkpoint {step} in {folder} cannot be read ({error})", stacklevel=2)
                 continue
-            return jax.tree.map(np.asarray, parts["model"]), step
+            return parts["model"], step
     raise CheckpointError(f"{folder} holds no readable checkpoint", mend)
 
 

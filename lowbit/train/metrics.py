@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from tqdm import tqdm
 
@@ -83,7 +83,7 @@ class Log:
             total=steps, initial=start, unit="step", desc=folder.path.name, disable=not progress, dynamic_ncols=True
         )
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Log":
         return self
 
     def __exit__(

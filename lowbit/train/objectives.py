@@ -22,7 +22,7 @@ def next_token(model: nn.Module, chunks: int = 8) -> Objective:
       chunks: see `losses.token_nll`.
     """
 
-    def objective(variables: Tree, batch: Int32[Array, "b t+1"]) -> tuple[jax.Array, Metrics]:
+    def objective(variables: Tree, batch: Int32[Array, "b tokens"]) -> tuple[jax.Array, Metrics]:
         hidden, head = _hidden_and_head(model, variables, batch)
         targets = batch[:, 1:]
         return cross_entropy(hidden, head, targets, chunks), {"tokens": jnp.float32(targets.size)}
@@ -35,7 +35,7 @@ def nll_function(model: nn.Module, chunks: int = 8) -> Callable[[Tree, jax.Array
     return functools.partial(_nll, model, chunks)
 
 
-def _nll(model: nn.Module, chunks: int, variables: Tree, batch: Int32[Array, "b t+1"]) -> Float32[Array, "b t"]:
+def _nll(model: nn.Module, chunks: int, variables: Tree, batch: Int32[Array, "b tokens"]) -> Float32[Array, "b t"]:
     hidden, head = _hidden_and_head(model, variables, batch)
     return token_nll(hidden, head, batch[:, 1:], chunks)
 

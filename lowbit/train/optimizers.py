@@ -112,10 +112,23 @@ def adamw(
         raise ConfigError(f"learning rate {learning_rate} is negative", "give a positive number")
     return optax.chain(
         *([optax.clip_by_global_norm(clip_norm)] if clip_norm is not None else []),
-        optax.scale_by_adam(b1, b2, eps),
+        with_standard_promotion(optax.scale_by_adam(b1, b2, eps)),
         _scale_and_decay_by_group(groups),
         scale_by_peak(schedule, learning_rate),
     )
+
+
+def with_standard_promotion(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Returns the optimizer, free to mix dtypes as optax does (a float to the power of an integer count).
+
+    The rest of the step stays under whatever `jax_numpy_dtype_promotion` says.
+    """
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        with jax.numpy_dtype_promotion("standard"):
+            return optimizer.update(updates, state, params)
+
+    return optax.GradientTransformation(optimizer.init, update)
 
 
 def _scale_and_decay_by_group(groups: Mapping[str, Group]) -> optax.GradientTransformation:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from lowbit.config import ConfigDict
 from lowbit.data import TextTokenizer, TokenDataset, TokenWindows, byte_lengths, encode_files
 from lowbit.errors import ConfigError, DataError, ModelError, TokenizerError, nearest
 from lowbit.linen import quantize
-from lowbit.llama import LlamaConfig
+from lowbit.llama import LlamaConfig, param_shapes
 from lowbit.models import Transformer, pretrained
 from lowbit.models.layers import untransformed
 from lowbit.train import sharding
@@ -29,7 +29,7 @@ from lowbit.train.quantization import quantization_rules
 from lowbit.train.schedules import make_schedule
 from lowbit.train.state import TrainState, Tree, split
 from lowbit.train.step import Objective
-from lowbit.tree import Rule, init_state, resolve
+from lowbit.tree import Rule, init_state, resolve, unflatten
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -109,7 +109,7 @@ def prepare(config: ConfigDict) -> Experiment:
     rules = tuple(quantization_rules(config.quant))
     _check_files(config.data.train, config.data.valid)
 
-    cfg, params, tokenizer_files = _start(config)
+    cfg, make_params, tokenizer_files = _start(config)
     _check_heads(cfg, mesh)
     if config.train.sequence_length > cfg.max_positions:
         raise ConfigError(
@@ -117,7 +117,7 @@ def prepare(config: ConfigDict) -> Experiment:
             "shorten the sequences",
         )
     model = make_model(config, cfg, rules)
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+    shapes = unflatten({path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in param_shapes(cfg).items()})
     resolve(rules, shapes)
     groups = parameter_groups(
         config.optimizer,
@@ -151,7 +151,7 @@ def prepare(config: ConfigDict) -> Experiment:
         cfg=cfg,
         rules=rules,
         model=model,
-        params=params,
+        params=make_params(),
         constants={},
         objective=next_token(model, config.train.loss_chunks),
         optimizer=optimizer,
@@ -196,18 +196,24 @@ def _quantized(rules: Sequence[Rule[Any]], module_cls: Any, prefix: str) -> Any:
     return quantize(module_cls, rules, prefix)
 
 
-def _start(config: ConfigDict) -> tuple[LlamaConfig, Tree, dict[str, bytes]]:
-    """The sizes, parameters and tokenizer that a run begins with: a pretrained model's, or fresh ones."""
+def _start(config: ConfigDict) -> tuple[LlamaConfig, Callable[[], Tree], dict[str, bytes]]:
+    """The sizes, parameters and tokenizer that a run begins with: a pretrained model's, or fresh ones.
+
+    Parameters come as a function, as fresh ones are not for free: other parts are checked first.
+    """
     settings = config.model
     tokenizer = _tokenizer_files(Path(settings.tokenizer)) if settings.tokenizer else {}
     if settings.source:
         loaded = pretrained.load(settings.source)
-        return loaded.cfg, loaded.params, tokenizer or dict(loaded.tokenizer_files)
+        return loaded.cfg, lambda: loaded.params, tokenizer or dict(loaded.tokenizer_files)
     cfg = LlamaConfig(**settings.architecture.to_dict())
     model = make_model(config, cfg, None)
-    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    init = jax.jit(lambda key: model.init(key, jnp.zeros(tokens.shape, tokens.dtype))["params"])
-    return cfg, jax.tree.map(np.asarray, init(jax.random.key(config.seed))), tokenizer
+
+    def make_params() -> Tree:
+        init = jax.jit(lambda key: model.init(key, jnp.zeros((1, 1), jnp.int32))["params"])
+        return jax.tree.map(np.asarray, init(jax.random.key(config.seed)))
+
+    return cfg, make_params, tokenizer
 
 
 def _tokenizer_files(folder: Path) -> dict[str, bytes]:

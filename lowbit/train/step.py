@@ -49,13 +49,13 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
             (loss, metrics), grads = gradient(state.params, state.constants, batch)
         else:
             loss, metrics, grads = _accumulated(gradient, state, batch, accumulate)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = metrics | {
             "loss": loss,
             "grad_norm": grad_norm,
-            "param_norm": optax.global_norm(state.params),
+            "param_norm": optax.tree.norm(state.params),
             "finite": jnp.isfinite(loss) & jnp.isfinite(grad_norm),
         }
         learning_rate = optax.tree.get(opt_state, "learning_rate")

@@ -22,8 +22,8 @@ class Trained(NamedTuple):
       config: the run's config.
       cfg: the model's sizes.
       rules: which parameter has which quantizer.
-      params: float32 masters, numpy.
-      state: {"quant", "grid"}, numpy, as `lowbit.tree.fake_quant` takes it.
+      params: float32 masters, jax arrays on the first device.
+      state: {"quant", "grid"}, as `lowbit.tree.fake_quant` takes it.
       tokenizer_files: by name; empty for a run without a tokenizer.
       step: of the checkpoint.
     """

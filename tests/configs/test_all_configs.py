@@ -1,0 +1,75 @@
+"""Every config says what it is for and what to expect, and its smoke form trains two steps."""
+
+import ast
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lowbit.config import load, steps
+from lowbit.errors import ConfigError
+from lowbit.train import load_trained, run
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+FIELDS = ("Paper:", "Command:", "Hardware:", "Time:", "Expected:", "Variants:")
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokens") / "tokens.npy"
+    np.save(path, np.random.default_rng(0).integers(0, 4096, 1000).astype(np.uint16))
+    return path
+
+
+def test_there_are_configs():
+    assert {path.stem for path in CONFIGS} >= {"qat_smollm2", "qat_quickstart", "pretrain_quickstart"}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_docstring_is_a_record(path):
+    text = ast.get_docstring(ast.parse(path.read_text()))
+    assert text is not None
+    starts = [line.split(" ")[0] for line in text.splitlines()]
+    for field in FIELDS:
+        assert field in starts, f"{path.name} does not say: {field}"
+    command = text[text.index("Command:") : text.index("Hardware:")]
+    assert f"python -m lowbit train configs/{path.name}" in command
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_smoke_form_trains_two_steps(path, tokens, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)  # where the paths of a config start
+    config = load(
+        f"configs/{path.name}:smoke",
+        [
+            f"data.train={tokens}",
+            f"data.valid={tokens}",
+            f"run_folder={tmp_path / 'run'}",
+            "model.compute_dtype=float32",
+            "log.progress=false",
+        ],
+    )
+    assert steps(config) == 2
+    result = run(config)
+    assert result.finished
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == 2
+    # An untrained model knows nothing: ln V nats, to within what random logits cost.
+    assert losses[0] == pytest.approx(np.log(config.model.architecture.vocab_size), abs=0.2)
+    assert load_trained(tmp_path / "run").step == 2
+
+
+@pytest.mark.parametrize("name", ["qat_smollm2", "qat_quickstart"])
+@pytest.mark.parametrize("bits", ["1", "1.58", "2", "3", "4"])
+def test_every_width_has_a_recipe(name, bits):
+    config = load(str(ROOT / f"configs/{name}.py") + f":bits={bits}")
+    assert config.quant.bits == float(bits)
+    assert config.optimizer.learning_rate > 0
+    assert steps(config) > 10
+
+
+def test_a_width_without_recipe_is_refused():
+    with pytest.raises(ConfigError, match="no recipe for bits 5"):
+        load(str(ROOT / "configs/qat_smollm2.py") + ":bits=5")

@@ -1,0 +1,147 @@
+"""Checkpoints: whole or not at all, on any mesh, and of this run."""
+
+import dataclasses
+import os
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from lowbit.errors import CheckpointError, ConfigError
+from lowbit.train import sharding
+from lowbit.train.checkpoints import Clock, Progress, load_model, opened
+from lowbit.train.setup import prepare
+
+PROGRESS = Progress(step=0, tokens=0, elapsed=0.0, data="fingerprint")
+
+
+@pytest.fixture(scope="module")
+def saved(token_file, tmp_path_factory):
+    """Two checkpoints of a state whose numbers say which one they are of."""
+    from lowbit.config import base, override, shrink
+
+    config = base()
+    override(
+        shrink(config),
+        [f"data.train={token_file}", "model.architecture.vocab_size=64", "optimizer.frozen=params/norm/.*"],
+    )
+    experiment = prepare(config)
+    state = experiment.initial_state()
+    folder = tmp_path_factory.mktemp("checkpoints")
+    with opened(folder) as checkpoints:
+        for step in (1, 2):
+            state = dataclasses.replace(state, step=state.step + 1)
+            checkpoints.save(state, dataclasses.replace(PROGRESS, step=step), config)
+    return experiment, state, folder
+
+
+@pytest.fixture
+def copied(saved, tmp_path):
+    experiment, state, folder = saved
+    return experiment, state, shutil.copytree(folder, tmp_path / "copy")
+
+
+def test_restores_every_bit_onto_another_mesh(copied):
+    experiment, state, folder = copied
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 4, "tensor": 2})
+    like = dataclasses.replace(experiment, mesh=mesh).abstract_state()
+    with opened(folder) as checkpoints:
+        restored, progress = checkpoints.restore(like, "fingerprint")
+    assert progress == dataclasses.replace(PROGRESS, step=2)
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    for got, want, place in zip(*map(jax.tree.leaves, (restored, state, like)), strict=True):
+        np.testing.assert_array_equal(np.asarray(got), np.asarray(want))
+        assert got.sharding == place.sharding
+
+
+def test_frozen_leaves_are_part_of_the_model(copied):
+    experiment, state, folder = copied
+    assert "norm" not in state.params["params"]
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state.variables)
+    variables, step = load_model(folder, shapes)
+    assert step == 2
+    np.testing.assert_array_equal(variables["params"]["norm"]["scale"], experiment.params["norm"]["scale"])
+
+
+def test_constants_of_other_collections_are_passed_on_not_saved(copied):
+    experiment, _, folder = copied
+    like = experiment.abstract_state()
+    like = dataclasses.replace(like, constants=like.constants | {"teacher": {"w": np.ones(3)}})
+    with opened(folder) as checkpoints:
+        restored, _ = checkpoints.restore(like, "fingerprint")
+    np.testing.assert_array_equal(restored.constants["teacher"]["w"], np.ones(3))
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove_meta", "empty"])
+def test_a_broken_checkpoint_gives_way_to_the_one_before(copied, damage):
+    experiment, _, folder = copied
+    newest = folder / "2"
+    if damage == "truncate":
+        for file in [*newest.rglob("d/*"), *newest.rglob("manifest.ocdbt")]:
+            os.truncate(file, file.stat().st_size // 2)
+    elif damage == "remove_meta":
+        shutil.rmtree(newest / "meta")
+    else:
+        shutil.rmtree(newest)
+        newest.mkdir()
+    with opened(folder) as checkpoints, pytest.warns(UserWarning, match=r"checkpoint 2 in .* cannot be read"):
+        restored, progress = checkpoints.restore(experiment.abstract_state(), "fingerprint")
+    assert progress.step == int(restored.step) == 1
+    assert not newest.exists()
+
+
+def test_a_half_written_checkpoint_is_not_seen(copied):
+    _, _, folder = copied
+    shutil.copytree(folder / "2", folder / "3.orbax-checkpoint-tmp-0")
+    with opened(folder) as checkpoints:
+        assert checkpoints.steps() == [1, 2]
+
+
+def test_nothing_readable_is_an_error_and_nothing_at_all_is_a_start(copied, tmp_path):
+    experiment, _, folder = copied
+    like = experiment.abstract_state()
+    for step in (1, 2):
+        shutil.rmtree(folder / str(step) / "training")
+    with (
+        opened(folder) as checkpoints,
+        pytest.warns(UserWarning, match="cannot be read"),
+        pytest.raises(CheckpointError, match=r"no checkpoint in .* can be read"),
+    ):
+        checkpoints.restore(like, "fingerprint")
+    with opened(tmp_path / "new") as checkpoints:
+        assert checkpoints.restore(like, "fingerprint") is None
+
+
+def test_another_config_is_refused_with_the_keys(copied):
+    experiment, _, folder = copied
+    other = experiment.config.copy_and_resolve_references()
+    other.quant.bits = 4.0
+    other.optimizer.learning_rate = 0.5
+    other.log.every_steps = 7  # decides nothing
+    with opened(folder) as checkpoints:
+        checkpoints.check(experiment.config)
+        with pytest.raises(CheckpointError, match=r"optimizer\.learning_rate, quant\.bits differ"):
+            checkpoints.check(other)
+
+
+def test_other_data_is_refused(copied):
+    experiment, _, folder = copied
+    with opened(folder) as checkpoints, pytest.raises(CheckpointError, match="made with other training data"):
+        checkpoints.restore(experiment.abstract_state(), "another")
+
+
+def test_clock():
+    by_steps = Clock(3, float("inf"))
+    assert [step for step in range(1, 8) if by_steps.due(step)] == [3, 6]
+    assert not Clock(0, float("inf")).due(1)
+    assert Clock(0, 1e-9).due(1)
+    with pytest.raises(ConfigError, match="every -1 steps"):
+        Clock(-1, 1.0)
+    with pytest.raises(ConfigError, match=r"or 0\.0 minutes"):
+        Clock(0, 0.0)
+
+
+def test_a_folder_without_checkpoints(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no checkpoints"):
+        load_model(tmp_path / "absent", {})
