@@ -13,6 +13,9 @@ from lowbit.train import sharding
 from lowbit.train.checkpoints import Clock, Progress, load_model, opened
 from lowbit.train.setup import prepare
 
+# Reads still under way when the first one finds a broken file report to an event loop that Orbax has closed.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 PROGRESS = Progress(step=0, tokens=0, elapsed=0.0, data="fingerprint")
 
 
