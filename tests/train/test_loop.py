@@ -31,6 +31,7 @@ def losses(folder):
 
 def test_a_run_learns_and_leaves_everything_behind(tiny_config):
     config = tiny_config("train.tokens=5120", "optimizer.learning_rate=0.03", "evaluation.every_steps=10")
+    config.log.tensorboard = True
     result = run(config)
     assert result.finished
     assert result.step == 20
@@ -44,6 +45,7 @@ def test_a_run_learns_and_leaves_everything_behind(tiny_config):
     evaluations = lines(folder / "evaluations.jsonl")
     assert [row["step"] for row in evaluations] == [10, 20]
     assert evaluations[-1]["nll"] == result.evaluations["tokens"].nll
+    assert any((folder / "tensorboard").glob("events.*"))
     record = json.loads((folder / "result.json").read_text())
     assert record["evaluations"]["tokens"]["nll"] == result.evaluations["tokens"].nll
     assert record["jax_version"] == jax.__version__
