@@ -1,0 +1,257 @@
+"""The commands and their arguments, as data: parsers, `--help` and docs/commands.md are all made of it."""
+
+import argparse
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+PROGRAM = "python -m lowbit"
+
+
+@dataclasses.dataclass(frozen=True)
+class Argument:
+    """One argument.
+
+    Attributes:
+      names: a positional's single name, or a flag's spellings with their dashes.
+      help: one line.
+      options: what else `argparse.ArgumentParser.add_argument` is told.
+    """
+
+    names: tuple[str, ...]
+    help: str
+    options: Mapping[str, Any]
+
+    @property
+    def is_flag(self) -> bool:
+        """Whether it begins with a dash."""
+        return self.names[0].startswith("-")
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes:
+      name: what is typed.
+      summary: one line, for the overview.
+      description: what it does, in a few sentences.
+      examples: command lines without the program's name.
+      arguments: in the order of the help.
+    """
+
+    name: str
+    summary: str
+    description: str
+    examples: tuple[str, ...]
+    arguments: tuple[Argument, ...]
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Every spelling of every flag."""
+        return ("-h", "--help", *(name for a in self.arguments if a.is_flag for name in a.names))
+
+
+def _argument(*names: str, help: str, **options: Any) -> Argument:
+    return Argument(names, help, options)
+
+
+def positive(text: str) -> int:
+    """Parses a whole number of 1 or more; raises argparse's own error, which names the flag."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+    return int(text)
+
+
+def whole(text: str) -> int:
+    """Parses a whole number of 0 or more; raises argparse's own error, which names the flag."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 0 or more")
+    return int(text)
+
+
+_PACKED = _argument("packed", metavar="PACKED", help="packed file that export wrote")
+
+_ROUNDING = (
+    _argument(
+        "--method", metavar="NAME", help="round a pretrained SOURCE: rtn, llmqat, absmean_ternary, paretoq, float"
+    ),
+    _argument("--bits", metavar="B", help="its width: 1, 1.58, 2, 3, 4 (or what the method allows)"),
+    _argument("--granularity", metavar="G", help="one scale a channel (default), tensor, or G inputs"),
+    _argument("--scale-init", metavar="NAME", help="how scales are chosen: mse (default), max, mean, ..."),
+)
+
+TRAIN = Command(
+    "train",
+    "fine-tune a model with its quantizers in the forward pass",
+    "Trains what a config file describes and writes checkpoints, metrics and results into its run folder. A run that "
+    "was killed goes on with --resume, to the same losses. Every key of a config can be set from here.",
+    (
+        "train configs/qat_quickstart.py:bits=2 --config.run_folder=runs/w2",
+        "train configs/qat_quickstart.py:bits=2 --config.run_folder=runs/w2 --resume",
+        "train configs/qat_smollm2.py:bits=1.58,smoke --config.optimizer.learning_rate=1e-3",
+    ),
+    (
+        _argument(
+            "config", metavar="CONFIG[:VARIANTS]", help="Python file with get_config, and variants of it: x.py:bits=2"
+        ),
+        _argument(
+            "--config",
+            dest="overrides",
+            metavar="KEY=VALUE",
+            action="append",
+            default=[],
+            help="set a key of the config; --config.KEY=VALUE is the same; repeatable",
+        ),
+        _argument("--resume", action="store_true", help="go on from the newest checkpoint of the run folder"),
+    ),
+)
+
+EVAL = Command(
+    "eval",
+    "measure how well a model predicts text",
+    "Prints nats/token with its standard error over windows, perplexity, bits/byte and the number of predicted tokens, "
+    "for each text by itself. SOURCE is a run folder, a packed file, or a float model: a Hugging Face folder, a hub "
+    "name or a .gguf file, which --method rounds on the fly. Sums and logits are in float32.",
+    (
+        "eval runs/w2 --data assets/quickstart/text/valid.jsonl --windows 32 --length 256",
+        "eval w2.lowbit --data valid.npy --backend numpy",
+        "eval HuggingFaceTB/SmolLM2-135M --method rtn --bits 4 --data valid.txt -o rtn4.json",
+    ),
+    (
+        _argument(
+            "source", metavar="SOURCE", help="run folder, packed file, Hugging Face folder or hub name, or .gguf file"
+        ),
+        _argument(
+            "--data",
+            metavar="FILE",
+            nargs="+",
+            required=True,
+            help="texts (.txt .md .jsonl, also .gz .bz2) or .npy tokens",
+        ),
+        _argument("--windows", metavar="N", type=positive, help="only the first N windows of each text (default: all)"),
+        _argument(
+            "--length",
+            metavar="T",
+            type=positive,
+            help="predictions a window (default: the model's positions, up to 1024)",
+        ),
+        _argument("--batch", metavar="N", type=positive, default=8, help="windows at a time (default: 8)"),
+        _argument(
+            "--backend",
+            choices=("jax", "numpy"),
+            help="for a packed file: numpy runtime, or its decoded weights in jax (default: jax if installed)",
+        ),
+        *_ROUNDING,
+        _argument("-o", "--output", metavar="FILE", help="also write the results as JSON"),
+        _argument("--overwrite", action="store_true", help="replace an existing output"),
+    ),
+)
+
+EXPORT = Command(
+    "export",
+    "write a packed file that runs without jax",
+    "Packs the newest checkpoint of a run, or a pretrained model rounded by --method, with its tokenizer and a record "
+    "of what it was made from. Prints bits per weight of the quantized matrices, of the whole model and of the file. "
+    "The file appears whole or not at all; equal models give equal bytes.",
+    (
+        "export runs/w2 -o w2.lowbit",
+        "export model.gguf --method rtn --bits 4 --granularity 64 -o rtn4.lowbit",
+    ),
+    (
+        _argument("source", metavar="SOURCE", help="run folder, Hugging Face folder or hub name, or .gguf file"),
+        _argument("-o", "--output", metavar="FILE", required=True, help="packed file to write"),
+        *_ROUNDING,
+        _argument("--overwrite", action="store_true", help="replace an existing output"),
+    ),
+)
+
+VERIFY = Command(
+    "verify",
+    "prove that a packed file is the model it was made from",
+    "Checks every checksum, compares all weights bit for bit with the trained (fake-quantized) ones, and the logits of "
+    "the numpy runtime with those of the Flax model, within what float32 rounding explains. Exit status: 0 for the "
+    "same model, 1 for another, 2 for an error such as a damaged file.",
+    ("verify w2.lowbit", "verify w2.lowbit --against runs/w2 --text 'It was a dark night.'"),
+    (
+        _PACKED,
+        _argument(
+            "--against", metavar="SOURCE", help="run folder or pretrained source (default: the one that the file names)"
+        ),
+        _argument(
+            "--tokens", metavar="N", type=positive, default=64, help="compare logits at N random tokens (default: 64)"
+        ),
+        _argument("--seed", metavar="N", type=whole, default=0, help="of the random tokens (default: 0)"),
+        _argument("--text", metavar="TEXT", help="compare logits at the tokens of this text instead"),
+    ),
+)
+
+INSPECT = Command(
+    "inspect",
+    "show what a packed file holds",
+    "Lists tensors with grid, shape, bits per weight and bytes, then the grids, the config, what the file was made "
+    "from, and bits per weight three ways. Reads the header alone, unless --checksums is given.",
+    ("inspect w2.lowbit", "inspect w2.lowbit --json --checksums"),
+    (
+        _PACKED,
+        _argument("--checksums", action="store_true", help="also read every tensor and compare it with its checksum"),
+        _argument("--json", action="store_true", help="print JSON"),
+    ),
+)
+
+GENERATE = Command(
+    "generate",
+    "write text with a packed file, in numpy",
+    "Prints the prompt and its continuation, token by token, and the speed on stderr. Temperature 0, the default, "
+    "takes the likeliest token each time; equal seeds give equal text.",
+    (
+        "generate w2.lowbit --prompt 'The ship'",
+        "generate w2.lowbit --prompt 'The ship' --tokens 200 --temperature 0.8 --top-p 0.95 --seed 1",
+    ),
+    (
+        _PACKED,
+        _argument("--prompt", metavar="TEXT", required=True, help="text to go on from; '' starts at the bos token"),
+        _argument("--tokens", metavar="N", type=positive, default=100, help="tokens at most (default: 100)"),
+        _argument(
+            "--temperature", metavar="X", type=float, default=0.0, help="divides the logits (default: 0, the likeliest)"
+        ),
+        _argument("--top-k", metavar="N", type=int, help="draw among the N likeliest tokens"),
+        _argument("--top-p", metavar="P", type=float, help="draw among the fewest tokens of total probability P"),
+        _argument("--seed", metavar="N", type=whole, default=0, help="of the draws (default: 0)"),
+        _argument(
+            "--storage",
+            choices=("float32", "packed"),
+            default="float32",
+            help="decode weights once (default), or at every use: slow, least memory",
+        ),
+        _argument(
+            "--threads",
+            metavar="N",
+            type=positive,
+            help="threads of numpy's BLAS (default: 1, or what OPENBLAS_NUM_THREADS and its like say)",
+        ),
+    ),
+)
+
+COMMANDS: dict[str, Command] = {c.name: c for c in (TRAIN, EVAL, EXPORT, VERIFY, INSPECT, GENERATE)}
+
+
+def overview() -> str:
+    """Returns what `python -m lowbit` prints."""
+    width = max(map(len, COMMANDS))
+    listed = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())
+    return f"""lowbit: pretrained language models at 1 to 4 bits per weight, and on to something that runs
+
+usage: {PROGRAM} COMMAND ...
+       {PROGRAM} COMMAND --help     flags and an example
+       {PROGRAM} --version
+
+commands:
+{listed}
+
+from a pretrained model to text at 2 bits:
+  {PROGRAM} train configs/qat_quickstart.py:bits=2 --config.run_folder=runs/w2
+  {PROGRAM} export runs/w2 -o w2.lowbit
+  {PROGRAM} verify w2.lowbit
+  {PROGRAM} generate w2.lowbit --prompt 'The ship'
+"""

@@ -1,0 +1,157 @@
+"""`eval`: how well a model predicts texts."""
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lowbit.cli.packed_file import open_model
+from lowbit.cli.sources import asks_for_rounding, kind_of, refuse_rounding
+from lowbit.cli.tables import table
+from lowbit.cli.usage import UsageError, check_output
+from lowbit.data import TextTokenizer, TokenWindows, byte_lengths, encode_files
+from lowbit.errors import TokenizerError
+from lowbit.evals import Evaluation, evaluate
+from lowbit.llama import LlamaConfig
+from lowbit.report.table import format_perplexity
+
+LONGEST_WINDOW = 1024
+"""Unless --length asks for more."""
+
+
+class Predictor(NamedTuple):
+    """A model that can be evaluated.
+
+    Attributes:
+      cfg: its sizes.
+      tokenizer_files: by name; may be empty.
+      backend: "jax" or "numpy".
+      make_nll: takes (windows a batch, predictions a window), returns i32[b t+1] -> nats f32[b t].
+    """
+
+    cfg: LlamaConfig
+    tokenizer_files: Mapping[str, bytes]
+    backend: str
+    make_nll: Callable[[int, int], Callable[[NDArray[np.int32]], Any]]
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Evaluates on each text, prints a table, and writes JSON if asked."""
+    if arguments.output is not None:
+        check_output(Path(arguments.output), arguments.overwrite)
+    model = _predictor(arguments)
+    length = arguments.length or min(model.cfg.max_positions, LONGEST_WINDOW)
+    if length > model.cfg.max_positions:
+        raise UsageError(
+            f"--length {length} exceeds the model's {model.cfg.max_positions} positions", "ask for shorter windows"
+        )
+    tokenizer = _tokenizer(model)
+    sizes = None if tokenizer is None else _byte_lengths(tokenizer)
+    texts = {path: _windows(path, length, model.cfg.vocab_size, tokenizer) for path in arguments.data}
+    nll = model.make_nll(arguments.batch, length)
+    results = {
+        path: evaluate(nll, windows, batch_size=arguments.batch, first=arguments.windows, byte_lengths=sizes)
+        for path, windows in texts.items()
+    }
+    print(evaluation_table(results))
+    if arguments.output is not None:
+        record = {
+            "source": arguments.source,
+            "backend": model.backend,
+            "method": arguments.method,
+            "bits": None if arguments.bits is None else float(arguments.bits),
+            "granularity": arguments.granularity,
+            "scale_init": arguments.scale_init,
+            "length": length,
+            "texts": {path: _finite(dataclasses.asdict(result)) for path, result in results.items()},
+        }
+        _write(Path(arguments.output), json.dumps(record, indent=2, allow_nan=False) + "\n")
+    return 0
+
+
+def evaluation_table(results: Mapping[str, Evaluation]) -> str:
+    """Returns one row a text."""
+
+    def cells(name: str, result: Evaluation) -> Sequence[str]:
+        error = "" if result.stderr is None else f"±{result.stderr:.4f}"
+        size = "" if result.bits_per_byte is None else f"{result.bits_per_byte:.4f}"
+        return [name, f"{result.nll:.4f}", error, format_perplexity(result.perplexity), size, f"{result.tokens:,}"]
+
+    headings = ["text", "nats/token", "stderr", "perplexity", "bits/byte", "tokens"]
+    return table(headings, [cells(name, result) for name, result in results.items()])
+
+
+def _predictor(arguments: argparse.Namespace) -> Predictor:
+    kind = kind_of(arguments.source)
+    if kind == "packed":
+        return _packed(arguments)
+    if arguments.backend == "numpy":
+        raise UsageError(f"--backend numpy runs packed files, and {arguments.source} is none", "export it first")
+    from lowbit.cli import jax_predictor, quantized
+
+    if kind == "run" or asks_for_rounding(arguments):
+        model = quantized.from_arguments(arguments)
+        return jax_predictor.predictor(model.cfg, model.decoded(), model.tokenizer_files)
+    return jax_predictor.pretrained_predictor(arguments.source)
+
+
+def _packed(arguments: argparse.Namespace) -> Predictor:
+    refuse_rounding(arguments)
+    packed, cfg = open_model(arguments.source)
+    if (arguments.backend or _default_backend()) == "jax":
+        from lowbit.cli import jax_predictor
+
+        return jax_predictor.packed_predictor(cfg, packed)
+    from lowbit.cli import numpy_predictor
+
+    return numpy_predictor.predictor(packed)
+
+
+def _default_backend() -> str:
+    return "jax" if importlib.util.find_spec("jax") else "numpy"
+
+
+def _tokenizer(model: Predictor) -> TextTokenizer | None:
+    if "tokenizer.json" not in model.tokenizer_files:
+        return None
+    return TextTokenizer.load(model.tokenizer_files, vocab_size=model.cfg.vocab_size)
+
+
+def _byte_lengths(tokenizer: TextTokenizer) -> NDArray[np.int64] | None:
+    try:
+        return byte_lengths(tokenizer)
+    except TokenizerError as error:  # nats per token can be had all the same
+        print(f"lowbit: no bits/byte: {error.cause}", file=sys.stderr)
+        return None
+
+
+def _windows(path: str, length: int, vocab_size: int, tokenizer: TextTokenizer | None) -> TokenWindows:
+    if path.endswith(".npy"):
+        return TokenWindows.open(path, length=length, vocab_size=vocab_size)
+    if tokenizer is None:
+        raise TokenizerError(f"{path} is text, and the model has no tokenizer", "give .npy token files")
+    return TokenWindows((encode_files([path], tokenizer),), length)
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no infinity: a perplexity beyond float64 becomes null."""
+    return {key: None if isinstance(value, float) and math.isinf(value) else value for key, value in values.items()}
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}", "write somewhere else") from error
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,44 @@
+"""`train`: a config from beginning to end."""
+
+import argparse
+import json
+
+from lowbit import config as configs
+from lowbit.cli.commands import PROGRAM
+from lowbit.cli.evaluate import evaluation_table
+from lowbit.cli.tables import fields
+from lowbit.report.table import format_seconds
+from lowbit.train import Result
+from lowbit.train import run as run_config
+from lowbit.train.run_folder import RunFolder
+
+STOPPED = 143  # what a process that SIGTERM ended reports
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Trains, and prints what it came to and where it lies."""
+    result = run_config(configs.load(arguments.config, arguments.overrides), resume=arguments.resume)
+    if not result.finished:
+        print(f"stopped at step {result.step} with a checkpoint; the same command with --resume goes on")
+        return STOPPED
+    if result.evaluations:
+        print(evaluation_table(result.evaluations))
+        print()
+    print(fields(_facts(result)))
+    return 0
+
+
+def _facts(result: Result) -> list[tuple[str, str]]:
+    folder = RunFolder(result.run_folder)
+    record = json.loads(folder.result.read_text())
+    quantized = record["bits_per_weight"]
+    speed = "" if result.tokens_per_s is None else f", {result.tokens_per_s:,.0f} tokens/s"
+    return [
+        ("trained", f"{result.step:,} steps, {result.tokens:,} tokens, {format_seconds(result.seconds)}{speed}"),
+        ("quantized matrices", "none" if quantized is None else f"{quantized:.3f} bits/weight"),
+        ("whole model", f"{record['bits_per_weight_model']:.3f} bits/weight"),
+        ("result", str(folder.result)),
+        ("metrics", str(folder.metrics)),
+        ("checkpoints", str(folder.checkpoints)),
+        ("next", f"{PROGRAM} export {folder.path} -o {folder.path / 'model.lowbit'}"),
+    ]

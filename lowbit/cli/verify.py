@@ -1,0 +1,88 @@
+"""`verify`: is the packed file the model it was made from?"""
+
+import argparse
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lowbit.cli import quantized
+from lowbit.cli.origin import Origin, read_origin
+from lowbit.cli.packed_file import open_model
+from lowbit.cli.quantized import Quantized
+from lowbit.cli.sources import kind_of
+from lowbit.cli.usage import UsageError
+from lowbit.errors import LowbitError
+from lowbit.export import verify
+from lowbit.formats import PackedModel
+from lowbit.kernels import Tokenizer
+from lowbit.llama import LlamaConfig
+
+DIFFERENT = 1
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Compares, prints what was found, and returns 1 for another model."""
+    packed, cfg = open_model(arguments.packed, verify=True)
+    tokens = _tokens(arguments, packed, cfg)
+    model = _other_side(arguments, packed)
+    _check_same_architecture(arguments.packed, cfg, model)
+    print(f"{arguments.packed} against {_described(model.origin)}")
+    print("checksums all equal")
+    result = verify(packed, model.cfg, model.params, model.rules, model.state, tokens)
+    print(result)
+    return 0 if result.ok else DIFFERENT
+
+
+def _other_side(arguments: argparse.Namespace, packed: PackedModel) -> Quantized:
+    against = arguments.against
+    if against is None:
+        origin = read_origin(packed.meta, arguments.packed)
+        try:
+            return quantized.restore(origin)
+        except LowbitError as error:
+            raise UsageError(
+                f"{arguments.packed} was made from {origin.path}, which cannot be read from here: {error.cause}",
+                "name the run or the model it was made from: --against SOURCE",
+            ) from error
+    match kind_of(against):
+        case "run":
+            return quantized.from_run(against)
+        case "pretrained":
+            # Rounding leaves no trace but the settings in the file.
+            origin = read_origin(packed.meta, arguments.packed)
+            return quantized.restore(dataclasses.replace(origin, kind="pretrained", path=against))
+        case "packed":
+            raise UsageError(f"--against {against} is a packed file", "name the run or the model it was made from")
+
+
+def _check_same_architecture(path: str, cfg: LlamaConfig, model: Quantized) -> None:
+    # Through the file's own form, which leaves out nothing that the model depends on.
+    theirs = dataclasses.asdict(LlamaConfig.from_hf(model.cfg.to_hf()))
+    ours = dataclasses.asdict(cfg)
+    odd = [f"{key} {ours[key]} and {theirs[key]}" for key in ours if ours[key] != theirs[key]]
+    if odd:
+        raise UsageError(
+            f"{path} and {model.origin.path} are of two architectures: {', '.join(odd)}",
+            "name the run or the model it was made from: --against SOURCE",
+        )
+
+
+def _tokens(arguments: argparse.Namespace, packed: PackedModel, cfg: LlamaConfig) -> NDArray[np.int64]:
+    """Tokens i64[1 t] to compare logits at."""
+    if arguments.text is not None:
+        tokens = np.asarray(Tokenizer(packed).encode(arguments.text), np.int64)[None]
+    else:
+        tokens = np.random.default_rng(arguments.seed).integers(0, cfg.vocab_size, (1, arguments.tokens))
+    if not 1 <= tokens.size <= cfg.max_positions:
+        raise UsageError(
+            f"{tokens.size} tokens to compare logits at, and the model has {cfg.max_positions} positions",
+            f"ask for 1 to {cfg.max_positions} tokens",
+        )
+    return tokens
+
+
+def _described(origin: Origin) -> str:
+    if origin.kind == "run":
+        return f"run {origin.path} at step {origin.step}"
+    return f"{origin.path} rounded by {origin.quant['method']} to {origin.quant['bits']:g} bits"
