@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from lowbit.cli import entry
+from lowbit.cli import entry, train
 from lowbit.cli.commands import COMMANDS
 from lowbit.cli.origin import read_origin
 from lowbit.cli.parsing import make_parser, parse
 from lowbit.cli.sources import kind_of
 from lowbit.cli.threads import VARIABLES, set_threads
 from lowbit.cli.usage import UsageError
+from lowbit.train import Result
 from lowbit.version import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -157,3 +158,12 @@ def test_commands_page_is_current():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.PAGE.read_text(encoding="utf-8") == module.page(), "run scripts/make_commands_page.py"
+
+
+def test_a_stopped_run_says_how_to_go_on(lowbit, monkeypatch, train_arguments, tmp_path):
+
+    stopped = Result(tmp_path, finished=False, step=7, tokens=7, seconds=1.0, tokens_per_s=None, evaluations={})
+    monkeypatch.setattr(train, "run_config", lambda config, resume: stopped)
+    done = lowbit(*train_arguments(tmp_path / "run"))
+    assert done.status == 143
+    assert done.out == "stopped at step 7 with a checkpoint; the same command with --resume goes on\n"
