@@ -18,8 +18,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config = base()
     config.run_folder = f"runs/quickstart_w{variant.bits:g}"
     config.model.source = "assets/quickstart/model"
+    config.model.tokenizer = "assets/quickstart/model"
     config.model.compute_dtype = "float32"  # what CPUs are fast at
-    config.model.remat = "none"  # memory is plenty, time is not
+    config.model.remat = "full"  # on a CPU, moving activations costs more time than computing them again
     config.data.train = ("assets/quickstart/text/train.jsonl",)
     config.data.valid = ("assets/quickstart/text/valid.jsonl",)
 
@@ -27,11 +28,11 @@ def get_config(arg: str = "") -> ConfigDict:
     config.quant.bits = variant.bits
     config.optimizer.learning_rate = choose("recipe for bits", variant.bits, LEARNING_RATES)
 
-    config.train.tokens = 160_000
-    config.train.batch_size = 8
-    config.train.sequence_length = 256
+    config.train.tokens = 150_000
+    config.train.batch_size = 16
+    config.train.sequence_length = 128  # attention in XLA on a CPU is slow at longer ones
     config.train.loss_chunks = 1
-    config.evaluation.windows = 32
-    config.evaluation.batch_size = 8
+    config.evaluation.windows = 128
+    config.evaluation.batch_size = 16
     config.checkpoint.keep = 1
     return shrink(config) if variant.smoke else config

@@ -47,6 +47,8 @@ def base() -> ConfigDict:
                     "tie_embeddings": True,
                     "qkv_bias": False,
                     "max_positions": 2048,
+                    "bos_token_id": 0,
+                    "eos_token_ids": (0,),
                 },
             },
             "data": {
@@ -56,6 +58,7 @@ def base() -> ConfigDict:
             "quant": {
                 "method": "paretoq",  # "paretoq", "rtn", "llmqat", "absmean_ternary", "float"
                 "bits": 2.0,  # 1, 1.58, 2, 3 or 4; read by methods that come in widths
+                "layer_bits": (),  # paretoq: a width for each layer, in place of bits; all choices share one compiled step
                 "granularity": config_dict.FieldReference("channel", field_type=object),  # "tensor", or a group size
                 "scale_init": "mse",  # "mse", "mean", "max", "reference"; read by paretoq and rtn
                 "scale_dtype": "float16",  # as stored in the packed file

@@ -202,9 +202,7 @@ class LlamaConfig:
         )
         absent = [key for key in needed if config.get(key) is None]
         if absent:
-            raise ModelError(
-                f"config.json lacks {', '.join(absent)}", "download the model's config.json again"
-            )
+            raise ModelError(f"config.json lacks {', '.join(absent)}", "download the model's config.json again")
         _refuse_other_architectures(family, config)
 
         num_heads = int(config["num_attention_heads"])
@@ -314,9 +312,7 @@ def param_shapes(cfg: LlamaConfig) -> dict[str, tuple[int, ...]]:
         "norm/scale": (d,),
     }
     if cfg.qkv_bias:
-        shapes |= {
-            f"layers/attn/{name}_proj/bias": (layers, n) for name, n in (("q", q), ("k", kv), ("v", kv))
-        }
+        shapes |= {f"layers/attn/{name}_proj/bias": (layers, n) for name, n in (("q", q), ("k", kv), ("v", kv))}
     if not cfg.tie_embeddings:
         shapes["lm_head/kernel"] = (d, cfg.vocab_size)
     return shapes
@@ -331,8 +327,7 @@ def _refuse_other_architectures(family: str, config: Mapping[str, Any]) -> None:
     faults = {
         "a sliding attention window": sliding,
         "layers of several attention types": set(config.get("layer_types") or ()) - {_WHOLE_ATTENTION},
-        f"the activation {config.get('hidden_act')!r}": config.get("hidden_act", "silu")
-        not in ("silu", "swish"),
+        f"the activation {config.get('hidden_act')!r}": config.get("hidden_act", "silu") not in ("silu", "swish"),
         "a bias on the attention output (attention_bias)": family != "qwen2" and config.get("attention_bias"),
         "a bias in the MLP (mlp_bias)": config.get("mlp_bias"),
         "layers that share weights (layer_sharing)": config.get("layer_sharing"),

@@ -40,12 +40,14 @@ class Dense(nn.Module):
         """Returns [*b n] in `dtype`."""
         init = nn.initializers.normal(self.stddev)
         kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
-        contract_last_with_first = (((x.ndim - 1,), (0,)), ((), ()))
-        y = self.dot_general(x.astype(self.dtype), kernel.astype(self.dtype), contract_last_with_first)
+        # Rows are flattened first: the kernel's gradient is then a plain matrix product, which on a CPU takes half
+        # the time of a contraction over two axes.
+        rows = x.astype(self.dtype).reshape(-1, x.shape[-1])
+        y = self.dot_general(rows, kernel.astype(self.dtype), (((1,), (0,)), ((), ())))
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-            y = y + jnp.expand_dims(bias.astype(self.dtype), tuple(range(y.ndim - 1)))
-        return y
+            y = y + bias.astype(self.dtype)[None, :]
+        return y.reshape(*x.shape[:-1], self.features)
 
 
 class RMSNorm(nn.Module):

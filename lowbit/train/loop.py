@@ -157,8 +157,11 @@ class _Run:
     def elapsed(self) -> float:
         return self.start.elapsed + time.monotonic() - self.began
 
-    def report(self, steps: list[tuple[int, Metrics]]) -> None:
-        """Reads the metrics of steps, refuses to go on from a broken one, and logs the last if it is a log point."""
+    def report(self, steps: list[tuple[int, Metrics]], steady: bool = True) -> None:
+        """Reads the metrics of steps, refuses to go on from a broken one, and logs the last if it is a log point.
+
+        Their speed is logged only while the device is kept busy (`steady`): waiting for it distorts short intervals.
+        """
         fetched = jax.device_get([metrics for _, metrics in steps])
         for (step, _), metrics in zip(steps, fetched, strict=True):
             if not metrics["finite"]:
@@ -175,7 +178,8 @@ class _Run:
         if step == self.start.step + 1:
             speed = None  # its time is the compiler's
         elif step % self.config.log.every_steps == 0 or step == self.steps:
-            speed = self.meter.interval(tokens)
+            measured = self.meter.interval(tokens)
+            speed = measured if steady else None
         else:
             return
         self.log.training(
@@ -193,8 +197,8 @@ class _Run:
 
     def catch_up(self) -> None:
         """Waits for the device and reports every step that has been started."""
-        self.report(self.waiting)
-        self.report(self.recent)
+        self.report(self.waiting, steady=False)
+        self.report(self.recent, steady=False)
         self.waiting, self.recent = [], []
 
     def save(self, state: TrainState, step: int) -> None:

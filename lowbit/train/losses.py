@@ -54,9 +54,9 @@ def _forward(
         onehot = jax.nn.one_hot(ids, head.shape[1], dtype=jnp.float32)
         # Left unscaled by `share`, so that its rounding to the compute dtype loses nothing at the small end.
         d_logits = (jnp.exp(logits - log_norm[..., None]) - onehot).astype(states.dtype)
-        d_states = jnp.einsum("btv,dv->btd", d_logits, head, preferred_element_type=jnp.float32)
-        d_head += jnp.einsum("btd,btv->dv", states, d_logits, preferred_element_type=jnp.float32)
-        return d_head, (nll, (d_states * share).astype(states.dtype))
+        d_states = jnp.einsum("rv,dv->rd", _rows(d_logits), head, preferred_element_type=jnp.float32)
+        d_head += jnp.einsum("rd,rv->dv", _rows(states), _rows(d_logits), preferred_element_type=jnp.float32)
+        return d_head, (nll, (d_states.reshape(states.shape) * share).astype(states.dtype))
 
     zeros = jnp.zeros(head.shape, jnp.float32)
     d_head, (nll, d_hidden) = jax.lax.scan(turn, zeros, (_cut(hidden, chunks), _cut(targets, chunks)))
@@ -73,10 +73,16 @@ cross_entropy.defvjp(_forward, _backward)
 
 
 def _logits_and_nll(states: jax.Array, head: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    logits = jnp.einsum("btd,dv->btv", states, head, preferred_element_type=jnp.float32)
+    product = jnp.matmul(_rows(states), head, preferred_element_type=jnp.float32)
+    logits = product.reshape(*ids.shape, head.shape[1])
     log_norm = jax.nn.logsumexp(logits, axis=-1)
     chosen = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
     return logits, log_norm, log_norm - chosen
+
+
+def _rows(x: jax.Array) -> jax.Array:
+    """[b t n] -> [b*t n]: products over two axes at once are slow on a CPU."""
+    return x.reshape(-1, x.shape[-1])
 
 
 def _cut(x: jax.Array, chunks: int) -> jax.Array:

@@ -79,6 +79,7 @@ class Log:
         self._writer = _summary_writer(folder.path / "tensorboard", start) if tensorboard else None
         self._metrics = JsonLines(folder.metrics, start)
         self._evaluations = JsonLines(folder.evaluations, start)
+        self._speed = ""  # the last one measured
         self._bar = tqdm(
             total=steps, initial=start, unit="step", desc=folder.path.name, disable=not progress, dynamic_ncols=True
         )
@@ -99,8 +100,9 @@ class Log:
         """Logs one line of training: step, tokens, loss, lr, grad_norm, param_norm, tokens_per_s, elapsed."""
         self._metrics.write(row)
         self._scalars("train", row)
-        speed = "compiled" if row["tokens_per_s"] is None else f"{row['tokens_per_s']:,.0f} tokens/s"
-        self._bar.set_postfix_str(f"loss {row['loss']:.3f}, {speed}", refresh=False)
+        if row["tokens_per_s"] is not None:
+            self._speed = f", {row['tokens_per_s']:,.0f} tokens/s"
+        self._bar.set_postfix_str(f"loss {row['loss']:.3f}{self._speed}", refresh=False)
         self._bar.update(row["step"] - self._bar.n)
 
     def evaluation(self, row: Mapping[str, Any]) -> None:

@@ -42,12 +42,18 @@ def quantization_rules(quant: ConfigDict) -> list[Rule]:
 
 
 def make_quantizer(settings: Mapping[str, Any]) -> Quantizer:
-    """Returns the quantizer that `method`, `bits`, `granularity`, `scale_init` and the dtypes describe.
+    """Returns the quantizer that `method`, `bits` or `layer_bits`, `granularity`, `scale_init` and the dtypes describe.
 
     Raises:
+      ConfigError: a width a layer for a method that has but one.
       QuantizerError: see `quantization_rules`.
     """
-    method, bits = settings["method"], settings["bits"]
+    method, bits = settings["method"], tuple(settings["layer_bits"]) or settings["bits"]
+    if settings["layer_bits"] and method != "paretoq":
+        raise ConfigError(
+            f"quant.layer_bits is set, and quant.method {method!r} has one width for all layers",
+            "set quant.method=paretoq, or leave quant.layer_bits empty",
+        )
     shared = {"granularity": settings["granularity"], "scale_dtype": _dtype(settings["scale_dtype"])}
     match method:
         case "paretoq":
