@@ -1,8 +1,8 @@
 """From the shipped pretrained model to low-bit models that run, in a few minutes on two cores.
 
 Takes the Llama in assets/quickstart/model to 4, 3, 2, 1.58 and 1 bit by quantization-aware fine-tuning on the novels
-beside it, compares each width with plain rounding, exports packed files, checks that they are the trained models bit for bit,
-lets the numpy runtime write text from them, and draws the report.
+beside it, compares each width with plain rounding, exports packed files, checks that they are the trained models bit
+for bit, lets the numpy runtime write text from them, and draws the report.
 
 Command: make quickstart, or python -m experiments.quickstart --out runs/quickstart
 Hardware: 2 CPU cores.
@@ -107,12 +107,14 @@ class Quickstart:
         self.add("qat", bits, evaluation, file, seconds, verification.ok, sample, metrics)
 
     def pack(self, model: Quantized, name: str) -> Path:
+        """Writes the packed file of a model and returns its path."""
         file = self.out / f"{name}.lowbit"
         meta = model.origin.to_meta()
         formats.write(file, pack_model(model.cfg, model.params, model.rules, model.state, model.tokenizer_files, meta))
         return file
 
     def evaluate(self, model: Quantized) -> Evaluation:
+        """Scores a model as its packed file would decode, on the held-out text."""
         settings = self.config.evaluation
         predictor = jax_predictor.predictor(model.cfg, model.decoded(), model.tokenizer_files)
         nll = predictor.make_nll(settings.batch_size, self.config.train.sequence_length)

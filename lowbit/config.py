@@ -58,7 +58,7 @@ def base() -> ConfigDict:
             "quant": {
                 "method": "paretoq",  # "paretoq", "rtn", "llmqat", "absmean_ternary", "float"
                 "bits": 2.0,  # 1, 1.58, 2, 3 or 4; read by methods that come in widths
-                "layer_bits": (),  # paretoq: a width for each layer, in place of bits; all choices share one compiled step
+                "layer_bits": (),  # paretoq: a width a layer, in place of bits; one compiled step serves every choice
                 "granularity": config_dict.FieldReference("channel", field_type=object),  # "tensor", or a group size
                 "scale_init": "mse",  # "mse", "mean", "max", "reference"; read by paretoq and rtn
                 "scale_dtype": "float16",  # as stored in the packed file

@@ -13,6 +13,8 @@ from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+# The suite compiles hundreds of small programs once each: compiling fast matters, running fast does not.
+jax.config.update("jax_disable_most_optimizations", True)
 
 # Every annotation of the package is checked at run time by every test, shapes included.
 install_import_hook("lowbit", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")

@@ -7,8 +7,22 @@ from jaxtyping import Array, Float, Shaped
 
 from lowbit.errors import QuantizerError
 
-Granularity = Literal["tensor", "channel"] | int
-"""One scale a matrix, one an output channel, or one every so many inputs of an output channel."""
+Granularity = Literal["tensor", "channel"] | str | int
+"""'tensor': one scale a matrix; 'channel': one an output channel; G: one for every G inputs of an output channel."""
+
+
+def check_granularity(granularity: object) -> None:
+    """Refuses what is no granularity.
+
+    Raises:
+      QuantizerError: neither 'tensor' nor 'channel' nor a positive integer.
+    """
+    if granularity in ("tensor", "channel"):
+        return
+    if not isinstance(granularity, int) or isinstance(granularity, bool) or granularity < 1:
+        raise QuantizerError(
+            f"unknown granularity {granularity!r}", "choose 'tensor', 'channel' or a group size of at least 1"
+        )
 
 
 def check(shape: tuple[int, ...], granularity: Granularity) -> None:
@@ -19,15 +33,9 @@ def check(shape: tuple[int, ...], granularity: Granularity) -> None:
       granularity: see `Granularity`.
 
     Raises:
-      QuantizerError: fewer than two axes, an unknown granularity, or k not a multiple of the group.
+      QuantizerError: fewer than two axes, or k not a multiple of the group.
     """
-    if isinstance(granularity, str):
-        if granularity not in ("tensor", "channel"):
-            raise QuantizerError(
-                f"unknown granularity {granularity!r}", "choose 'tensor', 'channel' or a group size (int)"
-            )
-    elif isinstance(granularity, bool) or granularity < 1:
-        raise QuantizerError(f"a group of {granularity!r} weights", "choose a group size of at least 1")
+    check_granularity(granularity)
     if len(shape) < 2:
         raise QuantizerError(f"shape {shape} is not a matrix", "quantize arrays [*s k n], or give this parameter None")
     k = shape[-2]

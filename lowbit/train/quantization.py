@@ -48,8 +48,9 @@ def make_quantizer(settings: Mapping[str, Any]) -> Quantizer:
       ConfigError: a width a layer for a method that has but one.
       QuantizerError: see `quantization_rules`.
     """
-    method, bits = settings["method"], tuple(settings["layer_bits"]) or settings["bits"]
-    if settings["layer_bits"] and method != "paretoq":
+    method, bits = settings["method"], settings["bits"]
+    layer_bits = tuple(settings["layer_bits"])
+    if layer_bits and method != "paretoq":
         raise ConfigError(
             f"quant.layer_bits is set, and quant.method {method!r} has one width for all layers",
             "set quant.method=paretoq, or leave quant.layer_bits empty",
@@ -57,7 +58,7 @@ def make_quantizer(settings: Mapping[str, Any]) -> Quantizer:
     shared = {"granularity": settings["granularity"], "scale_dtype": _dtype(settings["scale_dtype"])}
     match method:
         case "paretoq":
-            return paretoq(bits, scale_init=settings["scale_init"], **shared)
+            return paretoq(layer_bits or bits, scale_init=settings["scale_init"], **shared)
         case "rtn":
             return rtn(bits, scale_init=settings["scale_init"], **shared)
         case "llmqat":

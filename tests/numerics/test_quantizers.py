@@ -191,6 +191,12 @@ class TestBadInput:
         with pytest.raises(QuantizerError, match=r"a group of 48 does not divide the 64 inputs[^$]*32, 64"):
             paretoq(2, granularity=48).init(W)
 
+    @pytest.mark.parametrize("make", [rtn, paretoq, llmqat, lambda b, granularity: rtn(b, granularity, False)])
+    @pytest.mark.parametrize("granularity", ["chanel", 0, True])
+    def test_unknown_granularity(self, make, granularity):
+        with pytest.raises(QuantizerError, match=f"unknown granularity {granularity!r}"):
+            make(4, granularity=granularity)
+
     def test_vectors_are_refused(self):
         with pytest.raises(QuantizerError, match=r"shape \(64,\) is not a matrix"):
             paretoq(2).init(W[:, 0])

@@ -43,6 +43,7 @@ def paretoq(
     Raises:
       QuantizerError: another width; from init, a group that does not divide k, or layers that do not match.
     """
+    groups.check_granularity(granularity)
     start = scales.by_name(scale_init)
     if isinstance(bits, (int, float)):
         grid, affine = paretoq_grid(bits)

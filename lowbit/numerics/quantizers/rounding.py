@@ -82,6 +82,7 @@ def _affine(
     ste_limit: float | None = None,
 ) -> Quantizer:
     """An affine grid whose scale does not learn; gradients outside `|w| < ste_limit`, or the grid's range, are 0."""
+    groups.check_granularity(granularity)
 
     def init(w: Float[Array, "..."]) -> State:
         groups.check(w.shape, granularity)
@@ -104,6 +105,7 @@ def _minmax(bits: float, granularity: Granularity, scale_dtype: DTypeLike) -> Qu
     """Asymmetric rounding with an integer zero point."""
     if bits not in range(2, 9):
         raise QuantizerError(f"min-max rounding has no {bits!r}-bit grid", "choose an integer from 2 to 8")
+    groups.check_granularity(granularity)
     top = float(2 ** int(bits) - 1)
     grid = Grid(f"uint{int(bits)}", tuple(float(i) for i in range(2 ** int(bits))))
 
