@@ -1,0 +1,93 @@
+"""Writes the table and the curves of each dated record in experiments/ from the files of its runs.
+
+A record is a folder with a README.md and one folder a run (config.json, metrics.jsonl, evaluations.jsonl and, where it came
+back, result.json, as `lowbit train` writes them). `<!-- table:runs -->` ... `<!-- /table -->` in the README holds a row for
+each run; curves.png shows their training losses.
+"""
+
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from lowbit.report.curves import draw_curves, read_metrics
+from lowbit.report.table import fill_tables
+
+ROOT = Path(__file__).resolve().parent.parent
+EXPERIMENTS = ROOT / "experiments"
+
+
+def records() -> list[Path]:
+    """Returns the folders of the records, oldest first."""
+    return sorted(readme.parent for readme in EXPERIMENTS.glob("*/README.md"))
+
+
+def runs(record: Path) -> dict[str, dict[str, Any]]:
+    """Returns what each run of a record says of itself, by name."""
+    found = {}
+    for config in sorted(record.glob("*/config.json")):
+        folder = config.parent
+        metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        evaluations = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+        result = folder / "result.json"
+        found[folder.name] = {
+            "config": json.loads(config.read_text()),
+            "tokens": metrics[-1]["tokens"],
+            "speeds": [row["tokens_per_s"] for row in metrics if row["tokens_per_s"]],
+            "final": {row["text"]: row for row in evaluations if row["step"] == evaluations[-1]["step"]},
+            "result": json.loads(result.read_text()) if result.exists() else {},
+        }
+    return found
+
+
+def table(record: Path) -> str:
+    """Returns the markdown table of a record's runs, worst first on the first text."""
+    rows = runs(record)
+    texts = list(next(iter(rows.values()))["final"])
+    heads = ["run", "method", "bits", "learning rate", "scale start", "tokens", *texts, "bits/weight", "tokens/s"]
+    lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join(["---"] * 5 + ["---:"] * (len(heads) - 5)) + " |"]
+    for name, run in sorted(rows.items(), key=lambda item: -item[1]["final"][texts[0]]["nll"]):
+        quant, result = run["config"]["quant"], run["result"]
+        is_float = quant["method"] == "float"
+        bits = result.get("bits_per_weight_model") if is_float else result.get("bits_per_weight")
+        cells = [
+            name,
+            quant["method"],
+            "16" if is_float else f"{quant['bits']:g}",
+            f"{run['config']['optimizer']['learning_rate']:g}",
+            "" if is_float else quant["scale_init"],
+            f"{run['tokens']:,}",
+            *(f"{run['final'][text]['nll']:.4f} ±{run['final'][text]['stderr']:.3f}" for text in texts),
+            "" if bits is None else f"{bits:.3f}",
+            f"{statistics.median(run['speeds']):,.0f}" if run["speeds"] else "",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def filled_readmes() -> dict[Path, str]:
+    """Returns the README of each record with its table brought up to date."""
+    readmes = {record / "README.md": record for record in records()}
+    return {
+        readme: fill_tables(readme.read_text(encoding="utf-8"), {"runs": table(record)})
+        for readme, record in readmes.items()
+    }
+
+
+def main() -> None:
+    """Rewrites READMEs that are out of date, and draws the curves that are missing."""
+    for readme, text in filled_readmes().items():
+        if readme.read_text(encoding="utf-8") != text:
+            readme.write_text(text, encoding="utf-8")
+            print(f"wrote {readme.relative_to(ROOT)}", file=sys.stderr)
+        curves = readme.parent / "curves.png"
+        if not curves.exists():
+            metrics = {p.parent.name: read_metrics(p) for p in sorted(readme.parent.glob("*/metrics.jsonl"))}
+            long = {name: series for name, series in metrics.items() if len(series["loss"].values) > 2}
+            draw_curves(long).savefig(curves, dpi=130)
+            print(f"wrote {curves.relative_to(ROOT)}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
