@@ -1,0 +1,71 @@
+"""The quickstart in small: one width, few steps, everything that it promises to leave behind."""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from experiments.quickstart import main, quickstart  # noqa: E402
+from lowbit import formats  # noqa: E402
+
+SMALL = ["train.tokens=8192", "evaluation.windows=32", "log.every_steps=2"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One run for all tests here; the compilation cache that it switches on is switched off again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)  # configs and assets are named from there
+        out = tmp_path_factory.mktemp("runs") / "quickstart"
+        rows = quickstart(out, (2.0,), SMALL)
+    jax.config.update("jax_compilation_cache_dir", None)
+    return out, rows
+
+
+def test_training_beats_rounding_by_over_a_nat(finished):
+    _, rows = finished
+    nll = {row.name: row.nll for row in rows}
+    assert set(nll) == {"float", "rtn 2 bit", "qat 2 bit"}
+    assert nll["float"] < nll["qat 2 bit"] < nll["rtn 2 bit"] - 1
+
+
+def test_the_packed_model_is_the_trained_one_and_small(finished):
+    out, rows = finished
+    (qat,) = (row for row in rows if row.method == "qat")
+    (plain,) = (row for row in rows if row.method == "float")
+    assert qat.verified is True
+    assert qat.bytes == (out / "qat_w2.lowbit").stat().st_size < plain.bytes / 2
+    assert formats.read(out / "qat_w2.lowbit", verify=True).meta["origin"]["step"] == 4
+    assert qat.bits_per_weight == pytest.approx(2.07, abs=0.01)
+
+
+def test_the_packed_model_writes_text(finished):
+    (qat,) = (row for row in finished[1] if row.method == "qat")
+    assert qat.sample.startswith("The old house")
+    assert len(qat.sample) > 100
+
+
+def test_results_and_report(finished):
+    out, rows = finished
+    results = json.loads((out / "results.json").read_text())
+    assert [row["nll"] for row in results] == [row.nll for row in rows]
+    assert json.loads((out / "run.json").read_text())["seed"] == 0
+    assert (out / "pareto.png").stat().st_size > 10_000
+    page = (out / "report.html").read_text()
+    assert "qat_w2" in page or "2 bit" in page
+    assert "http-equiv" not in page
+    assert 'src="http' not in page
+
+
+def test_an_earlier_run_is_put_aside_and_a_typo_refused(finished, capsys, monkeypatch):
+    out, _ = finished
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["quickstart", "--out", str(out), "--set", "train.tokns=1"])
+    assert main() == 2
+    assert "unknown config key 'train.tokns'" in capsys.readouterr().err
+    assert (out.with_name("quickstart.1") / "report.html").exists()
