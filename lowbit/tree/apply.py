@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from lowbit.errors import QuantizerError, RuleError
 from lowbit.numerics.qtensor import QTensor
@@ -64,7 +65,7 @@ def init_state(rules: Sequence[QuantizerRule], params: Tree) -> dict[str, dict[s
     for path, quantizer in resolve(rules, params).items():
         if quantizer is None or quantizer.dynamic:
             continue
-        state = quantizer.init(flat[path])
+        state = quantizer.init(jnp.asarray(flat[path]))
         for key, value in state.items():
             if key == "grid":
                 constant[path] = value
@@ -98,6 +99,7 @@ def fake_quant(rules: Sequence[QuantizerRule], params: Tree, state: Mapping[str,
     for path, quantizer in resolve(rules, params).items():
         w = flat[path]
         if quantizer is not None:
+            w = jnp.asarray(w)
             w = quantizer.fake(w, quantizer.state_of(w, state_at(state, path)))
         quantized[path] = w
     return paths.unflatten(quantized)
@@ -113,7 +115,7 @@ def encode(rules: Sequence[QuantizerRule], params: Tree, state: Mapping[str, Tre
     flat = paths.flatten(params)
     encoded: dict[str, QTensor | jax.Array] = {}
     for path, quantizer in resolve(rules, params).items():
-        w = flat[path]
+        w = jnp.asarray(flat[path])
         if quantizer is not None:
             w = quantizer.encode(w, quantizer.state_of(w, state_at(state, path)))
         encoded[path] = w
