@@ -1,6 +1,6 @@
 """Text in and out of the runtime, through the tokenizer that travels in the packed file."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from lowbit.errors import DataError, TokenizerError
@@ -10,6 +10,8 @@ from lowbit.llama import LlamaConfig
 
 TOKENIZER_FILE = "tokenizer.json"
 _INCOMPLETE = "\ufffd"
+_UNFINISHED_BYTES = 3
+"""At most: a character of UTF-8 has four."""
 
 
 class Tokenizer:
@@ -27,6 +29,8 @@ class Tokenizer:
                 "export it from a folder with a tokenizer, or work with token ids",
             )
         self._tokenizer = _load(packed.tokenizer[TOKENIZER_FILE])
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._special = frozenset(token for token, entry in added.items() if entry.special)
         tokens, rows = self._tokenizer.get_vocab_size(), LlamaConfig.from_hf(packed.config).vocab_size
         if tokens > rows:
             raise TokenizerError(
@@ -41,17 +45,38 @@ class Tokenizer:
         """Returns the text of tokens, special tokens left out."""
         return str(self._tokenizer.decode(tokens))
 
-    def stream(self, tokens: Iterator[int]) -> Iterator[str]:
-        """Yields text piece by piece; a character split over tokens comes whole. Joined, it is `decode` of all."""
-        seen: list[int] = []
-        shown = ""
+    def stream(self, tokens: Iterable[int], context: Iterable[int] = ()) -> Iterator[str]:
+        """Yields text piece by piece; a character split over tokens comes whole.
+
+        Joined, it is what `decode` of context and tokens adds to `decode` of the context: a decoder that takes the
+        space from the first token of a text (SentencePiece) leaves it in a continuation.
+
+        Args:
+          tokens: to be shown, each read when the text before it was yielded.
+          context: tokens before them.
+        """
+        # Decoding everything at every token would take quadratic time. What a token's text depends on is near it, so
+        # only a window is decoded, from the last place but one where text ended whole (its tokens are the context
+        # of what follows; special tokens have no text and are none).
+        window = [token for token in context if token not in self._special]
+        shown, whole = len(self.decode(window)), len(window)
         for token in tokens:
-            seen.append(token)
-            text = self.decode(seen)
-            if not text.endswith(_INCOMPLETE) and text.startswith(shown) and text != shown:
-                yield text[len(shown) :]
-                shown = text
-        rest = self.decode(seen)[len(shown) :]
+            if token in self._special:
+                continue
+            window.append(token)
+            text = self.decode(window)
+            unfinished = len(text) - len(text.rstrip(_INCOMPLETE))
+            # Byte fallback loses the whole run of bytes until its last character is finished: wait for that.
+            if unfinished and len(window) - whole <= _UNFINISHED_BYTES:
+                continue
+            settled = len(text) - min(unfinished, _UNFINISHED_BYTES)
+            if settled > shown:
+                yield text[shown:settled]
+                shown = settled
+                if not unfinished:
+                    del window[:whole]
+                    shown, whole = len(self.decode(window)), len(window)
+        rest = self.decode(window)[shown:]
         if rest:
             yield rest
 
@@ -59,7 +84,7 @@ class Tokenizer:
 def generate_text(
     runtime: Runtime, tokenizer: Tokenizer, prompt: str, max_new_tokens: int, **sampling: Any
 ) -> Iterator[str]:
-    """Yields the continuation of a prompt as text; `sampling` goes to `Runtime.generate`.
+    """Yields what follows a prompt, its first space included; `sampling` goes to `Runtime.generate`.
 
     An empty prompt starts from the config's bos token.
 
@@ -71,7 +96,7 @@ def generate_text(
         if runtime.config.bos_token_id is None:
             raise DataError("the prompt is empty and the model has no bos token", "give a prompt")
         tokens = [runtime.config.bos_token_id]
-    return tokenizer.stream(runtime.generate(tokens, max_new_tokens, **sampling))
+    return tokenizer.stream(runtime.generate(tokens, max_new_tokens, **sampling), tokens)
 
 
 def _load(content: bytes) -> Any:
@@ -80,8 +105,12 @@ def _load(content: bytes) -> Any:
     except ImportError as error:
         raise TokenizerError("the tokenizers package is not installed", "pip install tokenizers") from error
     try:
-        return tokenizers.Tokenizer.from_str(content.decode("utf-8"))
+        library = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
     except Exception as error:  # the package raises bare Exception for a malformed file
         raise TokenizerError(
             f"{TOKENIZER_FILE} in the packed model cannot be read: {error}", "export the model again"
         ) from error
+    # Settings of a training pipeline that some files carry: they would cut a prompt, or add to it.
+    library.no_truncation()
+    library.no_padding()
+    return library

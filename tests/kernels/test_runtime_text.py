@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers
@@ -59,6 +60,106 @@ def test_generated_text_is_that_of_the_generated_tokens(packed: PackedModel) -> 
     text = "".join(generate_text(runtime, tokenizer, "ok", 12, temperature=1.0, seed=3))
     assert text == tokenizer.decode(tokens)
     assert text
+
+
+def pieces_tokenizer(kind: str) -> bytes:
+    """A SentencePiece-like tokenizer of 40 tokens: words that begin with a space, bytes for what has no piece."""
+    pieces = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        "▁",
+        "▁the",
+        "▁ship",
+        "s",
+        "▁lay",
+        ".",
+        *(f"<0x{b:02X}>" for b in "日本".encode()),
+    ]
+    pieces = list(dict.fromkeys(pieces))
+    vocab = {piece: i for i, piece in enumerate(pieces)} | {f"▁x{i}": i for i in range(len(pieces), 40)}
+    model = models.Unigram([(piece, -1.0) for piece in vocab], unk_id=0, byte_fallback=True)
+    library = Library(model)
+    library.add_special_tokens(["<s>", "</s>"])
+    library.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
+    if kind == "metaspace":
+        library.decoder = decoders.Sequence(
+            [decoders.ByteFallback(), decoders.Metaspace(replacement="▁", prepend_scheme="first")]
+        )
+    else:  # as Llama 2 has it
+        library.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        )
+    return library.to_str().encode()
+
+
+TOKENIZERS = {
+    "bytes": byte_tokenizer(TEXT),
+    "metaspace": pieces_tokenizer("metaspace"),
+    "strip": pieces_tokenizer("strip"),
+}
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize(
+    "words", [["the", " ship", " lay"], ["the ship", "  ", "lay."], ["ok", " 日本", " ok 日"]], ids=lambda w: "".join(w)
+)
+def test_a_continuation_keeps_its_first_space(make_packed: MakePacked, kind: str, words: list[str]) -> None:
+    text = "".join(words)
+    if kind == "bytes":
+        file = byte_tokenizer(text)
+    else:
+        file = TOKENIZERS[kind]
+        text = text.replace("ok", "the")
+    tokenizer = Tokenizer(make_packed(tokenizer={"tokenizer.json": file}))
+    tokens = tokenizer.encode(text)
+    assert tokenizer.decode(tokens) == text
+    for cut in range(len(tokens) + 1):
+        prompt = tokenizer.decode(tokens[:cut])
+        if not prompt.endswith("\ufffd"):  # no prompt ends inside of a character
+            assert prompt + "".join(tokenizer.stream(tokens[cut:], tokens[:cut])) == text
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_any_tokens_are_streamed_as_they_are_decoded(make_packed: MakePacked, kind: str) -> None:
+    tokenizer = Tokenizer(make_packed(tokenizer={"tokenizer.json": TOKENIZERS[kind]}))
+    # Byte pieces stand last among the named ones; without them any sequence decodes piece by piece.
+    high = 9 if kind != "bytes" else 40
+    for seed in range(50):
+        tokens = np.random.default_rng(seed).integers(0, high, 40).tolist()
+        head, tail = tokens[:5], tokens[5:]
+        prompt = tokenizer.decode(head)
+        if not prompt.endswith("\ufffd"):
+            assert prompt + "".join(tokenizer.stream(tail, head)) == tokenizer.decode(tokens)
+
+
+def test_generated_text_begins_with_the_space_of_its_first_word(
+    make_packed: MakePacked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = make_packed(tokenizer={"tokenizer.json": pieces_tokenizer("strip")})
+    tokenizer, runtime = Tokenizer(packed), Runtime(packed)
+    monkeypatch.setattr(runtime, "generate", lambda *_, **__: iter(tokenizer.encode("ship lay")))
+    assert list(generate_text(runtime, tokenizer, "the", 2)) == [" ship", " lay"]
+
+
+def test_streaming_takes_linear_time(packed: PackedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = Tokenizer(packed)
+    tokens = tokenizer.encode(TEXT) * 50
+    decoded = []
+    decode = tokenizer.decode
+    monkeypatch.setattr(tokenizer, "decode", lambda some: decoded.append(len(some)) or decode(some))
+    assert "".join(tokenizer.stream(tokens, tokens)) == TEXT * 50
+    # The context twice and, a token, at most a window of two characters and a character: 6 bytes and 3.
+    assert sum(decoded) <= 2 * len(tokens) + 3 * 3 + 9 * len(tokens)
+
+
+def test_truncation_and_padding_of_the_file_are_switched_off(make_packed: MakePacked) -> None:
+    library = Library.from_str(byte_tokenizer(TEXT).decode())
+    library.enable_truncation(max_length=4)
+    library.enable_padding(length=64)
+    tokenizer = Tokenizer(make_packed(tokenizer={"tokenizer.json": library.to_str().encode()}))
+    assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+    assert len(tokenizer.encode(TEXT)) == len(TEXT.encode())
 
 
 def test_an_empty_prompt_starts_from_bos(packed: PackedModel) -> None:
