@@ -72,6 +72,13 @@ def whole(text: str) -> int:
 
 _PACKED = _argument("packed", metavar="PACKED", help="packed file that export wrote")
 
+_NO_VERIFY = _argument(
+    "--no-verify",
+    dest="verify",
+    action="store_false",
+    help="open the packed file without comparing its tensors with their checksums",
+)
+
 _ROUNDING = (
     _argument(
         "--method", metavar="NAME", help="round a pretrained SOURCE: rtn, llmqat, absmean_ternary, paretoq, float"
@@ -142,6 +149,7 @@ EVAL = Command(
             choices=("jax", "numpy"),
             help="for a packed file: numpy runtime, or its decoded weights in jax (default: jax if installed)",
         ),
+        _NO_VERIFY,
         *_ROUNDING,
         _argument("-o", "--output", metavar="FILE", help="also write the results as JSON"),
         _argument("--overwrite", action="store_true", help="replace an existing output"),
@@ -203,7 +211,7 @@ GENERATE = Command(
     "generate",
     "write text with a packed file, in numpy",
     "Prints the prompt and its continuation, token by token, and the speed on stderr. Temperature 0, the default, "
-    "takes the likeliest token each time; equal seeds give equal text.",
+    "takes the likeliest token each time; equal seeds give equal text. Needs two packages: numpy and tokenizers.",
     (
         "generate w2.lowbit --prompt 'The ship'",
         "generate w2.lowbit --prompt 'The ship' --tokens 200 --temperature 0.8 --top-p 0.95 --seed 1",
@@ -230,6 +238,7 @@ GENERATE = Command(
             type=positive,
             help="threads of numpy's BLAS (default: 1, or what OPENBLAS_NUM_THREADS and its like say)",
         ),
+        _NO_VERIFY,
     ),
 )
 

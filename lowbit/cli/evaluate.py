@@ -95,6 +95,8 @@ def _predictor(arguments: argparse.Namespace) -> Predictor:
         return _packed(arguments)
     if arguments.backend == "numpy":
         raise UsageError(f"--backend numpy runs packed files, and {arguments.source} is none", "export it first")
+    if not arguments.verify:
+        raise UsageError(f"--no-verify is for packed files, and {arguments.source} is none", "leave it out")
     from lowbit.cli import jax_predictor, quantized
 
     if kind == "run" or asks_for_rounding(arguments):
@@ -105,7 +107,7 @@ def _predictor(arguments: argparse.Namespace) -> Predictor:
 
 def _packed(arguments: argparse.Namespace) -> Predictor:
     refuse_rounding(arguments)
-    packed, cfg = open_model(arguments.source)
+    packed, cfg = open_model(arguments.source, verify=arguments.verify)
     if (arguments.backend or _default_backend()) == "jax":
         from lowbit.cli import jax_predictor
 
@@ -138,12 +140,14 @@ def _windows(path: str, length: int, vocab_size: int, tokenizer: TextTokenizer |
         return TokenWindows.open(path, length=length, vocab_size=vocab_size)
     if tokenizer is None:
         raise TokenizerError(f"{path} is text, and the model has no tokenizer", "give .npy token files")
-    return TokenWindows((encode_files([path], tokenizer),), length)
+    return TokenWindows((encode_files([path], tokenizer),), length, names=(path,))
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no infinity: a perplexity beyond float64 becomes null."""
-    return {key: None if isinstance(value, float) and math.isinf(value) else value for key, value in values.items()}
+    """JSON has neither infinity, such as a perplexity beyond float64, nor NaN: both become null."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()
+    }
 
 
 def _write(path: Path, text: str) -> None:

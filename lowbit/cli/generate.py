@@ -3,7 +3,7 @@
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lowbit.cli.threads import set_threads
@@ -22,17 +22,17 @@ def run(arguments: argparse.Namespace) -> int:
 
         times: list[float]
 
-        def stream(self, tokens: Iterator[int]) -> Iterator[str]:
-            return super().stream(self._timed(tokens))
+        def stream(self, tokens: Iterable[int], context: Iterable[int] = ()) -> Iterator[str]:
+            return super().stream(self._timed(tokens), context)
 
-        def _timed(self, tokens: Iterator[int]) -> Iterator[int]:
+        def _timed(self, tokens: Iterable[int]) -> Iterator[int]:
             self.times = []
             for token in tokens:
                 self.times.append(time.perf_counter())
                 yield token
 
     _check_text(arguments.prompt)
-    packed = read(Path(arguments.packed).expanduser())
+    packed = read(Path(arguments.packed).expanduser(), verify=arguments.verify)
     tokenizer = CountingTokenizer(packed)
     runtime = Runtime(packed, storage=arguments.storage)
     began = time.perf_counter()

@@ -21,7 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
     packed = formats.read(path, verify=arguments.checksums)
     summary = formats.summarize(packed, path.stat().st_size)
     if arguments.json:
-        print(json.dumps(_record(path, packed, summary, arguments.checksums), indent=2))
+        print(json.dumps(_record(path, packed, summary, arguments.checksums), indent=2, allow_nan=False))
         return 0
     rows = [
         [row.name, row.grid, "x".join(map(str, row.shape)), f"{row.bits:.3f}", f"{row.nbytes:,}"]

@@ -11,12 +11,12 @@ from lowbit.report.table import format_bytes
 FLOAT16_BYTES = 2
 
 
-def open_model(path: str, *, verify: bool = False) -> tuple[PackedModel, LlamaConfig]:
+def open_model(path: str, *, verify: bool = True) -> tuple[PackedModel, LlamaConfig]:
     """Reads a packed file and its config.
 
     Args:
       path: the file.
-      verify: also compare every tensor with its checksum.
+      verify: also compare every tensor with its checksum, which reads the whole file.
 
     Raises:
       FormatError: damaged, of another version, no packed file, or tensors that are not those of its config.

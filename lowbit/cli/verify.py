@@ -23,7 +23,7 @@ DIFFERENT = 1
 
 def run(arguments: argparse.Namespace) -> int:
     """Compares, prints what was found, and returns 1 for another model."""
-    packed, cfg = open_model(arguments.packed, verify=True)
+    packed, cfg = open_model(arguments.packed)
     tokens = _tokens(arguments, packed, cfg)
     model = _other_side(arguments, packed)
     _check_same_architecture(arguments.packed, cfg, model)

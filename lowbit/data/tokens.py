@@ -33,16 +33,19 @@ class TokenWindows:
     Attributes:
       arrays: the tokens, uint16 or uint32, one `[n]` a file, memory-mapped when opened from files.
       length: T, the number of predictions in a window.
+      names: what messages call the arrays, such as their files; none numbers them.
     """
 
     arrays: tuple[Tokens, ...]
     length: int
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.length < 1:
             raise DataError(f"windows of {self.length} tokens", "ask for at least 1")
-        for number, tokens in enumerate(self.arrays):
-            _check_length(tokens, self.length, f"token array {number}")
+        names = self.names or tuple(f"token array {number}" for number in range(len(self.arrays)))
+        for name, tokens in zip(names, self.arrays, strict=True):
+            _check_length(tokens, self.length, name)
         if not self.arrays:
             raise DataError("no token files", "name at least one")
 
@@ -58,14 +61,11 @@ class TokenWindows:
         Raises:
           DataError: a file is missing, no token array, too short, or holds an id outside the vocabulary.
         """
-        names = [paths] if isinstance(paths, str | Path) else list(paths)
-        arrays = []
-        for path in map(Path, names):
-            tokens = _map(path)
-            _check_length(tokens, length, str(path))
-            _check_ids(tokens, vocab_size, str(path))
-            arrays.append(tokens)
-        return cls(tuple(arrays), length)
+        places = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+        windows = cls(tuple(map(_map, places)), length, tuple(map(str, places)))
+        for name, tokens in zip(windows.names, windows.arrays, strict=True):
+            _check_ids(tokens, vocab_size, name)
+        return windows
 
     def __len__(self) -> int:
         return int(self._ends[-1])

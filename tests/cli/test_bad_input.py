@@ -106,7 +106,13 @@ def test_text_that_is_empty_or_too_short(refused, packed, tmp_path):
     refused("the text is empty", "eval", packed, "--data", tmp_path / "empty.txt")
     (tmp_path / "short.txt").write_text("The ship lay in the bay.")
     refused(
-        r"a window of 32 needs at least T\+1 = 33", "eval", packed, "--data", tmp_path / "short.txt", "--length", 32
+        r"short\.txt holds \d+ tokens, and a window of 32 needs at least T\+1 = 33",
+        "eval",
+        packed,
+        "--data",
+        tmp_path / "short.txt",
+        "--length",
+        32,
     )
     np.save(tmp_path / "other.npy", np.full(100, 5000, np.uint16))
     refused("holds token 5000 .*vocabulary of 4,096", "eval", packed, "--data", tmp_path / "other.npy", "--length", 8)
@@ -154,9 +160,25 @@ def test_damaged_packed_file(refused, packed, tmp_path, kind, message):
     path.write_bytes(damaged(kind, packed.read_bytes()))
     refused(message, "verify", path)
     refused(message, "inspect", path, "--checksums")
-    if kind != "bit-flipped":  # opening reads the header alone
-        refused(message, "generate", path, "--prompt", "The")
-        refused(message, "eval", path, "--data", "never read.txt")
+    refused(message, "generate", path, "--prompt", "The")
+    refused(message, "eval", path, "--data", "never read.txt")
+
+
+def test_checksums_are_skipped_only_when_asked(lowbit, refused, run_folder, packed, text, tmp_path):
+    path = tmp_path / "inverted.lowbit"
+    content = bytearray(packed.read_bytes())
+    codes = formats.read(packed).tensors["layers.0.mlp.up_proj.kernel"].packed.tobytes()
+    at = bytes(content).index(codes)
+    content[at : at + len(codes)] = bytes(255 - byte for byte in codes)  # codes all the same, of another model
+    path.write_bytes(content)
+    message = r"inverted.lowbit: tensor 'layers\.0\.mlp\.up_proj\.kernel\.codes': its bytes do not match"
+    generate = ("generate", path, "--prompt", "The", "--tokens", 2)
+    evaluate = ("eval", path, "--data", text, "--windows", 2, "--length", 16)
+    for command in (generate, evaluate):
+        refused(message, *command)
+        done = lowbit(*command, "--no-verify")
+        assert done.status == 0, done.err
+    refused("--no-verify is for packed files", "eval", run_folder, "--data", text, "--no-verify")
 
 
 def test_packed_file_that_is_not_there(refused):

@@ -81,6 +81,14 @@ def test_tokens_that_cannot_be_used_are_refused(write, tokens, message):
         TokenWindows.open(write("a.npy", tokens), length=4, vocab_size=9)
 
 
+def test_a_short_array_goes_by_its_name():
+    arrays = (np.zeros(9, np.uint16), np.zeros(4, np.uint16))
+    with pytest.raises(DataError, match=r"^short\.txt holds 4 tokens"):
+        TokenWindows(arrays, 4, names=("long.txt", "short.txt"))
+    with pytest.raises(DataError, match=r"^token array 1 holds 4 tokens"):
+        TokenWindows(arrays, 4)
+
+
 def test_a_bad_id_is_found_in_any_block(write, monkeypatch):
     monkeypatch.setattr("lowbit.data.tokens._SCAN_TOKENS", 8)
     tokens = np.zeros(30, np.uint16)
