@@ -9,15 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from lowbit.formats import BFloat16, PackedModel, PackedTensor, StoredTensor, decode
-from lowbit.llama import LlamaConfig
+from lowbit.llama import LAYER_PREFIX, LlamaConfig
 from lowbit.numerics.qtensor import QTensor
 from lowbit.numerics.quantizers import Quantizer
 from lowbit.tree import flatten, resolve
 from lowbit.tree.apply import QuantizerRule, state_at
 from lowbit.tree.paths import Tree
-
-STACKED = "layers/"
-"""Parameters below this path are stacked over layers; the file holds them layer by layer."""
 
 
 def pack_model(
@@ -49,7 +46,7 @@ def pack_model(
     for path, quantizer in resolve(rules, params).items():
         w, own = jnp.asarray(flat[path]), state_at(state, path)
         name = path.replace("/", ".")
-        if not path.startswith(STACKED):
+        if not path.startswith(LAYER_PREFIX):
             tensors[name] = _stored(_encode(w, quantizer, own))
             continue
         _, rest = name.split(".", 1)
@@ -106,7 +103,7 @@ def unpack_params(cfg: LlamaConfig, packed: PackedModel) -> dict[str, np.ndarray
     for name, tensor in packed.tensors.items():
         if name.startswith("layers."):
             _, index, rest = name.split(".", 2)
-            flat.setdefault(STACKED + rest.replace(".", "/"), [None] * cfg.num_layers)[int(index)] = decode(tensor)
+            flat.setdefault(LAYER_PREFIX + rest.replace(".", "/"), [None] * cfg.num_layers)[int(index)] = decode(tensor)
         else:
             flat[name.replace(".", "/")] = decode(tensor)
     return {path: np.stack(value) if isinstance(value, list) else value for path, value in flat.items()}

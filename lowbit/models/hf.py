@@ -14,9 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lowbit.errors import ModelError, nearest
-from lowbit.llama import LlamaConfig, param_shapes
+from lowbit.llama import LAYER_PREFIX, LlamaConfig, param_shapes
 from lowbit.models.pretrained import Pretrained
-from lowbit.models.stacking import LAYER_PREFIX, TensorSource, flatten, is_transposed, stack_params
+from lowbit.models.stacking import TensorSource, is_transposed, stack_params
+from lowbit.tree import flatten
 
 SaveDtype = Literal["float16", "float32", "bfloat16"]
 Slot = tuple[str, int | None]  # (path in the tree, layer)

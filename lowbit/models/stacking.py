@@ -1,14 +1,13 @@
 """Tensors of one layer each, as files hold them, into the stacked parameter tree of the decoder."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from lowbit.errors import ModelError
-from lowbit.llama import LlamaConfig, param_shapes
-
-LAYER_PREFIX = "layers/"
+from lowbit.llama import LAYER_PREFIX, LlamaConfig, param_shapes
+from lowbit.tree import unflatten
 
 # (path in the tree, layer or None) -> name in the file.
 NameOf = Callable[[str, int | None], str]
@@ -53,7 +52,7 @@ def stack_params(cfg: LlamaConfig, source: TensorSource, name_of: NameOf) -> dic
             slot = stacked[layer] if path.startswith(LAYER_PREFIX) else stacked
             slot[...] = _oriented(path, source.read(name), slot.shape, name, source.where)
         flat[path] = stacked
-    return nest(flat)
+    return unflatten(flat)
 
 
 def layer_names(cfg: LlamaConfig, path: str, name_of: NameOf) -> list[str]:
@@ -66,29 +65,6 @@ def layer_names(cfg: LlamaConfig, path: str, name_of: NameOf) -> list[str]:
 def is_transposed(path: str) -> bool:
     """Whether files hold the transpose: kernels are [k n] in the tree and [n k] in files."""
     return path.endswith("/kernel")
-
-
-def nest(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Returns {"a": {"b": x}} for {"a/b": x}."""
-    tree: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
-    return tree
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns {"a/b": x} for {"a": {"b": x}}."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}/")
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 def _oriented(path: str, tensor: np.ndarray, shape: tuple[int, ...], name: str, where: str) -> np.ndarray:

@@ -11,7 +11,8 @@ from lowbit.llama import LlamaConfig, RopeScaling, param_shapes, rope_frequencie
 from lowbit.models import load
 from lowbit.models.gguf import gguf_name, half_split_rows
 from lowbit.models.gguf_tokenizer import tokenizer_from_metadata
-from lowbit.models.stacking import flatten, layer_names
+from lowbit.models.stacking import layer_names
+from lowbit.tree import flatten
 
 # "Ġ" is how byte-level BPE writes a space.
 TOKENS = ["<|start|>", "<|end|>", *"abcde", "Ġ", "1", "2", "ab", "Ġc", "<tool>"]

@@ -12,11 +12,11 @@ from safetensors.numpy import load_file, save_file
 from lowbit.errors import ModelError
 from lowbit.llama import LlamaConfig, param_shapes
 from lowbit.models import load, save_hf
-from lowbit.models.stacking import nest
+from lowbit.tree import unflatten
 
 CFG = LlamaConfig(20, 8, 12, 2, 2, 1, 4, tie_embeddings=False, qkv_bias=True, bos_token_id=0, eos_token_ids=(1, 2))
 RNG = np.random.default_rng(0)
-PARAMS = nest({path: RNG.normal(size=shape).astype(np.float32) for path, shape in param_shapes(CFG).items()})
+PARAMS = unflatten({path: RNG.normal(size=shape).astype(np.float32) for path, shape in param_shapes(CFG).items()})
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from lowbit.llama import LlamaConfig
 from lowbit.models import Transformer, load, save_hf
-from lowbit.models.stacking import flatten
+from lowbit.tree import flatten
 
 REFERENCE = Path(__file__).parent / "reference"
 VARIANTS = sorted(file.stem for file in REFERENCE.glob("*.json"))
