@@ -85,7 +85,7 @@ _ROUNDING = (
     ),
     _argument("--bits", metavar="B", help="its width: 1, 1.58, 2, 3, 4 (or what the method allows)"),
     _argument("--granularity", metavar="G", help="one scale a channel (default), tensor, or G inputs"),
-    _argument("--scale-init", metavar="NAME", help="how scales are chosen: mse (default), max, mean, ..."),
+    _argument("--scale-init", metavar="NAME", help="how paretoq and rtn choose scales: mse (default), max, mean, ..."),
 )
 
 TRAIN = Command(
@@ -161,7 +161,7 @@ EXPORT = Command(
     "write a packed file that runs without jax",
     "Packs the newest checkpoint of a run, or a pretrained model rounded by --method, with its tokenizer and a record "
     "of what it was made from. Prints bits per weight of the quantized matrices, of the whole model and of the file. "
-    "The file appears whole or not at all; equal models give equal bytes.",
+    "The file appears whole or not at all; one source and one commit of the code give equal bytes.",
     (
         "export runs/w2 -o w2.lowbit",
         "export model.gguf --method rtn --bits 4 --granularity 64 -o rtn4.lowbit",
@@ -178,8 +178,9 @@ VERIFY = Command(
     "verify",
     "prove that a packed file is the model it was made from",
     "Checks every checksum, compares all weights bit for bit with the trained (fake-quantized) ones, and the logits of "
-    "the numpy runtime with those of the Flax model, within what float32 rounding explains. Exit status: 0 for the "
-    "same model, 1 for another, 2 for an error such as a damaged file.",
+    "the numpy runtime with those of the Flax model, within what float32 rounding explains. A run that went on after "
+    "the export is read at the step of the file, as long as it keeps that checkpoint. Exit status: 0 for the same "
+    "model, 1 for another, 2 for an error such as a damaged file.",
     ("verify w2.lowbit", "verify w2.lowbit --against runs/w2 --text 'It was a dark night.'"),
     (
         _PACKED,

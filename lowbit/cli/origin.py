@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from lowbit.cli.usage import UsageError
@@ -11,12 +12,12 @@ KEY = "origin"
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Where a packed model comes from. Nothing in it changes with time or machine: equal exports, equal bytes.
+    """Where a packed model comes from. Exports of one source by one commit give equal bytes, whenever they are made.
 
     Attributes:
       kind: "run", or "pretrained" for a model that was rounded.
-      path: run folder, model folder, hub name or file, as it was given.
-      quant: the section `quant` of the config that it was quantized by.
+      path: run folder, model folder, hub name or file, as `source_path` writes it.
+      quant: the section `quant` of the config that it was quantized by; `bits` is None where nothing has a width.
       step: of the run's checkpoint; None for a pretrained model.
       commit: of the code that exported it, None outside of a checkout.
       lowbit_version: of the package that exported it.
@@ -32,6 +33,19 @@ class Origin:
     def to_meta(self) -> dict[str, Any]:
         """Returns the `meta` of a packed model."""
         return {KEY: dataclasses.asdict(self)}
+
+    def described(self) -> str:
+        """Returns it in a few words, with a width where the method has one."""
+        if self.kind == "run":
+            return f"run {self.path} at step {self.step}"
+        widths = self.quant["layer_bits"] or (self.quant["bits"],)
+        to = "" if None in widths else f" to {', '.join(f'{bits:g}' for bits in widths)} bits"
+        return f"{self.path} rounded by {self.quant['method']}{to}"
+
+
+def source_path(source: str) -> str:
+    """Returns a source's path in one spelling: `./runs/w2/` is `runs/w2`. Hub names stay as they are."""
+    return str(Path(source))
 
 
 def read_origin(meta: Mapping[str, Any], path: str) -> Origin:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import jax
 
 from lowbit import config as configs
-from lowbit.cli.origin import Origin
+from lowbit.cli.origin import Origin, source_path
+from lowbit.cli.run_steps import load_step
 from lowbit.cli.sources import kind_of, refuse_rounding
 from lowbit.cli.usage import UsageError
 from lowbit.config import ConfigDict
@@ -22,8 +23,14 @@ from lowbit.tree import Rule, fake_quant, init_state
 from lowbit.tree.paths import Tree
 from lowbit.version import __version__
 
-WIDTHLESS = (FLOAT, "absmean_ternary")
-"""Methods that have no choice of width."""
+READS: dict[str, tuple[str, ...]] = {
+    "paretoq": ("bits", "granularity", "scale_init"),
+    "rtn": ("bits", "granularity", "scale_init"),
+    "llmqat": ("bits", "granularity"),
+    "absmean_ternary": ("granularity",),
+    FLOAT: (),
+}
+"""Which of the settings with a flag each method reads; any other flag beside it is a mistake."""
 
 
 class Quantized(NamedTuple):
@@ -50,14 +57,20 @@ class Quantized(NamedTuple):
         return jax.jit(functools.partial(fake_quant, self.rules))(self.params, self.state)
 
 
-def from_run(folder: str) -> Quantized:
-    """Reads the newest checkpoint of a run.
+def from_run(folder: str, step: int | None = None) -> Quantized:
+    """Reads a checkpoint of a run.
+
+    Args:
+      folder: of the run.
+      step: of the checkpoint; None takes the newest.
 
     Raises:
       RunFolderError, CheckpointError, ConfigError: as `lowbit.train.load_trained`.
     """
-    run = load_trained(Path(folder).expanduser())
-    origin = Origin("run", folder, run.config.quant.to_dict(), run.step, git_commit(), __version__)
+    path = Path(folder).expanduser()
+    run = load_trained(path) if step is None else load_step(path, step)
+    quant = _recorded(run.config.quant.to_dict())
+    origin = Origin("run", source_path(folder), quant, run.step, git_commit(), __version__)
     return Quantized(run.cfg, run.params, run.rules, run.state, run.tokenizer_files, origin)
 
 
@@ -74,13 +87,14 @@ def from_pretrained(source: str, quant: Mapping[str, Any]) -> Quantized:
     rules = tuple(quantization_rules(ConfigDict({**quant, "overrides": tuple(quant["overrides"])})))
     loaded = pretrained.load(source)
     state = jax.jit(functools.partial(init_state, rules))(loaded.params)
-    origin = Origin("pretrained", source, dict(quant), None, git_commit(), __version__)
+    origin = Origin("pretrained", source_path(source), _recorded(quant), None, git_commit(), __version__)
     return Quantized(loaded.cfg, loaded.params, rules, state, loaded.tokenizer_files, origin)
 
 
-def restore(origin: Origin) -> Quantized:
-    """Makes again what a packed file was made from."""
-    return from_run(origin.path) if origin.kind == "run" else from_pretrained(origin.path, origin.quant)
+def _recorded(quant: Mapping[str, Any]) -> dict[str, Any]:
+    """The section without a width that nothing read; an override may read it for another method."""
+    width_is_read = "bits" in READS[quant["method"]] or quant["overrides"]
+    return dict(quant) if width_is_read else {**quant, "bits": None}
 
 
 def from_arguments(arguments: argparse.Namespace) -> Quantized:
@@ -106,7 +120,7 @@ def rounding(arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns the section `quant` that --method, --bits, --granularity and --scale-init describe, over `config.base()`.
 
     Raises:
-      UsageError: no method, or a width where there is no choice, or none where there is.
+      UsageError: no method, no width for one that needs it, or a setting that the method does not read.
       QuantizerError: an unknown method, width, granularity or start of the scales.
     """
     if arguments.method is None:
@@ -123,9 +137,11 @@ def rounding(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.bits is not None:
         quant.bits = configs.parse(arguments.bits, float, "--bits")
     quantization_rules(quant)
-    if (arguments.bits is None) != (arguments.method in WIDTHLESS):
-        raise UsageError(
-            f"--method {arguments.method} " + ("needs --bits" if arguments.bits is None else "has no choice of --bits"),
-            "add --bits B" if arguments.bits is None else "leave out --bits",
-        )
+    reads = READS[quant.method]
+    for name in ("bits", "granularity", "scale_init"):
+        if getattr(arguments, name) is not None and name not in reads:
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(f"--method {quant.method} has no choice of {flag}", f"leave out {flag}")
+    if "bits" in reads and arguments.bits is None:
+        raise UsageError(f"--method {quant.method} needs --bits", "add --bits B")
     return quant.to_dict()

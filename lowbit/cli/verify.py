@@ -2,14 +2,16 @@
 
 import argparse
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lowbit.cli import quantized
-from lowbit.cli.origin import Origin, read_origin
+from lowbit.cli.origin import KEY, Origin, read_origin
 from lowbit.cli.packed_file import open_model
 from lowbit.cli.quantized import Quantized
+from lowbit.cli.run_steps import checkpoint_steps
 from lowbit.cli.sources import kind_of
 from lowbit.cli.usage import UsageError
 from lowbit.errors import LowbitError
@@ -27,7 +29,10 @@ def run(arguments: argparse.Namespace) -> int:
     tokens = _tokens(arguments, packed, cfg)
     model = _other_side(arguments, packed)
     _check_same_architecture(arguments.packed, cfg, model)
-    print(f"{arguments.packed} against {_described(model.origin)}")
+    print(f"{arguments.packed} against {model.origin.described()}")
+    note = _note_on_steps(packed, model.origin)
+    if note is not None:
+        print(note)
     print("checksums all equal")
     result = verify(packed, model.cfg, model.params, model.rules, model.state, tokens)
     print(result)
@@ -39,7 +44,7 @@ def _other_side(arguments: argparse.Namespace, packed: PackedModel) -> Quantized
     if against is None:
         origin = read_origin(packed.meta, arguments.packed)
         try:
-            return quantized.restore(origin)
+            return _restored(origin)
         except LowbitError as error:
             raise UsageError(
                 f"{arguments.packed} was made from {origin.path}, which cannot be read from here: {error.cause}",
@@ -47,13 +52,43 @@ def _other_side(arguments: argparse.Namespace, packed: PackedModel) -> Quantized
             ) from error
     match kind_of(against):
         case "run":
-            return quantized.from_run(against)
+            return _run_at(against, _step(packed))
         case "pretrained":
             # Rounding leaves no trace but the settings in the file.
             origin = read_origin(packed.meta, arguments.packed)
-            return quantized.restore(dataclasses.replace(origin, kind="pretrained", path=against))
+            return _restored(dataclasses.replace(origin, kind="pretrained", path=against))
         case "packed":
             raise UsageError(f"--against {against} is a packed file", "name the run or the model it was made from")
+
+
+def _restored(origin: Origin) -> Quantized:
+    """Makes again what a packed file was made from."""
+    if origin.kind == "run":
+        return _run_at(origin.path, origin.step)
+    return quantized.from_pretrained(origin.path, origin.quant)
+
+
+def _run_at(folder: str, step: int | None) -> Quantized:
+    """The checkpoint that a file is of, while the run keeps it; else its newest."""
+    kept = checkpoint_steps(Path(folder).expanduser())
+    return quantized.from_run(folder, step if step in kept else None)
+
+
+def _step(packed: PackedModel) -> int | None:
+    """The step that a packed file is of; None for one that is of no run, or does not say."""
+    origin = packed.meta.get(KEY)
+    return origin.get("step") if isinstance(origin, dict) else None
+
+
+def _note_on_steps(packed: PackedModel, other: Origin) -> str | None:
+    """What to know of a run that went on after the export."""
+    step = _step(packed)
+    if other.kind != "run" or step is None:
+        return None
+    if other.step != step:
+        return f"the file is of step {step}, whose checkpoint is gone; the run's newest is of step {other.step}"
+    newest = checkpoint_steps(Path(other.path).expanduser())[-1]
+    return None if newest == step else f"the run has gone on since: its newest checkpoint is of step {newest}"
 
 
 def _check_same_architecture(path: str, cfg: LlamaConfig, model: Quantized) -> None:
@@ -80,9 +115,3 @@ def _tokens(arguments: argparse.Namespace, packed: PackedModel, cfg: LlamaConfig
             f"ask for 1 to {cfg.max_positions} tokens",
         )
     return tokens
-
-
-def _described(origin: Origin) -> str:
-    if origin.kind == "run":
-        return f"run {origin.path} at step {origin.step}"
-    return f"{origin.path} rounded by {origin.quant['method']} to {origin.quant['bits']:g} bits"

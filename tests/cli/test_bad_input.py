@@ -217,7 +217,13 @@ def test_model_family_that_is_not_supported(refused, float_model, tmp_path):
         (["--method", "rtm", "--bits", 4], r"unknown quantization method 'rtm'\n  -> did you mean 'rtn'"),
         (["--method", "rtn", "--bits", 9], r"9.0 bits per weight\n  -> choose from 1, 1.58"),
         (["--method", "rtn", "--bits", "four"], "--bits is a float, which 'four' is not"),
-        (["--method", "float", "--bits", 4], "--method float has no choice of --bits"),
+        (["--method", "float", "--bits", 4], r"--method float has no choice of --bits\n  -> leave out --bits"),
+        (["--method", "float", "--granularity", 16], "--method float has no choice of --granularity"),
+        (["--method", "absmean_ternary", "--bits", 2], "--method absmean_ternary has no choice of --bits"),
+        (
+            ["--method", "llmqat", "--bits", 4, "--scale-init", "mse"],
+            r"--method llmqat has no choice of --scale-init\n  -> leave out --scale-init",
+        ),
         (
             ["--method", "rtn", "--bits", 4, "--granularity", 7],
             "layers/mlp/down_proj/kernel .*a group of 7 does not divide the 48",

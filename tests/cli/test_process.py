@@ -1,6 +1,7 @@
 """The command line as a process: what it loads, how fast it answers, and how it ends."""
 
 import importlib.util
+import inspect
 import shlex
 import subprocess
 import sys
@@ -11,12 +12,15 @@ import pytest
 
 from lowbit.cli import entry, train
 from lowbit.cli.commands import COMMANDS
-from lowbit.cli.origin import read_origin
+from lowbit.cli.origin import read_origin, source_path
 from lowbit.cli.parsing import make_parser, parse
+from lowbit.cli.quantized import READS
 from lowbit.cli.sources import kind_of
 from lowbit.cli.threads import VARIABLES, set_threads
 from lowbit.cli.usage import UsageError
+from lowbit.numerics.quantizers import QUANTIZERS
 from lowbit.train import Result
+from lowbit.train.quantization import FLOAT
 from lowbit.version import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -149,6 +153,18 @@ def test_threads_are_one_unless_somebody_says_otherwise():
 def test_origin_of_another_form_is_refused():
     with pytest.raises(UsageError, match="f does not say what it was made from"):
         read_origin({"origin": {"kind": "run"}}, "f")
+
+
+def test_flags_are_refused_where_the_method_takes_no_such_setting():
+    assert READS.keys() == {*QUANTIZERS, FLOAT}
+    settings = {setting for reads in READS.values() for setting in reads}
+    for method, make in QUANTIZERS.items():
+        assert settings & inspect.signature(make).parameters.keys() == set(READS[method]), method
+
+
+def test_one_source_has_one_spelling():
+    assert {source_path(path) for path in ("runs/w2", "runs/w2/", "./runs/w2", "runs//w2")} == {"runs/w2"}
+    assert source_path("HuggingFaceTB/SmolLM2-135M") == "HuggingFaceTB/SmolLM2-135M"
 
 
 def test_commands_page_is_current():
