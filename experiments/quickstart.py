@@ -29,7 +29,6 @@ from lowbit import config as configs
 from lowbit import formats
 from lowbit.cli import jax_predictor, quantized
 from lowbit.cli.quantized import Quantized
-from lowbit.config import ConfigDict
 from lowbit.data import TextTokenizer, TokenWindows, byte_lengths, encode_files
 from lowbit.errors import LowbitError, RunFolderError
 from lowbit.evals import Evaluation, evaluate
@@ -50,38 +49,37 @@ WIDTHS = (4.0, 3.0, 2.0, 1.58, 1.0)
 PROMPT = "The old house stood at the end of the lane, and"
 SAMPLE = {"temperature": 0.7, "top_k": 40, "seed": 1}
 SAMPLE_TOKENS = 80
-VERIFIED_TOKENS = (2, 32)
+VERIFIED_TOKENS = 32
 
 
 class Quickstart:
     """One run of the quickstart: where it writes, what it evaluates on, and the rows so far."""
 
-    def __init__(self, out: Path, overrides: Sequence[str]):
-        self.out, self.overrides = out, overrides
-        self.config = self.config_for(WIDTHS[0])
+    def __init__(self, out: Path, widths: Sequence[float], overrides: Sequence[str]):
+        # Every width's config is read before any work: a typo costs nothing.
+        self.out = out
+        self.configs = {bits: configs.load(f"{CONFIG}:bits={bits:g}", overrides) for bits in widths}
+        self.config = self.configs[widths[0]]
         self.source = self.config.model.source
         self.loaded = pretrained.load(self.source)
+        for bits, config in self.configs.items():
+            with config.unlocked():
+                config.run_folder = str(out / f"qat_w{bits:g}")
+                config.log.every_steps = 2
+                # Traced grids: the step compiled for the first width serves all.
+                config.quant.layer_bits = (bits,) * self.loaded.cfg.num_layers
         tokenizer = TextTokenizer.load(self.loaded.tokenizer_files, vocab_size=self.loaded.cfg.vocab_size)
         self.byte_lengths = byte_lengths(tokenizer)
-        self.windows = TokenWindows(
-            (encode_files(self.config.data.valid, tokenizer),), self.config.train.sequence_length
-        )
+        length = self.config.train.sequence_length
+        self.windows = TokenWindows((encode_files(self.config.data.valid, tokenizer),), length)
         self.rows: list[Row] = []
         self.began = time.monotonic()
 
-    def config_for(self, bits: float) -> ConfigDict:
-        """The config of one width, its grids traced: the step compiled for the first width serves all."""
-        config = configs.load(f"{CONFIG}:bits={bits:g}", self.overrides)
-        with config.unlocked():
-            config.run_folder = str(self.out / f"qat_w{bits:g}")
-            layers = json.loads((Path(config.model.source) / "config.json").read_text())["num_hidden_layers"]
-            config.quant.layer_bits = (bits,) * layers
-        return config
-
     def rounded(self, method: str, bits: float) -> None:
-        """A row without training: the float model, or rounding to nearest."""
+        """A row without training: the float model, or rounding to nearest with scales from max|w| or of least error."""
         started = time.monotonic()
-        quant = {**self.config.quant.to_dict(), "method": method, "bits": bits, "layer_bits": (), "scale_init": "max"}
+        kind, start = ("rtn", "mse") if method == "rtn_mse" else (method, "max")
+        quant = {**self.config.quant.to_dict(), "method": kind, "bits": bits, "layer_bits": (), "scale_init": start}
         model = quantized.from_pretrained(self.source, quant)
         name = "float" if method == "float" else f"{method}_w{bits:g}"
         file = self.pack(model, name)
@@ -91,14 +89,14 @@ class Quickstart:
     def trained(self, bits: float) -> None:
         """A row with quantization-aware training: train, pack, verify, write text."""
         started = time.monotonic()
-        config = self.config_for(bits)
+        config = self.configs[bits]
         result = run(config)
         seconds = time.monotonic() - started
         model = quantized.from_run(config.run_folder)
         name = f"qat_w{bits:g}"
         file = self.pack(model, name)
         packed = formats.read(file, verify=True)
-        tokens = self.windows[0][: np.prod(VERIFIED_TOKENS)].reshape(VERIFIED_TOKENS)
+        tokens = self.windows[:2][:, :VERIFIED_TOKENS]
         verification = verify(packed, model.cfg, model.params, model.rules, model.state, tokens)
         print(verification)
         sample = PROMPT + "".join(generate_text(Runtime(packed), Tokenizer(packed), PROMPT, SAMPLE_TOKENS, **SAMPLE))
@@ -216,15 +214,16 @@ def quickstart(out: Path, widths: Sequence[float] = WIDTHS, overrides: Sequence[
     Returns:
       The rows of results.json.
     """
+    work = Quickstart(out, widths, overrides)
     put_aside(out)
     out.mkdir(parents=True)
     # Widths share their programs, and so do later runs.
     jax.config.update("jax_compilation_cache_dir", str(out.parent / ".jax_cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-    work = Quickstart(out, overrides)
     work.rounded("float", 16.0)
-    for bits in widths:
-        work.rounded("rtn", bits)
+    for method in ("rtn", "rtn_mse"):
+        for bits in widths:
+            work.rounded(method, bits)
     for bits in widths:
         work.trained(bits)
     record = {

@@ -1,4 +1,4 @@
-"""How far two float32 evaluations of one model may lie apart: a bound from the arithmetic, by Monte Carlo.
+"""How far two float32 evaluations of one model may lie apart: estimated from the arithmetic, by Monte Carlo.
 
 A float32 dot product of k terms, summed in any order, differs from the exact one by a sum of k roundings. Modelled as
 independent (Higham and Mary, SIAM J. Sci. Comput. 41, 2019), its size is at most about `u * |x| * |w|` with
@@ -16,7 +16,8 @@ from lowbit.kernels import Runtime, Weights
 UNIT_ROUNDOFF = 2.0**-24
 SAMPLES = 8
 SAFETY = 8.0
-"""Two evaluations each err (2), the largest of 8 samples is no maximum (2), elementwise functions round too (2)."""
+"""Two evaluations each err (2), the largest of 8 samples is no maximum (2), and what is not a product with weights
+(attention, softmax, norms, rotation) rounds as well but gets no noise here (2)."""
 
 
 class _NoisyWeights:

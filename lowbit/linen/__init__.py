@@ -1,4 +1,4 @@
-"""The only glue between quantizers and Flax: class transforms, and dot_generals for activations."""
+"""The only glue between quantizers and Flax: a transform of module classes."""
 
 from lowbit.linen.transforms import quantize
 

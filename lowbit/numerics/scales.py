@@ -18,8 +18,26 @@ from lowbit.numerics.grids import AffineGrid, per_group
 FLOOR = 1e-5
 """The smallest scale in use, so that an all-zero group divides by something."""
 
+FLOAT_DTYPES = ("float16", "bfloat16", "float32")
+"""What a packed file can hold of a number that is no code."""
+
 ScaleInit = Callable[[Float[Array, "*s g G m"], AffineGrid], Float[Array, "*s g m"]]
 """Weights grouped by `groups.split`, and their grid (fields scalar or `[*s 1 1]`) -> the scale of each group."""
+
+
+def check_dtype(dtype: object, what: str) -> str:
+    """Returns the name of a dtype in which `what` ("a scale") can be stored.
+
+    Raises:
+      QuantizerError: no dtype, or not one of `FLOAT_DTYPES`.
+    """
+    try:
+        name = jnp.dtype(dtype).name
+    except TypeError:  # no dtype at all
+        name = str(dtype)
+    if name not in FLOAT_DTYPES:
+        raise QuantizerError(f"{what} cannot be stored as {name!r}", f"choose from {', '.join(FLOAT_DTYPES)}")
+    return name
 
 
 def stored(scale: Float[Array, "*s g m"], dtype: jax.typing.DTypeLike) -> Float[Array, "*s g m"]:

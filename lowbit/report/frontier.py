@@ -12,7 +12,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from lowbit.errors import DataError
 from lowbit.report import theme
 from lowbit.report.labels import spread
-from lowbit.report.results import Row
+from lowbit.report.results import Row, trained_and_rounded
 
 
 def draw_frontier(rows: list[Row]) -> Figure:
@@ -102,19 +102,18 @@ def _float_line(axes: Axes, row: Row, labelled: bool) -> None:
 
 def _gap_of_rounding(axes: Axes, rows: list[Row]) -> None:
     """Marks what training wins over rounding at 2 bits, where both were measured."""
-    found = {row.method: row for row in rows if row.bits == 2}
-    if not {"qat", "rtn"} <= found.keys():
+    low, high = trained_and_rounded(rows, 2)
+    if low is None or high is None:
         return
-    low, high = found["qat"], found["rtn"]
     axes.plot(
         [low.bits_per_weight] * 2, [low.nll, high.nll], color=theme.MUTED.light, linewidth=1, linestyle=":", zorder=1
     )
     axes.annotate(
         f"{low.nll - high.nll:+.2f} nats".replace("-", "−"),
-        (low.bits_per_weight, 0.4 * low.nll + 0.6 * high.nll),
-        xytext=(-7, 0),
+        (low.bits_per_weight, 0.5 * low.nll + 0.5 * high.nll),
+        xytext=(7, 0),
         textcoords="offset points",
-        ha="right",
+        ha="left",
         va="center",
         color=theme.MUTED.light,
     )

@@ -10,7 +10,7 @@ from lowbit.report import theme
 from lowbit.report.curves import Series, draw_curves, read_metrics
 from lowbit.report.frontier import draw_frontier, write_frontier
 from lowbit.report.histograms import WeightHistogram, draw_histograms
-from lowbit.report.results import Row, Run, read_rows, read_run
+from lowbit.report.results import Row, Run, read_rows, read_run, trained_and_rounded
 from lowbit.report.stylesheet import stylesheet
 from lowbit.report.svg import inline_svg
 from lowbit.report.table import COLUMNS, format_bytes
@@ -103,9 +103,8 @@ def _title(rows: list[Row]) -> str:
 
 
 def _header(rows: list[Row], run: Run) -> str:
-    by_name = {(row.method, row.bits): row for row in rows}
     floats = [row for row in rows if row.method == "float"]
-    trained, rounded = by_name.get(("qat", 2.0)), by_name.get(("rtn", 2.0))
+    trained, rounded = trained_and_rounded(rows, 2)
     facts: list[tuple[str, str]] = []
     if floats:
         facts.append((f"{floats[0].nll:.2f}", f"nats/token of the float model, {format_bytes(floats[0].bytes)}"))
@@ -113,7 +112,7 @@ def _header(rows: list[Row], run: Run) -> str:
         facts.append((f"{trained.nll:.2f}", f"nats/token trained at 2 bits, {format_bytes(trained.bytes)}"))
     if trained and rounded:
         gap = rounded.nll - trained.nll
-        facts.append((f"{gap:+.2f}".replace("-", "−"), "nats/token lost by rounding to 2 bits instead"))
+        facts.append((f"{gap:+.2f}".replace("-", "−"), "nats/token lost by rounding to 2 bits instead, at its best"))
     if trained and floats:
         facts.append((f"{floats[0].bytes / trained.bytes:.1f} ×", "smaller file at 2 bits than in float"))
     checked = [row.verified for row in rows if row.verified is not None]

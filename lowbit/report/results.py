@@ -17,7 +17,8 @@ class Row:
     """One model that was evaluated: how it was made, how well it predicts and how large it is.
 
     Args:
-      method: how the weights came about: "float", "rtn", "qat", or the name of another method.
+      method: how the weights came about: "float", "rtn" (rounding, scales from max|w|), "rtn_mse" (scales of least
+        squared error), "qat", or the name of another method.
       bits: nominal width; 1.58 stands for three levels.
       nll: mean negative log-likelihood on held-out text, nats/token.
       perplexity: exp(nll).
@@ -67,6 +68,13 @@ class Run:
     date: str
     seed: int
     machine: dict[str, Any]
+
+
+def trained_and_rounded(rows: Sequence[Row], bits: float) -> tuple[Row | None, Row | None]:
+    """Returns the trained model of a width and the best that rounding does at it; None for what was not measured."""
+    trained = next((row for row in rows if row.method == "qat" and row.bits == bits), None)
+    rounded = [row for row in rows if row.method.startswith("rtn") and row.bits == bits]
+    return trained, min(rounded, key=lambda row: row.nll, default=None)
 
 
 def rows_from(items: Sequence[Any], source: str = "results") -> list[Row]:

@@ -46,9 +46,9 @@ SERIES = (BLUE, VERMILLION, GREEN, PURPLE, AMBER, SLATE, CRIMSON, TEAL)
 
 FONTS = ("Inter", "Helvetica Neue", "Helvetica", "Arial", "Liberation Sans", "DejaVu Sans")
 
-_METHOD_MARKS = {"qat": (BLUE, "s"), "rtn": (VERMILLION, "o"), "float": (SLATE, "D")}
-_SPARE_MARKS = ((GREEN, "^"), (PURPLE, "v"), (AMBER, "P"))
-_METHOD_NAMES = {"qat": "trained (qat)", "rtn": "rounded (rtn)", "float": "float"}
+_METHOD_MARKS = {"qat": (BLUE, "s"), "rtn": (VERMILLION, "o"), "rtn_mse": (AMBER, "^"), "float": (SLATE, "D")}
+_SPARE_MARKS = ((GREEN, "P"), (PURPLE, "v"), (CRIMSON, "X"))
+_METHOD_NAMES = {"qat": "trained (qat)", "rtn": "rounded (rtn)", "rtn_mse": "rounded, best scales", "float": "float"}
 
 
 def methods(rows: list[Row]) -> list[str]:

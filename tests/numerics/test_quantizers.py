@@ -11,7 +11,7 @@ from lowbit.errors import QuantizerError
 from lowbit.numerics import scales
 from lowbit.numerics.grids import WIDTHS, Grid, paretoq_grid
 from lowbit.numerics.qtensor import QTensor
-from lowbit.numerics.quantizers import by_name, llmqat, paretoq, rtn, stored_as, transposed
+from lowbit.numerics.quantizers import QUANTIZERS, absmean_ternary, by_name, llmqat, paretoq, rtn, stored_as, transposed
 
 RNG = np.random.default_rng(0)
 W = jnp.asarray(RNG.standard_normal((64, 8)).astype(np.float32))
@@ -40,6 +40,14 @@ def test_values_just_beyond_the_range_reach_the_outer_level_and_no_further(bits)
     codes = np.asarray(q.encode(w, state).codes)
     np.testing.assert_array_equal(codes[1], [len(LEVELS[bits]) - 1, 0])
     assert codes.max() < len(LEVELS[bits])
+
+
+def test_widths_may_come_out_of_a_numpy_array():
+    assert paretoq(np.int64(2)).name == paretoq(2).name
+    assert paretoq(np.float64(1.58)).grid == paretoq(1.58).grid
+    assert paretoq(list(np.asarray([2, 4]))).layer(1).grid == paretoq(4).grid
+    with pytest.raises(QuantizerError, match="no grid has 5 bits"):
+        paretoq(np.int64(5))
 
 
 class TestTracedWidths:
@@ -178,6 +186,18 @@ class TestBadInput:
     def test_unknown_width(self, bits):
         with pytest.raises(QuantizerError, match=f"no grid has {bits} bits per weight[^$]*widths are 1, 1.58, 2, 3, 4"):
             paretoq(bits)
+
+    def test_no_width_at_all(self):
+        with pytest.raises(QuantizerError, match=r"no width was given\n.*one for each layer"):
+            paretoq([])
+
+    @pytest.mark.parametrize("dtype", [jnp.int8, "int8", "float64", "fp16"])
+    @pytest.mark.parametrize("make", QUANTIZERS.values(), ids=QUANTIZERS)
+    def test_scale_dtype_that_no_file_holds(self, make, dtype):
+        name = dtype if isinstance(dtype, str) else "int8"
+        bits = () if make is absmean_ternary else (4,)
+        with pytest.raises(QuantizerError, match=f"a scale cannot be stored as '{name}'\n.*float16, bfloat16, float32"):
+            make(*bits, scale_dtype=dtype)
 
     def test_unknown_method_names_the_nearest(self):
         with pytest.raises(QuantizerError, match=r"unknown quantizer 'paretok'[^$]*did you mean 'paretoq'"):

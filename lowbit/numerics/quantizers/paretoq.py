@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -15,7 +16,7 @@ from lowbit.numerics.quantizers.base import Quantizer, State
 
 
 def paretoq(
-    bits: float | Sequence[float],
+    bits: float | np.number | Sequence[float | np.number],
     granularity: Granularity = "channel",
     scale_init: str | scales.ScaleInit = "mse",
     scale_dtype: DTypeLike = jnp.float16,
@@ -41,17 +42,26 @@ def paretoq(
       becomes +scale (there 0, which one bit cannot hold).
 
     Raises:
-      QuantizerError: another width; from init, a group that does not divide k, or layers that do not match.
+      QuantizerError: another width or none, a scale dtype that no file holds; from init, a group that does not divide k, or layers that do not match.
     """
     groups.check_granularity(granularity)
+    scales.check_dtype(scale_dtype, "a scale")
     start = scales.by_name(scale_init)
-    if isinstance(bits, (int, float)):
-        grid, affine = paretoq_grid(bits)
-        return _learned(f"paretoq{bits:g}", grid, affine, granularity, start, scale_dtype)
-    widths = tuple(bits)
+    if not isinstance(bits, Sequence):
+        width = _python_number(bits)
+        grid, affine = paretoq_grid(width)
+        return _learned(f"paretoq{width:g}", grid, affine, granularity, start, scale_dtype)
+    widths = tuple(_python_number(width) for width in bits)
+    if not widths:
+        raise QuantizerError("no width was given", "give one width, or one for each layer of the stacked parameter")
     grids = [paretoq_grid(b)[1] for b in widths]
     mixed = _traced("paretoq_mixed", widths, stack(grids), granularity, start, scale_dtype)
     return mixed._replace(at_layer=lambda index: paretoq(widths[index], granularity, start, scale_dtype))
+
+
+def _python_number(bits: float | np.number) -> float:
+    """Widths out of a numpy array as plain numbers, so that names and messages read the same."""
+    return bits.item() if isinstance(bits, np.number) else bits
 
 
 def _learned(

@@ -49,7 +49,7 @@ def rtn(
       scale_dtype: what the file stores, zero points included.
 
     Raises:
-      QuantizerError: another width, or min-max below 2 bits.
+      QuantizerError: another width, min-max below 2 bits, or a scale dtype that no file holds.
     """
     if not symmetric:
         return _minmax(bits, granularity, scale_dtype)
@@ -83,6 +83,7 @@ def _affine(
 ) -> Quantizer:
     """An affine grid whose scale does not learn; gradients outside `|w| < ste_limit`, or the grid's range, are 0."""
     groups.check_granularity(granularity)
+    scales.check_dtype(scale_dtype, "a scale")
 
     def init(w: Float[Array, "..."]) -> State:
         groups.check(w.shape, granularity)
@@ -106,6 +107,7 @@ def _minmax(bits: float, granularity: Granularity, scale_dtype: DTypeLike) -> Qu
     if bits not in range(2, 9):
         raise QuantizerError(f"min-max rounding has no {bits!r}-bit grid", "choose an integer from 2 to 8")
     groups.check_granularity(granularity)
+    scales.check_dtype(scale_dtype, "a scale")
     top = float(2 ** int(bits) - 1)
     grid = Grid(f"uint{int(bits)}", tuple(float(i) for i in range(2 ** int(bits))))
 
@@ -157,7 +159,7 @@ def llmqat(
       scale_dtype: what the file stores.
 
     Raises:
-      QuantizerError: another width or variant.
+      QuantizerError: another width, variant, or scale dtype than these.
     """
     if bits not in range(2, 9):
         raise QuantizerError(
@@ -179,11 +181,16 @@ def absmean_ternary(granularity: Granularity = "tensor", scale_dtype: DTypeLike 
     """BitNet b1.58: levels -1, 0, 1 times mean|w|, recomputed at every step (arXiv 2402.17764, eq. 1-3).
 
     Gradients pass everywhere. Applied to its own result it shrinks (the mean of a ternary tensor is below its level):
-    it is idempotent only with the scale held.
+    it is idempotent only with the scale held. The mean depends on the order of summation, hence on the mesh: a scale
+    that export recomputes on one device can differ from the one a sharded step used in its last bit before rounding
+    to `scale_dtype` (never seen at float16, common at float32).
 
     Args:
       granularity: the paper has one scale a matrix.
       scale_dtype: what the file stores.
+
+    Raises:
+      QuantizerError: a scale dtype that no file holds.
     """
 
     def start(grouped: Float[Array, "*s g G m"], grid: AffineGrid) -> Float[Array, "*s g m"]:

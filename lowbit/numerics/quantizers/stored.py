@@ -5,11 +5,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from lowbit.errors import QuantizerError
 from lowbit.numerics import ste
 from lowbit.numerics.quantizers.base import Quantizer, State
-
-FLOAT_DTYPES = ("float16", "bfloat16", "float32")
+from lowbit.numerics.scales import check_dtype
 
 
 def stored_as(dtype: DTypeLike) -> Quantizer:
@@ -21,9 +19,7 @@ def stored_as(dtype: DTypeLike) -> Quantizer:
     Raises:
       QuantizerError: the dtype is not float16, bfloat16 or float32.
     """
-    name = jnp.dtype(dtype).name
-    if name not in FLOAT_DTYPES:
-        raise QuantizerError(f"a parameter cannot be stored as {name!r}", f"choose from {', '.join(FLOAT_DTYPES)}")
+    name = check_dtype(dtype, "a parameter")
     largest = float(jnp.finfo(dtype).max)
 
     def rounded(w: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
