@@ -25,7 +25,7 @@ ScaleInit = Callable[[Float[Array, "*s g G m"], AffineGrid], Float[Array, "*s g 
 """Weights grouped by `groups.split`, and their grid (fields scalar or `[*s 1 1]`) -> the scale of each group."""
 
 
-def check_dtype(dtype: object, what: str) -> str:
+def check_dtype(dtype: jax.typing.DTypeLike, what: str) -> str:
     """Returns the name of a dtype in which `what` ("a scale") can be stored.
 
     Raises:

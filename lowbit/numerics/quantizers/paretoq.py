@@ -16,7 +16,7 @@ from lowbit.numerics.quantizers.base import Quantizer, State
 
 
 def paretoq(
-    bits: float | np.number | Sequence[float | np.number],
+    bits: float | np.integer | np.floating | Sequence[float | np.integer | np.floating],
     granularity: Granularity = "channel",
     scale_init: str | scales.ScaleInit = "mse",
     scale_dtype: DTypeLike = jnp.float16,
@@ -42,7 +42,8 @@ def paretoq(
       becomes +scale (there 0, which one bit cannot hold).
 
     Raises:
-      QuantizerError: another width or none, a scale dtype that no file holds; from init, a group that does not divide k, or layers that do not match.
+      QuantizerError: another width or none, or a scale dtype that no file holds; from init, a group that does not
+        divide k, or layers that do not match.
     """
     groups.check_granularity(granularity)
     scales.check_dtype(scale_dtype, "a scale")
@@ -59,9 +60,11 @@ def paretoq(
     return mixed._replace(at_layer=lambda index: paretoq(widths[index], granularity, start, scale_dtype))
 
 
-def _python_number(bits: float | np.number) -> float:
+def _python_number(bits: float | np.integer | np.floating) -> float:
     """Widths out of a numpy array as plain numbers, so that names and messages read the same."""
-    return bits.item() if isinstance(bits, np.number) else bits
+    if isinstance(bits, np.integer):
+        return int(bits)
+    return float(bits) if isinstance(bits, np.floating) else bits
 
 
 def _learned(
