@@ -17,16 +17,27 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict, config_dict
 
-from lowbit.errors import ConfigError, nearest
+from lowbit.errors import ConfigError, LowbitError, nearest
 
 T = TypeVar("T")
+
+
+ELEMENTS: dict[str, type] = {
+    "model.architecture.eos_token_ids": int,
+    "data.train": str,
+    "data.valid": str,
+    "quant.layer_bits": float,
+    "quant.overrides": tuple,
+    "optimizer.frozen": str,
+}
+"""What the tuples of a config hold."""
 
 
 def base() -> ConfigDict:
     """Returns every setting there is, at its usual value; the comments are the reference."""
     config = ConfigDict(
         {
-            "seed": 0,  # of the order of windows, and of the start of a model made from scratch
+            "seed": 0,  # below 2**31; of the order of windows, and of the start of a model made from scratch
             "run_folder": "",  # everything a run writes; it must not exist yet
             "model": {
                 "source": "",  # Hugging Face folder or hub name, or .gguf file; "" starts `architecture` from scratch
@@ -60,7 +71,9 @@ def base() -> ConfigDict:
                 "bits": 2.0,  # 1, 1.58, 2, 3 or 4; read by methods that come in widths
                 "layer_bits": (),  # paretoq: a width a layer, in place of bits; one compiled step serves every choice
                 "granularity": config_dict.FieldReference("channel", field_type=object),  # "tensor", or a group size
-                "scale_init": "mse",  # "mse", "mean", "max", "reference"; read by paretoq and rtn
+                "symmetric": True,  # rtn: False is the min-max grid with a zero point
+                "variant": "fixed",  # llmqat: "reference" is the reference code, zero gradients at |w| >= 2 included
+                "scale_init": "mse",  # "mse", "mean", "max", "reference"; read by paretoq and symmetric rtn
                 "scale_dtype": "float16",  # as stored in the packed file
                 "float_dtype": "float16",  # stored dtype of what is not quantized
                 "overrides": (),  # (path pattern, {key of quant: value}), before the table's own; the first match wins
@@ -108,7 +121,7 @@ def load(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
       overrides: `a.b=value`, with or without `--config.` in front, applied in order.
 
     Raises:
-      ConfigError: no such file or key or variant, or a value of another type.
+      ConfigError: no such file or key or variant, a value of another type, or a file that fails.
     """
     path_text, _, argument = spec.partition(":")
     path = Path(path_text)
@@ -123,10 +136,15 @@ def load(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
     try:
         module_spec.loader.exec_module(module)
         config = module.get_config(argument)
-    except (AttributeError, KeyError, TypeError, SyntaxError) as error:
+    except LowbitError:
+        raise
+    except Exception as error:  # the file is the user's own code: whatever it raises is a mistake in it
         raise _explained(path_text, error) from error
     if not isinstance(config, ConfigDict):
-        raise ConfigError(f"get_config of {path_text!r} returns a {type(config).__name__}", "return a ConfigDict")
+        raise ConfigError(
+            f"get_config of {path_text!r} returns {_a(type(config).__name__)}", "return base(), with changes"
+        )
+    _check_keys(config, path_text)
     override(config, overrides)
     return config.lock()
 
@@ -194,11 +212,13 @@ def override(config: ConfigDict, assignments: Iterable[str]) -> None:
         place = config
         for section_name in sections:
             place = place[section_name]
-        place[last] = parse(text, place.get_type(last), f"config key {key}")
+        place[last] = parse(text, place.get_type(last), f"config key {key}", ELEMENTS.get(key, str))
 
 
-def parse(text: str, kind: type, what: str) -> Any:
+def parse(text: str, kind: type, what: str, element: type = str) -> Any:
     """Returns `text` as a bool, int, float, str, tuple (commas between its parts) or, for object, an int or str.
+
+    An int may be written as 1e7 or 10_000_000. A tuple's parts are read as `element` each; in brackets, it is Python's.
 
     Raises:
       ConfigError: the text is no such value; `what` says where it stood.
@@ -207,21 +227,49 @@ def parse(text: str, kind: type, what: str) -> Any:
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
         if kind is int:
-            return int(text.replace("_", ""))
+            return _integer(text)
         if kind is float:
             value = float(text)
             if math.isnan(value):
                 raise ValueError
             return value
         if kind is tuple:
-            return ast.literal_eval(text) if text.startswith("(") else tuple(filter(None, text.split(",")))
+            return _tuple(text, what, element)
         if kind is object:
             return int(text) if text.isdecimal() else text
         return str(text)
-    except (ValueError, KeyError, SyntaxError) as error:
-        cause = f"{what} is a {kind.__name__}, which {text!r} is not"
-        mend = "write true or false" if kind is bool else f"give a {kind.__name__}"
-        raise ConfigError(cause, mend) from error
+    except (ValueError, KeyError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+        cause = f"{what} is {_a(kind.__name__)}, which {text!r:.80} is not"
+        mends: dict[Any, str] = {
+            bool: "write true or false",
+            tuple: 'write a,b or (1, 2), with a comma after a single part: ("a",)',
+        }
+        raise ConfigError(cause, mends.get(kind, f"give {_a(kind.__name__)}")) from error
+
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        value = float(text)
+        if not value.is_integer():
+            raise
+        return int(value)
+
+
+def _tuple(text: str, what: str, element: type) -> tuple[Any, ...]:
+    if not text.startswith("("):
+        if element is tuple and text:
+            raise ValueError(f"{text!r} is no tuple of tuples")
+        return tuple(parse(part, element, f"each part of {what}") for part in text.split(",") if part)
+    value = ast.literal_eval(text)
+    if not isinstance(value, tuple):
+        raise ValueError(f"{value!r} is no tuple")
+    return value
+
+
+def _a(noun: str) -> str:
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
 def steps(config: ConfigDict) -> int:
@@ -236,8 +284,11 @@ def steps(config: ConfigDict) -> int:
 
 
 def to_json(config: ConfigDict) -> str:
-    """Returns the config as indented JSON with sorted keys; `from_json` is its inverse."""
-    return json.dumps(config.to_dict(), indent=2, sort_keys=True)
+    """Returns the config as indented JSON with sorted keys; `from_json` is its inverse.
+
+    JSON has no infinity: it is written as the string "inf".
+    """
+    return json.dumps(_spelt(config.to_dict()), indent=2, sort_keys=True, allow_nan=False)
 
 
 def from_json(text: str, place: str) -> ConfigDict:
@@ -255,7 +306,13 @@ def from_json(text: str, place: str) -> ConfigDict:
     unlike = sorted(values.keys() ^ dict(_leaves(config)).keys())
     if unlike:
         raise ConfigError(f"{place} and this version's configs differ in the keys {', '.join(unlike)}", mend)
-    config.update_from_flattened_dict({key: _tuples(value) for key, value in values.items()})
+    floats = {key for key, value in _leaves(config) if isinstance(value, float)}
+    try:
+        for key, value in values.items():
+            values[key] = float(value) if key in floats and isinstance(value, str) else _tuples(value)
+        config.update_from_flattened_dict(values)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{place} holds a value of another type: {error}", mend) from error
     return config
 
 
@@ -277,6 +334,14 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield f"{prefix}{key}", value
 
 
+def _spelt(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _spelt(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_spelt(inner) for inner in value]
+    return str(value) if isinstance(value, float) and math.isinf(value) else value
+
+
 def _tuples(value: Any) -> Any:
     """JSON knows lists only; configs hold tuples."""
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
@@ -291,6 +356,15 @@ def _at(config: ConfigDict, key: str) -> Any:
     return place
 
 
+def _check_keys(config: ConfigDict, place: str) -> None:
+    own, known = dict(_leaves(config)), dict(_leaves(base()))
+    unknown, missing = sorted(own.keys() - known.keys()), sorted(known.keys() - own.keys())
+    if unknown:
+        raise ConfigError(f"{place} sets an unknown key {unknown[0]!r}", nearest(unknown[0], known))
+    if missing:
+        raise ConfigError(f"{place} leaves out the key {missing[0]!r}", "start from base() and change what differs")
+
+
 def _explained(path: str, error: Exception) -> ConfigError:
     misspelt = re.search(r'Key "(\w+)" does not exist|instead of "(\w+)"', str(error))
     if misspelt:
@@ -299,4 +373,4 @@ def _explained(path: str, error: Exception) -> ConfigError:
         return ConfigError(f"{path} sets an unknown key {name!r}", nearest(name, names))
     if "get_config" in str(error):
         return ConfigError(f"{path} defines no get_config(arg)", "define get_config(arg: str) -> ConfigDict in it")
-    return ConfigError(f"{path} cannot be loaded: {error}", "mend the config file")
+    return ConfigError(f"{path} cannot be loaded: {type(error).__name__}: {error}", "mend the config file")

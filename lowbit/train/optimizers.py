@@ -1,7 +1,6 @@
 """AdamW whose parameter groups are chosen by the same path rules as everything else."""
 
 import dataclasses
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -45,13 +44,17 @@ def default_groups(
       weight_decay: of the matrices and the embedding.
       scale_learning_rate: factor on the learning rate of everything in the collection "quant".
       after: patterns of rules that will stand before these and take what they match.
+
+    Raises:
+      RuleError: a pattern that is no regular expression.
     """
     table = [
         Rule(r"quant/.*", Group(learning_rate=scale_learning_rate)),
         Rule(r"params/(.*/)?(\w*norm/scale|bias)", Group()),
         Rule(r"params/.*", Group(weight_decay=weight_decay)),
     ]
-    left = [path for path in paths if not any(re.fullmatch(pattern, path) for pattern in after)]
+    taken = [*(Rule(pattern, True) for pattern in after), Rule(".*", False)]
+    left = [path for path in paths if not lookup(taken, path)]
     needed = [lookup(table, path) for path in left]
     return [rule for rule in table if any(group is rule.value for group in needed)]
 

@@ -1,33 +1,57 @@
 """From the section `quant` of a config to the ordered rules that give each parameter its quantizer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 
-from lowbit.config import ConfigDict
+from lowbit.config import ConfigDict, base
 from lowbit.errors import ConfigError, QuantizerError, nearest
-from lowbit.numerics.quantizers import QUANTIZERS, Quantizer, absmean_ternary, llmqat, paretoq, rtn, stored_as
-from lowbit.tree.rules import Rule
+from lowbit.llama import LlamaConfig, param_shapes
+from lowbit.numerics.quantizers import (
+    QUANTIZERS,
+    Quantizer,
+    absmean_ternary,
+    llmqat,
+    paretoq,
+    rtn,
+    stored_as,
+    transposed,
+)
+from lowbit.tree.rules import Rule, lookup
 
 LINEAR_KERNELS = r"layers/(attn|mlp)/.*_proj/kernel"
 """What a method quantizes; embedding, head, norms and biases stay float."""
 
+EMBEDDING = "embed/embedding"
+"""Stored `[V d]`, the transpose of a kernel: where an override quantizes it, each vocabulary row has its scale."""
+
 FLOAT = "float"
+
+_FAMILY = LlamaConfig(2, 2, 2, 1, num_heads=1, num_kv_heads=1, head_dim=2, tie_embeddings=False, qkv_bias=True)
+_OTHER_PATHS = tuple(path for path in param_shapes(_FAMILY) if path != EMBEDDING)
+
+OF_ONE_METHOD = {"layer_bits": ("paretoq", ()), "symmetric": ("rtn", True), "variant": ("llmqat", "fixed")}
+"""Choices that only one method has, and the value that stands where there is no choice."""
 
 
 def quantization_rules(quant: ConfigDict) -> list[Rule]:
     """Returns the rules of `config.quant`: overrides first, then the linear kernels, then everything else.
 
-    An override `(pattern, {"bits": 4})` takes what it does not name from `quant` itself.
+    An override `(pattern, {"bits": 4})` takes what it does not name from `quant` itself; one that names another method
+    leaves choices that only the old method has behind. The embedding is quantized along its rows (`transposed`).
 
     Raises:
-      ConfigError: an override of another form, or with an unknown key.
+      ConfigError: a key is missing (written by another version); an override of another form, or with an unknown key.
       QuantizerError: an unknown method, width, granularity, scale start or dtype.
+      RuleError: a pattern that is no regular expression.
     """
     settings = quant.to_dict()
+    missing = sorted(base().quant.keys() - settings.keys())
+    if missing:
+        raise ConfigError(f"the section quant lacks {', '.join(missing)}", "use the version of lowbit that wrote it")
     overrides = settings.pop("overrides")
-    rules = []
+    rules: list[Rule] = []
     for entry in overrides:
         if not (isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[1], Mapping)):
             raise ConfigError(f"quant.overrides holds {entry!r}", 'give pairs such as ("layers/mlp/.*", {"bits": 4})')
@@ -35,7 +59,10 @@ def quantization_rules(quant: ConfigDict) -> list[Rule]:
         for key in changes:
             if key not in settings:
                 raise ConfigError(f"quant.overrides sets an unknown key {key!r}", nearest(key, settings))
-        rules.append(Rule(pattern, make_quantizer({**settings, **changes})))
+        inherited = settings
+        if changes.get("method", settings["method"]) != settings["method"]:
+            inherited = settings | {key: neutral for key, (_, neutral) in OF_ONE_METHOD.items()}
+        rules += _override(str(pattern), make_quantizer({**inherited, **changes}), rules)
     if settings["method"] != FLOAT:
         rules.append(Rule(LINEAR_KERNELS, make_quantizer(settings)))
     return [*rules, Rule(".*", stored_as(_dtype(settings["float_dtype"])))]
@@ -45,29 +72,45 @@ def make_quantizer(settings: Mapping[str, Any]) -> Quantizer:
     """Returns the quantizer that `method`, `bits` or `layer_bits`, `granularity`, `scale_init` and the dtypes describe.
 
     Raises:
-      ConfigError: a width a layer for a method that has but one.
+      ConfigError: a width a layer, a symmetry or a variant for a method that has no such choice.
       QuantizerError: see `quantization_rules`.
     """
     method, bits = settings["method"], settings["bits"]
     layer_bits = tuple(settings["layer_bits"])
-    if layer_bits and method != "paretoq":
-        raise ConfigError(
-            f"quant.layer_bits is set, and quant.method {method!r} has one width for all layers",
-            "set quant.method=paretoq, or leave quant.layer_bits empty",
-        )
+    for key, (owner, neutral) in OF_ONE_METHOD.items():
+        given = tuple(settings[key]) if key == "layer_bits" else settings[key]
+        if method in (*QUANTIZERS, FLOAT) and method != owner and given != neutral:
+            raise ConfigError(
+                f"quant.{key}={given!r} is set, and quant.method {method!r} has no such choice",
+                f"set quant.method={owner}, or leave quant.{key} at {neutral!r}",
+            )
     shared = {"granularity": settings["granularity"], "scale_dtype": _dtype(settings["scale_dtype"])}
     match method:
         case "paretoq":
             return paretoq(layer_bits or bits, scale_init=settings["scale_init"], **shared)
         case "rtn":
-            return rtn(bits, scale_init=settings["scale_init"], **shared)
+            return rtn(bits, symmetric=settings["symmetric"], scale_init=settings["scale_init"], **shared)
         case "llmqat":
-            return llmqat(bits, **shared)
+            return llmqat(bits, variant=settings["variant"], **shared)
         case "absmean_ternary":
             return absmean_ternary(**shared)
         case "float":
             return stored_as(_dtype(settings["float_dtype"]))
     raise QuantizerError(f"unknown quantization method {method!r}", nearest(method, [*QUANTIZERS, FLOAT]))
+
+
+def _override(pattern: str, quantizer: Quantizer, before: Sequence[Rule]) -> list[Rule]:
+    """The rules of one override: two where its pattern takes in the embedding and may take in kernels."""
+    rule: Rule[Quantizer | None] = Rule(pattern, quantizer)
+    fallen_through: Rule[Quantizer | None] = Rule(".*", None)
+    of_embedding = lookup([rule, fallen_through], EMBEDDING) is quantizer
+    taken = lookup([*before, fallen_through], EMBEDDING) is not None
+    if quantizer.granularity is None or not of_embedding or taken:
+        return [rule]
+    rows = transposed(quantizer)
+    if not any(lookup([rule, fallen_through], path) for path in _OTHER_PATHS):
+        return [Rule(pattern, rows)]
+    return [Rule(EMBEDDING, rows), rule]
 
 
 def _dtype(name: str) -> jnp.dtype:

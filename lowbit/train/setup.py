@@ -21,8 +21,10 @@ from lowbit.errors import ConfigError, DataError, ModelError, TokenizerError, ne
 from lowbit.linen import quantize
 from lowbit.llama import LlamaConfig, param_shapes
 from lowbit.models import Transformer, pretrained
+from lowbit.models.hf import TOKENIZER_FILES
 from lowbit.models.layers import untransformed
 from lowbit.train import sharding
+from lowbit.train.limits import check_limits
 from lowbit.train.objectives import next_token
 from lowbit.train.optimizers import Group, adamw, assign_groups, default_groups, frozen_paths, leaf_paths
 from lowbit.train.quantization import quantization_rules
@@ -30,8 +32,6 @@ from lowbit.train.schedules import make_schedule
 from lowbit.train.state import TrainState, Tree, split
 from lowbit.train.step import Objective
 from lowbit.tree import Rule, init_state, resolve, unflatten
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Experiment:
       mesh: the devices.
       train: batches by step.
       valid: windows of each text to evaluate on, by name.
-      byte_lengths: UTF-8 bytes of each token, None without a tokenizer.
+      byte_lengths: UTF-8 bytes of each token, None without a tokenizer or with one that can lose text.
       tokenizer_files: what the run folder keeps of the tokenizer.
     """
 
@@ -100,8 +100,8 @@ def prepare(config: ConfigDict) -> Experiment:
     Raises:
       LowbitError: whatever in the config cannot be: sizes, names, files, shapes.
     """
+    check_limits(config)
     steps = configs.steps(config)
-    _check_sizes(config)
     schedule = make_schedule(steps=steps, **config.schedule.to_dict())
     mesh = sharding.make_mesh(config.mesh.to_dict())
     sharding.check_batch(mesh, config.train.batch_size, config.train.accumulate)
@@ -133,9 +133,8 @@ def prepare(config: ConfigDict) -> Experiment:
         eps=settings.eps,
         clip_norm=None if math.isinf(settings.clip_norm) else settings.clip_norm,
     )
-    tokenizer = (
-        TextTokenizer.load(tokenizer_files, vocab_size=cfg.vocab_size) if "tokenizer.json" in tokenizer_files else None
-    )
+    all_tokens = all(path.endswith(".npy") for path in (*config.data.train, *config.data.valid))
+    tokenizer = _load_tokenizer(tokenizer_files, cfg.vocab_size, for_text=not all_tokens)
     open_windows = functools.partial(_windows, config.train.sequence_length, cfg.vocab_size, tokenizer)
     train = TokenDataset(
         open_windows(config.data.train),
@@ -159,7 +158,7 @@ def prepare(config: ConfigDict) -> Experiment:
         mesh=mesh,
         train=train,
         valid=valid,
-        byte_lengths=None if tokenizer is None else byte_lengths(tokenizer),
+        byte_lengths=_byte_lengths(tokenizer),
         tokenizer_files=tokenizer_files,
     )
 
@@ -222,6 +221,20 @@ def _tokenizer_files(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
 
 
+def _load_tokenizer(files: Mapping[str, bytes], vocab_size: int, for_text: bool) -> TextTokenizer | None:
+    if "tokenizer.json" not in files:
+        return None
+    # Only text needs to know which token ends a document: token files hold theirs, and any id will do in its place.
+    return TextTokenizer.load(files, vocab_size=vocab_size, separator=None if for_text else 0)
+
+
+def _byte_lengths(tokenizer: TextTokenizer | None) -> np.ndarray | None:
+    try:
+        return None if tokenizer is None else byte_lengths(tokenizer)
+    except TokenizerError:  # one without bytes: nats per token can be reported all the same
+        return None
+
+
 def _windows(length: int, vocab_size: int, tokenizer: TextTokenizer | None, paths: Sequence[str]) -> TokenWindows:
     """Token files are mapped; anything else is text for the model's tokenizer."""
     tokens = [path for path in paths if path.endswith(".npy")]
@@ -233,7 +246,13 @@ def _windows(length: int, vocab_size: int, tokenizer: TextTokenizer | None, path
         raise TokenizerError(
             f"{paths[0]} is text, and the model has no tokenizer", "set model.tokenizer, or give .npy token files"
         )
-    return TokenWindows((encode_files(paths, tokenizer),), length)
+    encoded = encode_files(paths, tokenizer)
+    if len(encoded) < length + 1:
+        raise DataError(
+            f"{', '.join(paths)} holds {len(encoded):,} tokens, and a window of {length:,} needs {length + 1:,}",
+            "give more text, or lower train.sequence_length",
+        )
+    return TokenWindows((encoded,), length)
 
 
 def _check_files(train: Sequence[str], valid: Sequence[str]) -> None:
@@ -252,29 +271,6 @@ def _check_valid(valid: Mapping[str, TokenWindows], wanted: int) -> None:
                 f"evaluation.windows={wanted}, and the text {name!r} has {len(windows)}",
                 "lower evaluation.windows (0 takes all), or give more text",
             )
-
-
-def _check_sizes(config: ConfigDict) -> None:
-    for section, key in (
-        ("train", "batch_size"),
-        ("train", "sequence_length"),
-        ("train", "accumulate"),
-        ("train", "loss_chunks"),
-        ("evaluation", "batch_size"),
-        ("log", "every_steps"),
-        ("checkpoint", "keep"),
-    ):
-        if config[section][key] < 1:
-            raise ConfigError(f"{section}.{key}={config[section][key]}", "give at least 1")
-    for section, key in (("evaluation", "every_steps"), ("evaluation", "windows")):
-        if config[section][key] < 0:
-            raise ConfigError(f"{section}.{key}={config[section][key]}", "give at least 0")
-    if config.train.sequence_length % config.train.loss_chunks:
-        raise ConfigError(
-            f"train.loss_chunks={config.train.loss_chunks} does not divide "
-            f"train.sequence_length={config.train.sequence_length}",
-            "choose a divisor",
-        )
 
 
 def _check_heads(cfg: LlamaConfig, mesh: Mesh) -> None:

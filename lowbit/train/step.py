@@ -30,7 +30,7 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
     metrics: those of the objective, and
       loss: the objective's value before the update;
       grad_norm, param_norm: global L2 norms over `state.params`, the gradient's before any clipping;
-      finite: whether loss and grad_norm are finite;
+      finite: whether loss, grad_norm and the parameters' norm after the update are finite;
       learning_rate: the one just used, if the optimizer's state carries an entry of that name.
 
     Raises:
@@ -56,7 +56,8 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
             "loss": loss,
             "grad_norm": grad_norm,
             "param_norm": optax.tree.norm(state.params),
-            "finite": jnp.isfinite(loss) & jnp.isfinite(grad_norm),
+            # The update too: what it breaks would else be saved, and the last step's never be noticed.
+            "finite": jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.tree.norm(params)),
         }
         learning_rate = optax.tree.get(opt_state, "learning_rate")
         if learning_rate is not None:

@@ -80,12 +80,20 @@ def test_values_take_the_type_of_their_key():
         ("trian.tokens=5", "unknown config key 'trian.tokens'\n  -> did you mean 'train.tokens'"),
         ("optimizer.learning_rte=1", r"did you mean 'optimizer\.learning_rate'"),
         ("optimizer=1", "config key 'optimizer' is a section\n  -> "),
-        ("train.tokens=many", "config key train.tokens is a int, which 'many' is not"),
-        ("train.tokens=1.5", "is a int, which '1.5' is not"),
+        ("train.tokens=many", "config key train.tokens is an int, which 'many' is not"),
+        ("train.tokens=1.5", "is an int, which '1.5' is not"),
         ("optimizer.b1=nan", "is a float, which 'nan' is not"),
         ("log.progress=maybe", "is a bool, which 'maybe' is not\n  -> write true or false"),
         ("quant.overrides=(1", "is a tuple, which"),
         ("train.tokens", "override 'train.tokens' sets nothing"),
+        ("train.tokens=inf", "is an int, which 'inf' is not"),
+        ("quant.layer_bits=2,two", r"each part of config key quant\.layer_bits is a float, which 'two' is not"),
+        ("model.architecture.eos_token_ids=a", "eos_token_ids is an int, which 'a' is not"),
+        ("data.train=(7)", r"is a tuple, which '\(7\)' is not\n  -> .*comma after a single part"),
+        ("data.train=('a.txt')", "config key data.train is a tuple"),
+        ("data.train=({[]:1},)", "config key data.train is a tuple"),
+        ("data.train=" + "(" * 5000 + ")" * 5000, "config key data.train is a tuple"),
+        ("quant.overrides=embed", "config key quant.overrides is a tuple"),
     ],
 )
 def test_bad_overrides_are_refused(assignment, message):
@@ -118,13 +126,49 @@ def test_choose_names_the_nearest():
         choose("recipe for bits", 5.0, {2.0: "a", 4.0: "b"})
 
 
+def test_tuples_hold_what_their_key_asks_for():
+    config = base()
+    override(config, ["quant.layer_bits=2,1.58", "model.architecture.eos_token_ids=0,2", "optimizer.frozen=1"])
+    assert config.quant.layer_bits == (2.0, 1.58)
+    assert config.model.architecture.eos_token_ids == (0, 2)
+    assert config.optimizer.frozen == ("1",)
+    override(config, ["quant.layer_bits=(4, 2)", "data.train=('a,b.txt',)", "train.tokens=1e7"])
+    assert config.quant.layer_bits == (4, 2)
+    assert config.data.train == ("a,b.txt",)
+    assert config.train.tokens == 10_000_000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import no_such_package", "cannot be loaded: ModuleNotFoundError: .*no_such_package"),
+        ("def get_config(arg):\n    return bse()", "cannot be loaded: NameError: .*bse"),
+        ("def get_config(arg):\n    return int('two')", "cannot be loaded: ValueError"),
+        (
+            "from lowbit.config import ConfigDict\ndef get_config(arg):\n    return ConfigDict({'lr': 1.0})",
+            "sets an unknown key 'lr'",
+        ),
+        (
+            "from lowbit.config import base, ConfigDict\ndef get_config(arg):\n    values = base().to_dict()\n"
+            "    del values['mesh']['fsdp']\n    return ConfigDict(values)",
+            r"leaves out the key 'mesh\.fsdp'\n  -> start from base",
+        ),
+    ],
+)
+def test_files_that_fail_are_refused(tmp_path, text, message):
+    path = tmp_path / "own.py"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load(str(path))
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("config.trian.tokens = 5", "sets an unknown key 'trian'\n  -> did you mean 'train'"),
         ("config.train.token = 5", "sets an unknown key 'token'\n  -> did you mean 'tokens'"),
         ("config.train.tokens = 'many'", "cannot be loaded: .*tokens"),
-        ("return 3", "returns a int"),
+        ("return 3", "returns an int"),
         ("config. = 4", "cannot be loaded"),
     ],
 )
@@ -151,6 +195,8 @@ def test_json_keeps_every_value_and_type():
     again = from_json(to_json(config), "here")
     assert isinstance(again, ConfigDict)
     assert again.to_dict() == config.to_dict()
+    assert isinstance(again.optimizer.clip_norm, float)
+    json.loads(to_json(config), parse_constant=pytest.fail)  # JSON itself knows no Infinity
     assert differences(config, again) == []
     override(again, ["quant.bits=4", "train.tokens=5"])
     assert differences(config, again) == ["quant.bits", "train.tokens"]
@@ -163,6 +209,14 @@ def test_json_of_another_version_is_refused():
         from_json(json.dumps(values), "run/config.json")
     with pytest.raises(ConfigError, match=r"run/config\.json holds no config"):
         from_json("[1", "run/config.json")
+
+
+def test_json_with_values_of_another_type_is_refused():
+    for section, key, value in (("train", "tokens", "many"), ("optimizer", "b1", "high")):
+        values = json.loads(to_json(base()))
+        values[section][key] = value
+        with pytest.raises(ConfigError, match="here holds a value of another type"):
+            from_json(json.dumps(values), "here")
 
 
 def test_steps():

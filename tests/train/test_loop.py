@@ -166,7 +166,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
         (["evaluation.windows=999"], DataError, "evaluation.windows=999, and the text 'tokens' has 62"),
         (["model.compute_dtype=float8"], ConfigError, "unknown model.compute_dtype 'float8'"),
         (["train.accumulate=0"], ConfigError, "train.accumulate=0"),
-        (["checkpoint.every_steps=-1"], ConfigError, "checkpoints every -1 steps"),
+        (["checkpoint.every_steps=-1"], ConfigError, "checkpoint.every_steps=-1"),
         (["run_folder="], RunFolderError, "run_folder is not set"),
     ],
 )

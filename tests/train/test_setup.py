@@ -5,8 +5,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tokenizers
 
-from lowbit.errors import ConfigError, RuleError, TokenizerError
+from lowbit.errors import ConfigError, DataError, RuleError, TokenizerError
 from lowbit.llama import LlamaConfig, param_shapes
 from lowbit.models import save_hf
 from lowbit.train import prepare
@@ -77,6 +78,9 @@ def test_groups_come_from_the_config(tiny_config):
     config.optimizer.frozen = ("parms/.*",)
     with pytest.raises(RuleError, match=r"rule 'parms/\.\*' matches nothing"):
         parameter_groups(config.optimizer, shapes)
+    config.optimizer.frozen = ("[",)
+    with pytest.raises(RuleError, match=r"rule '\[' is no regular expression"):
+        parameter_groups(config.optimizer, shapes)
 
 
 def test_a_group_that_does_not_divide_is_refused_with_the_paths(tiny_config):
@@ -87,3 +91,88 @@ def test_a_group_that_does_not_divide_is_refused_with_the_paths(tiny_config):
 def test_text_files_called_alike_are_refused(tiny_config):
     with pytest.raises(ConfigError, match="two files called 'a'"):
         prepare(tiny_config("data.valid=x/a.npy,y/a.npy"))
+
+
+@pytest.fixture
+def make_tokenizer(tmp_path):
+    """Returns make(byte_fallback) -> folder of a Unigram tokenizer of 64 tokens, without a config beside it."""
+
+    def make(byte_fallback=False):
+        vocab = [("<unk>", 0.0), *((chr(97 + i), -float(i + 1)) for i in range(26))]
+        vocab += [(f"<0x{i:02X}>", -50.0) for i in range(64 - len(vocab))]
+        model = tokenizers.models.Unigram(vocab, 0, byte_fallback)
+        tokenizers.Tokenizer(model).save(str(tmp_path / "tokenizer.json"))
+        return tmp_path
+
+    return make
+
+
+def test_token_files_need_neither_a_separator_nor_bytes(tiny_config, make_tokenizer, tmp_path):
+    folder = make_tokenizer()
+    experiment = prepare(tiny_config(f"model.tokenizer={folder}"))
+    assert experiment.byte_lengths is None
+    assert "tokenizer.json" in experiment.tokenizer_files
+    assert prepare(tiny_config(f"model.tokenizer={make_tokenizer(byte_fallback=True)}")).byte_lengths is not None
+    text = tmp_path / "text.txt"
+    text.write_text("abc")
+    with pytest.raises(TokenizerError, match="does not say which token ends a document"):
+        prepare(tiny_config(f"model.tokenizer={folder}", f"data.train={text}"))
+    with pytest.raises(TokenizerError, match="64 tokens, the model's vocabulary 80"):
+        prepare(tiny_config(f"model.tokenizer={folder}", "model.architecture.vocab_size=80"))
+
+
+def test_too_short_a_text_is_named(tiny_config, tmp_path):
+    text = tmp_path / "haiku.txt"
+    text.write_text("An old silent pond.")
+    settings = (f"data.valid={text}", f"model.tokenizer={TOKENIZER}", "model.architecture.vocab_size=4096")
+    with pytest.raises(DataError, match=r"haiku\.txt holds \d+ tokens, and a window of 32 needs 33"):
+        prepare(tiny_config(*settings))
+
+
+def test_all_files_of_a_tokenizer_are_kept(tiny_config, make_tokenizer):
+    folder = make_tokenizer()
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    assert set(prepare(tiny_config(f"model.tokenizer={folder}")).tokenizer_files) == {
+        "tokenizer.json",
+        "chat_template.jinja",
+    }
+
+
+def test_an_override_quantizes_the_embedding_by_rows(tiny_config):
+    config = tiny_config()
+    config.quant.overrides = (("embed/embedding", {"bits": 4.0}),)
+    state = prepare(config).abstract_state()
+    assert state.params["quant"]["embed"]["embedding"]["scale"].shape == (1, 64)
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "seed=-1",
+        "seed=99999999999999999999",
+        "optimizer.b1=2",
+        "optimizer.b1=1.0",
+        "optimizer.b2=-0.1",
+        "optimizer.eps=-1",
+        "optimizer.eps=0",
+        "optimizer.learning_rate=inf",
+        "optimizer.learning_rate=-1",
+        "optimizer.weight_decay=inf",
+        "optimizer.clip_norm=0",
+        "model.architecture.rope_theta=0",
+        "model.architecture.rms_norm_eps=-1",
+        "checkpoint.every_minutes=0",
+        "train.accumulate=0",
+        "log.every_steps=0",
+    ],
+)
+def test_numbers_out_of_range_are_refused_before_the_model_is_loaded(tiny_config, assignment):
+    key = assignment.partition("=")[0]
+    with pytest.raises(ConfigError, match=rf"{key}=.*\n  -> give "):
+        prepare(tiny_config("model.source=absent/model", assignment))
+
+
+def test_tuples_of_other_things_are_refused(tiny_config):
+    for key, value in (("data.train", "(1,)"), ("quant.layer_bits", "('2',)"), ("optimizer.frozen", "(True,)")):
+        with pytest.raises(ConfigError, match=rf"{key} holds"):
+            prepare(tiny_config(f"{key}={value}"))

@@ -136,6 +136,14 @@ def test_a_broken_step_says_so():
     assert not bool(metrics["finite"])
 
 
+def test_a_step_that_breaks_the_parameters_says_so():
+    optimizer = make_optimizer(1e38, clip_norm=None)
+    _, metrics = make_train_step(objective, optimizer)(make_state(optimizer), batch())
+    assert np.isfinite(metrics["loss"])
+    assert np.isfinite(metrics["grad_norm"])
+    assert not bool(metrics["finite"])
+
+
 def test_bad_accumulation_is_refused():
     optimizer = make_optimizer()
     with pytest.raises(ValueError, match="accumulate must be at least 1, not 0"):
