@@ -26,9 +26,9 @@ def token_nll(
     Raises:
       ValueError: `chunks` does not divide t.
     """
-    pieces = _cut(hidden, chunks), _cut(targets, chunks)
+    pieces = cut(hidden, chunks), cut(targets, chunks)
     nll = jax.lax.map(lambda piece: _logits_and_nll(piece[0], head, piece[1])[2], pieces)
-    return _join(nll)
+    return join(nll)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -54,13 +54,13 @@ def _forward(
         onehot = jax.nn.one_hot(ids, head.shape[1], dtype=jnp.float32)
         # Left unscaled by `share`, so that its rounding to the compute dtype loses nothing at the small end.
         d_logits = (jnp.exp(logits - log_norm[..., None]) - onehot).astype(states.dtype)
-        d_states = jnp.einsum("rv,dv->rd", _rows(d_logits), head, preferred_element_type=jnp.float32)
-        d_head += jnp.einsum("rd,rv->dv", _rows(states), _rows(d_logits), preferred_element_type=jnp.float32)
+        d_states = jnp.einsum("rv,dv->rd", rows(d_logits), head, preferred_element_type=jnp.float32)
+        d_head += jnp.einsum("rd,rv->dv", rows(states), rows(d_logits), preferred_element_type=jnp.float32)
         return d_head, (nll, (d_states.reshape(states.shape) * share).astype(states.dtype))
 
     zeros = jnp.zeros(head.shape, jnp.float32)
-    d_head, (nll, d_hidden) = jax.lax.scan(turn, zeros, (_cut(hidden, chunks), _cut(targets, chunks)))
-    return jnp.mean(_join(nll)), (_join(d_hidden), d_head * share)
+    d_head, (nll, d_hidden) = jax.lax.scan(turn, zeros, (cut(hidden, chunks), cut(targets, chunks)))
+    return jnp.mean(join(nll)), (join(d_hidden), d_head * share)
 
 
 def _backward(chunks: int, residuals: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array, None]:
@@ -73,19 +73,19 @@ cross_entropy.defvjp(_forward, _backward)
 
 
 def _logits_and_nll(states: jax.Array, head: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    product = jnp.matmul(_rows(states), head, preferred_element_type=jnp.float32)
+    product = jnp.matmul(rows(states), head, preferred_element_type=jnp.float32)
     logits = product.reshape(*ids.shape, head.shape[1])
     log_norm = jax.nn.logsumexp(logits, axis=-1)
     chosen = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
     return logits, log_norm, log_norm - chosen
 
 
-def _rows(x: jax.Array) -> jax.Array:
+def rows(x: jax.Array) -> jax.Array:
     """[b t n] -> [b*t n]: products over two axes at once are slow on a CPU."""
     return x.reshape(-1, x.shape[-1])
 
 
-def _cut(x: jax.Array, chunks: int) -> jax.Array:
+def cut(x: jax.Array, chunks: int) -> jax.Array:
     """[b t ...] -> [chunks b t/chunks ...]: rows, which the mesh shards, stay whole."""
     b, t = x.shape[:2]
     if chunks < 1 or t % chunks:
@@ -93,6 +93,7 @@ def _cut(x: jax.Array, chunks: int) -> jax.Array:
     return x.reshape(b, chunks, t // chunks, *x.shape[2:]).swapaxes(0, 1)
 
 
-def _join(x: jax.Array) -> jax.Array:
+def join(x: jax.Array) -> jax.Array:
+    """[chunks b t/chunks ...] -> [b t ...]: undoes `cut`."""
     chunks, b, t = x.shape[:3]
     return x.swapaxes(0, 1).reshape(b, chunks * t, *x.shape[3:])
