@@ -56,7 +56,12 @@ def read_origin(meta: Mapping[str, Any], path: str) -> Origin:
     """
     record = meta.get(KEY)
     names = {field.name for field in dataclasses.fields(Origin)}
-    if not isinstance(record, dict) or record.keys() != names or record["kind"] not in ("run", "pretrained"):
+    if (
+        not isinstance(record, dict)
+        or record.keys() != names
+        or record["kind"] not in ("run", "pretrained")
+        or not isinstance(record["quant"], dict)
+    ):
         raise UsageError(
             f"{path} does not say what it was made from", "name the run folder it was exported from: --against RUN"
         )

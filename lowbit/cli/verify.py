@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from lowbit import config as configs
 from lowbit.cli import quantized
 from lowbit.cli.origin import KEY, Origin, read_origin
 from lowbit.cli.packed_file import open_model
@@ -43,6 +44,8 @@ def _other_side(arguments: argparse.Namespace, packed: PackedModel) -> Quantized
     against = arguments.against
     if against is None:
         origin = read_origin(packed.meta, arguments.packed)
+        if origin.kind == "pretrained":
+            _check_settings(arguments.packed, origin)
         try:
             return _restored(origin)
         except LowbitError as error:
@@ -56,9 +59,21 @@ def _other_side(arguments: argparse.Namespace, packed: PackedModel) -> Quantized
         case "pretrained":
             # Rounding leaves no trace but the settings in the file.
             origin = read_origin(packed.meta, arguments.packed)
+            _check_settings(arguments.packed, origin)
             return _restored(dataclasses.replace(origin, kind="pretrained", path=against))
         case "packed":
             raise UsageError(f"--against {against} is a packed file", "name the run or the model it was made from")
+
+
+def _check_settings(path: str, origin: Origin) -> None:
+    """Rounding anew needs every setting; what an older lowbit meant by one that it lacked is not guessed."""
+    odd = configs.base().quant.keys() ^ origin.quant.keys()
+    if odd:
+        raise UsageError(
+            f"{path} was rounded by lowbit {origin.lowbit_version} with other settings than this one has: "
+            + ", ".join(sorted(odd)),
+            "export it again",
+        )
 
 
 def _restored(origin: Origin) -> Quantized:
@@ -86,7 +101,7 @@ def _note_on_steps(packed: PackedModel, other: Origin) -> str | None:
     if other.kind != "run" or step is None:
         return None
     if other.step != step:
-        return f"the file is of step {step}, whose checkpoint is gone; the run's newest is of step {other.step}"
+        return f"the file is of step {step}, of which the run has no checkpoint; its newest is of step {other.step}"
     newest = checkpoint_steps(Path(other.path).expanduser())[-1]
     return None if newest == step else f"the run has gone on since: its newest checkpoint is of step {newest}"
 

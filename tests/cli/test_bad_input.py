@@ -262,6 +262,12 @@ def test_verify_against_the_wrong_model(refused, packed, float_model, tmp_path):
     origin = {**model.meta["origin"], "path": str(tmp_path / "moved")}
     formats.write(other, formats.PackedModel(model.tensors, model.config, model.tokenizer, {"origin": origin}))
     refused(r"made from .*/moved, which cannot be read from here(.|\n)*--against", "verify", other)
+    quant = {key: value for key, value in origin["quant"].items() if key != "scale_init"}
+    older = {"origin": {**origin, "kind": "pretrained", "quant": quant}}
+    formats.write(other, formats.PackedModel(model.tensors, model.config, model.tokenizer, older), overwrite=True)
+    message = r"other.lowbit was rounded by lowbit \S+ with other settings than this one has: scale_init\n  -> export"
+    refused(message, "verify", other)
+    refused(message, "verify", other, "--against", float_model)
     formats.write(other, formats.PackedModel(model.tensors, model.config, model.tokenizer, {}), overwrite=True)
     refused(r"does not say what it was made from\n  -> .*--against RUN", "verify", other)
     refused(r"of two architectures: .*intermediate_size 64 and 48", "verify", packed, "--against", float_model)

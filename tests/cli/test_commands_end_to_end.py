@@ -120,7 +120,7 @@ def test_verify_names_both_steps_where_the_one_of_the_file_is_gone(lowbit, gone_
     checkpoints = gone_on / "checkpoints"
     checkpoints.joinpath("4").rmdir()
     checkpoints.joinpath("2").rename(checkpoints / "4")
-    note = "the file is of step 2, whose checkpoint is gone; the run's newest is of step 4\n"
+    note = "the file is of step 2, of which the run has no checkpoint; its newest is of step 4\n"
     for file, status in ((packed, 0), (with_another_code(packed, tmp_path / "other.lowbit"), 1)):
         done = lowbit("verify", file, "--against", gone_on)
         assert done.status == status, done.err

@@ -47,6 +47,10 @@ def test_help_describes_every_argument_in_one_line_and_gives_an_example(lowbit, 
         assert (argument.names[-1] if argument.is_flag else argument.options["metavar"]) in done.out
 
 
+def test_help_of_generate_says_what_it_needs(lowbit):
+    assert "numpy and tokenizers" in " ".join(lowbit("generate", "--help").out.split())
+
+
 @pytest.mark.parametrize(("name", "example"), [(c.name, e) for c in COMMANDS.values() for e in c.examples])
 def test_examples_parse(name, example):
     command, _ = parse(shlex.split(example))
@@ -151,8 +155,11 @@ def test_threads_are_one_unless_somebody_says_otherwise():
 
 
 def test_origin_of_another_form_is_refused():
-    with pytest.raises(UsageError, match="f does not say what it was made from"):
-        read_origin({"origin": {"kind": "run"}}, "f")
+    origin = {"kind": "run", "path": "", "quant": [], "step": 2, "commit": None, "lowbit_version": "0"}
+    for record in (None, {"kind": "run"}, origin, {**origin, "quant": {}, "kind": "dream"}):
+        with pytest.raises(UsageError, match="f does not say what it was made from"):
+            read_origin({"origin": record}, "f")
+    assert read_origin({"origin": {**origin, "quant": {}}}, "f").step == 2
 
 
 def test_flags_are_refused_where_the_method_takes_no_such_setting():
