@@ -116,7 +116,6 @@ def encode(rules: Sequence[QuantizerRule], params: Tree, state: Mapping[str, Tre
     encoded: dict[str, QTensor | jax.Array] = {}
     for path, quantizer in resolve(rules, params).items():
         w = jnp.asarray(flat[path])
-        if quantizer is not None:
-            w = quantizer.encode(w, quantizer.state_of(w, state_at(state, path)))
-        encoded[path] = w
+        own = {} if quantizer is None else quantizer.state_of(w, state_at(state, path))
+        encoded[path] = w if quantizer is None else quantizer.encode(w, own)
     return encoded
