@@ -54,6 +54,10 @@ class CheckpointError(LowbitError):
     """A checkpoint that is missing, unreadable, or of another config."""
 
 
+class NonFiniteError(LowbitError):
+    """Loss, gradient or parameters became infinite or NaN."""
+
+
 class RunFolderError(LowbitError):
     """A run folder that exists, or cannot be written."""
 

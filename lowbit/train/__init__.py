@@ -6,7 +6,8 @@ load_trained(run_folder)             what it left behind
 make_train_step(objective, optimizer)  the pure step alone
 """
 
-from lowbit.train.loop import NonFiniteError, Result, run, train
+from lowbit.errors import NonFiniteError
+from lowbit.train.loop import Result, run, train
 from lowbit.train.setup import Experiment, prepare
 from lowbit.train.state import TrainState
 from lowbit.train.step import Objective, make_train_step

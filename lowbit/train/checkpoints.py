@@ -1,7 +1,7 @@
 """Checkpoints of a run: written beside the training, whole or not at all, and read back onto any mesh.
 
 A checkpoint has three parts: "model" (what is needed to evaluate or export), "training" (optimizer state and the
-constants' remainder), "meta" (config, data position and fingerprint, as JSON).
+constants' remainder), "meta" (config, shapes, data position and fingerprint, as JSON).
 """
 
 import contextlib
@@ -18,7 +18,9 @@ import jax
 import orbax.checkpoint as ocp
 
 from lowbit.config import ConfigDict, differences, from_json, to_json
-from lowbit.errors import CheckpointError, ConfigError
+from lowbit.errors import CheckpointError, ConfigError, LowbitError
+from lowbit.train import processes
+from lowbit.train.optimizers import leaf_paths
 from lowbit.train.state import TrainState
 
 FREE_SECTIONS = ("run_folder", "data", "checkpoint", "log", "mesh")
@@ -63,7 +65,7 @@ class Checkpoints:
         if progress.step in self._manager.all_steps():
             return
         model, training = _parts(state)
-        meta = {"config": to_json(config), "progress": dataclasses.asdict(progress)}
+        meta = {"config": to_json(config), "progress": dataclasses.asdict(progress), "shapes": _shapes(model)}
         self._manager.save(
             progress.step,
             args=ocp.args.Composite(
@@ -82,11 +84,14 @@ class Checkpoints:
 
         Raises:
           CheckpointError: names the keys that differ.
+          ConfigError: the checkpoint is of a version with other keys.
         """
         for step in reversed(self.steps()):
             try:
                 meta = self._restore(step, meta=ocp.args.JsonRestore())["meta"]
-                saved = from_json(meta["config"], f"checkpoint {step}")
+                saved = from_json(meta["config"], f"checkpoint {step} in {self.folder}")
+            except LowbitError:
+                raise
             except Exception:
                 continue
             keys = [key for key in differences(saved, config) if key.split(".")[0] not in FREE_SECTIONS]
@@ -100,8 +105,9 @@ class Checkpoints:
     def restore(self, like: TrainState, fingerprint: str) -> tuple[TrainState, Progress] | None:
         """Returns the newest readable checkpoint on the shardings of `like`, or None if the folder has none.
 
-        One that cannot be read is reported as a warning and set aside, and the one before it is tried.
-        What a broken byte makes Orbax and TensorStore raise is not documented: any exception counts.
+        One that cannot be read is reported as a warning, and the one before it is tried; once that has been read, the
+        broken ones are set aside. What a broken byte makes Orbax and TensorStore raise is not documented: any exception
+        counts, so everything else that could differ is compared before.
 
         Args:
           like: a state of the run's shapes and shardings (arrays or `jax.ShapeDtypeStruct`); its constants outside of
@@ -109,35 +115,43 @@ class Checkpoints:
           fingerprint: of the run's training data.
 
         Raises:
-          CheckpointError: none of the checkpoints can be read, or the newest was made with other data.
+          CheckpointError: there are checkpoints and none can be read, or the newest is of a model of another shape (the
+            message names the parameter) or was made with other data. Nothing has been moved then.
         """
-        steps = self.steps()
         model, training = jax.tree.map(ocp.utils.to_shape_dtype_struct, _parts(like))
-        for step in reversed(steps):
+        broken: list[int] = []
+        for step in reversed(self.steps()):
             try:
-                parts = self._restore(
-                    step,
-                    model=ocp.args.StandardRestore(model),
-                    training=ocp.args.StandardRestore(training),
-                    meta=ocp.args.JsonRestore(),
-                )
-                progress = Progress(**parts["meta"]["progress"])
-                state = _state(parts["model"], parts["training"], like)
+                meta = self._restore(step, meta=ocp.args.JsonRestore())["meta"]
+                progress, shapes = Progress(**meta["progress"]), dict(meta["shapes"])
             except Exception as error:
-                warnings.warn(
-                    f"checkpoint {step} in {self.folder} cannot be read ({error}); going back to the one before",
-                    stacklevel=2,
-                )
-                self._set_aside(step)
+                self._warn(step, error)
+                broken.append(step)
                 continue
+            self._check_shapes(step, shapes, _shapes(model))
             if progress.data != fingerprint:
                 raise CheckpointError(
                     f"checkpoint {step} in {self.folder} was made with other training data",
                     "resume with the files the run began with, or give another run_folder",
                 )
+            try:
+                parts = self._restore(
+                    step, model=ocp.args.StandardRestore(model), training=ocp.args.StandardRestore(training)
+                )
+                state = _state(parts["model"], parts["training"], like)
+            except Exception as error:
+                self._warn(step, error)
+                broken.append(step)
+                continue
+            self._set_aside(broken)
             return state, progress
-        if steps:
-            raise CheckpointError(f"no checkpoint in {self.folder} can be read", "start again in another run_folder")
+        if broken or self._aside.is_dir():
+            raise CheckpointError(
+                f"no checkpoint in {self.folder} can be read",
+                "put one back from a copy"
+                + (f" or from {self._aside}" if self._aside.is_dir() else "")
+                + ", or start again in another run_folder",
+            )
         return None
 
     def wait(self) -> None:
@@ -151,13 +165,37 @@ class Checkpoints:
     def _restore(self, step: int, **args: Any) -> Any:
         return self._manager.restore(step, args=ocp.args.Composite(**args))
 
-    def _set_aside(self, step: int) -> None:
-        # Out of the way of the checkpoint that will be written at the same step; not deleted: who knows why it broke.
-        aside = self.folder.with_name(f"{self.folder.name}.unreadable")
-        aside.mkdir(exist_ok=True)
-        shutil.rmtree(aside / str(step), ignore_errors=True)
-        (self.folder / str(step)).rename(aside / str(step))
+    @property
+    def _aside(self) -> Path:
+        return self.folder.with_name(f"{self.folder.name}.unreadable")
+
+    def _set_aside(self, steps: list[int]) -> None:
+        # Out of the way of checkpoints that will be written at the same steps; not deleted: who knows why they broke.
+        if not steps:
+            return
+        processes.wait_for_all("checkpoints read")
+        if processes.is_first():
+            self._aside.mkdir(exist_ok=True)
+            for step in steps:
+                shutil.rmtree(self._aside / str(step), ignore_errors=True)
+                (self.folder / str(step)).rename(self._aside / str(step))
+        processes.wait_for_all("broken checkpoints set aside")
         self._manager.reload()
+
+    def _warn(self, step: int, error: Exception) -> None:
+        warnings.warn(
+            f"checkpoint {step} in {self.folder} cannot be read ({_first_line(error)}); going back to the one before",
+            stacklevel=3,
+        )
+
+    def _check_shapes(self, step: int, saved: dict[str, list[int]], own: dict[str, list[int]]) -> None:
+        for path in sorted(saved.keys() | own.keys()):
+            if saved.get(path) != own.get(path):
+                raise CheckpointError(
+                    f"checkpoint {step} in {self.folder} is of another model: {path} has shape "
+                    f"{saved.get(path, 'none')} in it, {own.get(path, 'none')} in the model to resume",
+                    "resume with the model.source that the run began with, or give another run_folder",
+                )
 
 
 @contextlib.contextmanager
@@ -192,7 +230,7 @@ def load_model(folder: Path, shapes: dict[str, Any]) -> tuple[dict[str, Any], in
             try:
                 parts = manager.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(target)))
             except Exception as error:
-                warnings.warn(f"checkpoint {step} in {folder} cannot be read ({error})", stacklevel=2)
+                warnings.warn(f"checkpoint {step} in {folder} cannot be read ({_first_line(error)})", stacklevel=2)
                 continue
             return parts["model"], step
     raise CheckpointError(f"{folder} holds no readable checkpoint", mend)
@@ -233,6 +271,16 @@ def _parts(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
     variables = state.variables
     model = {name: variables[name] for name in MODEL_COLLECTIONS if name in variables}
     return model, {"step": state.step, "opt_state": state.opt_state}
+
+
+def _shapes(model: dict[str, Any]) -> dict[str, list[int]]:
+    return {path: list(leaf.shape) for path, leaf in zip(leaf_paths(model), jax.tree.leaves(model), strict=True)}
+
+
+def _first_line(error: Exception, most: int = 200) -> str:
+    """TensorStore appends its whole specification, tens of kilobytes, to a message."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:most] if lines else type(error).__name__
 
 
 def _state(model: dict[str, Any], training: dict[str, Any], like: TrainState) -> TrainState:

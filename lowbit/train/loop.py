@@ -7,7 +7,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ from jax.sharding import NamedSharding
 
 from lowbit import config as configs
 from lowbit.config import ConfigDict
-from lowbit.errors import LowbitError
+from lowbit.errors import NonFiniteError
 from lowbit.evals import Evaluation, evaluate
-from lowbit.train import sharding
+from lowbit.train import processes, sharding
 from lowbit.train.checkpoints import Checkpoints, Clock, Progress, opened
-from lowbit.train.metrics import Log, Meter
+from lowbit.train.metrics import Log, Meter, finite
 from lowbit.train.objectives import nll_function
 from lowbit.train.provenance import provenance
 from lowbit.train.run_folder import RunFolder
@@ -29,10 +29,6 @@ from lowbit.train.setup import Experiment, prepare
 from lowbit.train.state import TrainState
 from lowbit.train.step import Metrics, make_train_step
 from lowbit.tree import bits_report
-
-
-class NonFiniteError(LowbitError):
-    """Loss or gradient became infinite or NaN."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,16 +57,22 @@ class Result:
 def run(config: ConfigDict, *, resume: bool = False) -> Result:
     """Trains what a config describes, in its run folder.
 
+    On several machines each process calls this, after `jax.distributed.initialize()` and before anything else of jax,
+    with the same config and a run folder on a file system that all of them see: the first process writes the folder's
+    files and logs, and every process its share of the checkpoints.
+
     Args:
       config: from `lowbit.config.load`.
       resume: go on from the newest checkpoint of the run folder; without one the run starts over.
 
     Raises:
       LowbitError: anything wrong with config, files or folder, before any work.
-      NonFiniteError: the loss left the numbers; the last good checkpoint stays.
+      NonFiniteError: loss, gradient or parameters left the numbers; the last good checkpoint stays.
     """
     folder = RunFolder(Path(config.run_folder))
     folder.check(resume)
+    # No process comes to `train`, where the first one makes the folder, before all have looked.
+    processes.wait_for_all("run folder looked at")
     if resume and folder.checkpoints.is_dir():
         with opened(folder.checkpoints) as checkpoints:
             checkpoints.check(config)
@@ -81,10 +83,12 @@ def train(experiment: Experiment, *, resume: bool = False) -> Result:
     """Trains a prepared experiment; `run` is this after `prepare`."""
     config = experiment.config
     folder = RunFolder(Path(config.run_folder))
-    folder.check(resume)
     clock = Clock(config.checkpoint.every_steps, config.checkpoint.every_minutes)
-    if not resume:
-        folder.create(config, experiment.cfg, experiment.tokenizer_files)
+    if processes.is_first():
+        folder.check(resume)
+        if not resume:
+            folder.create(config, experiment.cfg, experiment.tokenizer_files)
+    processes.wait_for_all("run folder made")
     with opened(folder.checkpoints, config.checkpoint.keep) as checkpoints, _stop_on_sigterm() as stop:
         fingerprint = experiment.train.fingerprint()
         restored = checkpoints.restore(experiment.abstract_state(), fingerprint) if resume else None
@@ -95,6 +99,7 @@ def train(experiment: Experiment, *, resume: bool = False) -> Result:
             steps=configs.steps(config),
             progress=config.log.progress,
             tensorboard=config.log.tensorboard,
+            writes=processes.is_first(),
         ) as log:
             return _Run(experiment, folder, checkpoints, clock, log, stop, progress).to_the_end(state)
 
@@ -131,6 +136,9 @@ class _Run:
         )
         nll = evaluator(self.experiment, shardings)
         every = self.config.evaluation.every_steps
+        if every and 0 < self.start.step < self.steps and self.start.step % every == 0:
+            # The run was stopped between a checkpoint and the evaluation that was due.
+            self.evaluate(nll, state, self.start.step, without=self.log.evaluated(self.start.step))
         for step in range(self.start.step + 1, self.steps + 1):
             batch = sharding.shard_batch(self.experiment.mesh, self.experiment.train.batch(step - 1))
             state, metrics = step_fn(state, batch)
@@ -141,8 +149,8 @@ class _Run:
             if step % self.config.log.every_steps == 0:
                 self.report(self.waiting)
                 self.waiting, self.recent = self.recent, []
-            stopping = self.stop.is_set()
-            if stopping or (self.clock.due(step) and step < self.steps):
+            stopping = processes.any_of(self.stop.is_set())
+            if processes.any_of(self.clock.due(step) and step < self.steps) or stopping:
                 self.save(state, step)
             if stopping:
                 return self.finish(step, finished=False, evaluations={})
@@ -165,10 +173,13 @@ class _Run:
         fetched = jax.device_get([metrics for _, metrics in steps])
         for (step, _), metrics in zip(steps, fetched, strict=True):
             if not metrics["finite"]:
+                numbers = np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])
+                good = max(self.checkpoints.steps(), default=0)
                 raise NonFiniteError(
-                    f"step {step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}",
-                    f"lower optimizer.learning_rate, then resume or start anew; checkpoints up to step "
-                    f"{max(self.checkpoints.steps(), default=0)} are good",
+                    f"step {step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}"
+                    + (", and the parameters' norm after the update is not finite" if numbers else ""),
+                    "start anew in another run_folder with a lower optimizer.learning_rate; "
+                    + (f"checkpoints up to step {good} are good" if good else "no checkpoint had been saved"),
                 )
         if not steps:
             return
@@ -209,11 +220,17 @@ class _Run:
         self.meter.restart(self.tokens(step))
 
     def evaluate(
-        self, nll: Callable[[TrainState, np.ndarray], jax.Array], state: TrainState, step: int
+        self,
+        nll: Callable[[TrainState, np.ndarray], jax.Array],
+        state: TrainState,
+        step: int,
+        without: Collection[str] = (),
     ) -> dict[str, Evaluation]:
         self.catch_up()
         results = {}
         for name, windows in self.experiment.valid.items():
+            if name in without:
+                continue
             results[name] = evaluate(
                 functools.partial(nll, state),
                 windows,
@@ -236,8 +253,8 @@ class _Run:
             tokens_per_s=self.meter.overall,
             evaluations=evaluations,
         )
-        if finished and jax.process_index() == 0:
-            self.folder.write_result(_as_record(result, self.experiment))
+        if finished and processes.is_first():
+            self.folder.write_result(finite(_as_record(result, self.experiment)))
         return result
 
 

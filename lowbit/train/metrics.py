@@ -1,9 +1,10 @@
 """Where numbers go: a line of JSON, TensorBoard, the progress bar."""
 
 import json
+import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,29 +20,51 @@ class JsonLines:
 
     Args:
       path: the file; made if absent.
-      after: lines of later steps are dropped, as is a last line that was cut off: the resumed run writes them again.
+      after: lines of later steps are dropped, as the resumed run writes them again, and so is what cannot be read: a
+        last line that was cut off, or one that a power cut left full of NULs.
+      writes: whether this process is the one that writes; the others only read.
+
+    Attributes:
+      keys: (step, text) of each row; text is None where a row has no such key. Of rows with the same, the last counts.
     """
 
-    def __init__(self, path: Path, after: int):
-        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= after]
-        write_atomically(path, b"".join(kept))
-        self._file = path.open("a")
+    def __init__(self, path: Path, after: int, writes: bool = True):
+        kept = {key: line for key, line in _rows(path) if key[0] <= after}
+        self.keys = frozenset(kept)
+        self._file = None
+        if writes:
+            write_atomically(path, b"".join(kept.values()))
+            self._file = path.open("a")
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Appends a row, and hands it to the system at once: a killed run loses none."""
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(json.dumps(finite(row), allow_nan=False) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
-def _whole_lines(path: Path) -> list[bytes]:
-    if not path.exists():
-        return []
-    lines = path.read_bytes().splitlines(keepends=True)
-    return [line for line in lines if line.endswith(b"\n")]
+def finite(value: Any) -> Any:
+    """Returns a tree of JSON values with None for each number that JSON cannot write: inf, -inf and NaN."""
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _rows(path: Path) -> Iterator[tuple[tuple[int, str | None], bytes]]:
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if line.endswith(b"\n") and isinstance(row, dict) and isinstance(row.get("step"), int):
+            yield (row["step"], row.get("text")), line
 
 
 class Meter:
@@ -73,15 +96,23 @@ class Meter:
 
 
 class Log:
-    """All outlets of one run, opened together and closed together."""
+    """All outlets of one run, opened together and closed together; of several processes one `writes`."""
 
-    def __init__(self, folder: RunFolder, *, start: int, steps: int, progress: bool, tensorboard: bool):
-        self._writer = _summary_writer(folder.path / "tensorboard", start) if tensorboard else None
-        self._metrics = JsonLines(folder.metrics, start)
-        self._evaluations = JsonLines(folder.evaluations, start)
+    def __init__(
+        self, folder: RunFolder, *, start: int, steps: int, progress: bool, tensorboard: bool, writes: bool = True
+    ):
+        self._writer = _summary_writer(folder.path / "tensorboard", start) if tensorboard and writes else None
+        self._metrics = JsonLines(folder.metrics, start, writes)
+        # The evaluation at the end is made by whoever writes the result: a run resumed there makes it again.
+        self._evaluations = JsonLines(folder.evaluations, min(start, steps - 1), writes)
         self._speed = ""  # the last one measured
         self._bar = tqdm(
-            total=steps, initial=start, unit="step", desc=folder.path.name, disable=not progress, dynamic_ncols=True
+            total=steps,
+            initial=start,
+            unit="step",
+            desc=folder.path.name,
+            disable=not (progress and writes),
+            dynamic_ncols=True,
         )
 
     def __enter__(self) -> "Log":
@@ -111,6 +142,10 @@ class Log:
         self._scalars(f"valid/{row['text']}", row)
         if not self._bar.disable:
             self._bar.write(f"step {row['step']}: {row['text']} {row['nll']:.4f} nats/token")
+
+    def evaluated(self, step: int) -> set[str]:
+        """Returns the texts that had been evaluated after `step` steps when the log was opened."""
+        return {text for at, text in self._evaluations.keys if at == step and text is not None}
 
     def _scalars(self, group: str, row: Mapping[str, Any]) -> None:
         if self._writer is not None:

@@ -26,9 +26,14 @@ def provenance(seed: int) -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """Returns the commit of the code that runs, "+changes" after it if files differ; None outside of a checkout."""
-    here = Path(__file__).resolve().parent
+    """Returns the commit of the code that runs, "+changes" after it if files differ; None outside of its own checkout.
+
+    A package installed below another repository (in its virtual environment) is none of that one's commits.
+    """
+    here = Path(__file__).resolve().parents[1]
     try:
+        if Path(_git(here, "rev-parse", "--show-toplevel")).resolve() != here.parent:
+            return None
         commit = _git(here, "rev-parse", "HEAD")
         changes = _git(here, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.CalledProcessError):

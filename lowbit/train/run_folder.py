@@ -11,6 +11,8 @@ result.json          written last: a folder without it is a run that did not fin
 import dataclasses
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,30 +56,41 @@ class RunFolder:
         """
         if not self.path.name:
             raise RunFolderError("run_folder is not set", "set --config.run_folder=runs/NAME")
-        if resume and not (self.path / "config.json").is_file():
-            raise RunFolderError(f"{self.path} holds no run to resume", "start it without resuming")
+        exists, is_run = self.path.exists(), (self.path / "config.json").is_file()
+        if resume and not is_run:
+            first = "remove the folder and " if exists else ""
+            raise RunFolderError(f"{self.path} holds no run to resume", f"{first}start without resuming")
         if resume and self.result.is_file():
             raise RunFolderError(f"the run in {self.path} is finished", "read its result.json, or start another run")
-        if not resume and self.path.exists():
+        if not resume and exists:
             raise RunFolderError(
-                f"run folder {self.path} exists", "resume the run, remove the folder, or choose another run_folder"
+                f"run folder {self.path} exists" + ("" if is_run else ", and holds no run"),
+                ("resume the run, " if is_run else "") + "remove the folder, or choose another run_folder",
             )
 
     def create(self, config: ConfigDict, cfg: LlamaConfig, tokenizer_files: Mapping[str, bytes]) -> None:
-        """Makes the folder and writes what the run is.
+        """Makes the folder with what the run is; it appears whole, as a run that can be resumed, or not at all.
 
         Raises:
           RunFolderError: it cannot be written.
         """
+        text = to_json(config)
+        partial: Path | None = None
         try:
-            (self.path / "model").mkdir(parents=True)
-            write_atomically(self.path / "model" / "config.json", json.dumps(cfg.to_hf(), indent=2).encode())
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            partial = Path(tempfile.mkdtemp(prefix=f".{self.path.name}-", dir=self.path.parent))
+            (partial / "model").mkdir()
+            write_atomically(partial / "model" / "config.json", json.dumps(cfg.to_hf(), indent=2).encode())
             for name, content in tokenizer_files.items():
-                write_atomically(self.path / "model" / name, content)
-            # Last: a folder with a config is a run that can be resumed.
-            write_atomically(self.path / "config.json", to_json(config).encode())
+                write_atomically(partial / "model" / name, content)
+            write_atomically(partial / "config.json", text.encode())
+            partial.chmod(0o755)  # mkdtemp makes it private
+            partial.rename(self.path)
         except OSError as error:
             raise RunFolderError(f"run folder {self.path} cannot be written: {error}", "choose another") from error
+        finally:
+            if partial is not None:
+                shutil.rmtree(partial, ignore_errors=True)
 
     def read(self) -> tuple[ConfigDict, LlamaConfig, dict[str, bytes]]:
         """Returns what `create` was given.
@@ -98,8 +111,8 @@ class RunFolder:
         return from_json(text, str(place)), LlamaConfig.from_hf(architecture), files
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        """Writes result.json."""
-        write_atomically(self.result, json.dumps(result, indent=2, sort_keys=True).encode())
+        """Writes result.json; raises ValueError for a number that JSON has not."""
+        write_atomically(self.result, json.dumps(result, indent=2, sort_keys=True, allow_nan=False).encode())
 
 
 def write_atomically(path: Path, content: bytes) -> None:

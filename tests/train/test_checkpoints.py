@@ -39,6 +39,10 @@ def saved(token_file, tmp_path_factory):
     return experiment, state, folder
 
 
+def aside_of(folder):
+    return folder.with_name(f"{folder.name}.unreadable")
+
+
 @pytest.fixture
 def copied(saved, tmp_path):
     experiment, state, folder = saved
@@ -88,10 +92,13 @@ def test_a_broken_checkpoint_gives_way_to_the_one_before(copied, damage):
     else:
         shutil.rmtree(newest)
         newest.mkdir()
-    with opened(folder) as checkpoints, pytest.warns(UserWarning, match=r"checkpoint 2 in .* cannot be read"):
+    with opened(folder) as checkpoints, pytest.warns(UserWarning, match=r"checkpoint 2 in .* cannot be read") as caught:
         restored, progress = checkpoints.restore(experiment.abstract_state(), "fingerprint")
     assert progress.step == int(restored.step) == 1
     assert not newest.exists()
+    assert (aside_of(folder) / "2").is_dir()
+    # One line, not the whole of what TensorStore was asked to do.
+    assert max(len(str(warning.message)) for warning in caught) < 300 + len(str(folder))
 
 
 def test_a_half_written_checkpoint_is_not_seen(copied):
@@ -112,8 +119,28 @@ def test_nothing_readable_is_an_error_and_nothing_at_all_is_a_start(copied, tmp_
         pytest.raises(CheckpointError, match=r"no checkpoint in .* can be read"),
     ):
         checkpoints.restore(like, "fingerprint")
+    assert {"1", "2"} <= {path.name for path in folder.iterdir()}  # nothing has been moved
+    assert not aside_of(folder).exists()
     with opened(tmp_path / "new") as checkpoints:
         assert checkpoints.restore(like, "fingerprint") is None
+    aside_of(tmp_path / "new").mkdir()
+    with opened(tmp_path / "new") as checkpoints, pytest.raises(CheckpointError, match=r"or from .*new\.unreadable"):
+        checkpoints.restore(like, "fingerprint")
+
+
+def test_another_model_is_refused_and_the_checkpoints_stay(copied):
+    experiment, state, folder = copied
+    config = experiment.config.copy_and_resolve_references()
+    config.model.architecture.intermediate_size = 96
+    with (
+        opened(folder) as checkpoints,
+        pytest.raises(CheckpointError, match=r"params/layers/mlp/down_proj/kernel has shape \[2, 64, 32\] in it"),
+    ):
+        checkpoints.restore(prepare(config).abstract_state(), "fingerprint")
+    assert not aside_of(folder).exists()
+    with opened(folder) as checkpoints:
+        restored, progress = checkpoints.restore(experiment.abstract_state(), "fingerprint")
+    assert progress.step == int(restored.step) == int(state.step)
 
 
 def test_another_config_is_refused_with_the_keys(copied):

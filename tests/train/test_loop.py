@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -150,6 +152,40 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
         train(dataclasses.replace(experiment, objective=breaks_at_step_six))
     assert load_trained(config.run_folder).step == 4
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(load_trained(config.run_folder).params))
+
+
+def test_an_update_that_breaks_the_model_is_noticed_before_it_is_saved(tiny_config):
+    config = tiny_config("train.tokens=256", "optimizer.learning_rate=1e38", "optimizer.clip_norm=inf")
+    config.schedule.warmup = 0.0
+    message = r"step 1: .*parameters' norm after the update(.|\n)*-> start anew in another run_folder with a lower"
+    with pytest.raises(NonFiniteError, match=message):
+        run(config)
+    folder = Path(config.run_folder)
+    assert not (folder / "result.json").exists()
+    assert list((folder / "checkpoints").iterdir()) == []
+
+
+def test_an_interrupted_evaluation_is_made_once_and_damaged_lines_are_written_again(tiny_config):
+    settings = ("train.tokens=1024", "evaluation.every_steps=2", "checkpoint.every_steps=2", "checkpoint.keep=9")
+    config = tiny_config(*settings)
+    folder = run(config).run_folder
+    wanted = lines(folder / "evaluations.jsonl")
+    assert [row["step"] for row in wanted] == [2, 4]
+
+    # Killed after the evaluation at the end, before the result.
+    (folder / "result.json").unlink()
+    run(config, resume=True)
+    assert lines(folder / "evaluations.jsonl") == wanted
+
+    # Killed between the checkpoint of step 2 and its evaluation, by a power cut that left NULs in the metrics.
+    (folder / "result.json").unlink()
+    shutil.rmtree(folder / "checkpoints" / "4")
+    (folder / "evaluations.jsonl").write_text("")
+    metrics = folder / "metrics.jsonl"
+    metrics.write_bytes(b"".join(metrics.read_bytes().splitlines(keepends=True)[:2]) + b"\0" * 64 + b"\n")
+    run(config, resume=True)
+    assert lines(folder / "evaluations.jsonl") == wanted
+    assert list(losses(folder)) == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
