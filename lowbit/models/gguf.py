@@ -14,7 +14,7 @@ from gguf.quants import dequantize
 from lowbit.errors import ModelError
 from lowbit.llama import LlamaConfig, rope_frequencies
 from lowbit.models.gguf_tokenizer import tokenizer_from_metadata
-from lowbit.models.hf import TOKENIZER_FILES
+from lowbit.models.hf import read_tokenizer_files
 from lowbit.models.pretrained import Pretrained
 from lowbit.models.stacking import stack_params
 
@@ -75,8 +75,7 @@ def load_gguf(path: Path) -> Pretrained:
         source.rotary_heads = {"attn_q.weight": cfg.num_heads, "attn_k.weight": cfg.num_kv_heads}
     params = stack_params(cfg, source, gguf_name)
 
-    beside = {name: path.with_name(name) for name in TOKENIZER_FILES}
-    tokenizer_files = {name: file.read_bytes() for name, file in beside.items() if file.is_file()}
+    tokenizer_files = read_tokenizer_files(path.parent)
     if "tokenizer.json" not in tokenizer_files:
         tokenizer_files = tokenizer_from_metadata(metadata, str(path))
     return Pretrained(cfg, params, tokenizer_files)
@@ -110,7 +109,10 @@ class _Tensors:
                 "take a GGUF file of another type, best of all F16",
             ) from error
         heads = self.rotary_heads.get(name.split(".", 2)[-1])
-        return values if heads is None else half_split_rows(values, heads)
+        # A matrix of other rows keeps them, to be refused for its shape.
+        if heads is None or values.ndim != 2 or values.shape[0] % (2 * heads):
+            return values
+        return half_split_rows(values, heads)
 
 
 def half_split_rows(weight: np.ndarray, heads: int) -> np.ndarray:
@@ -143,16 +145,17 @@ def _config(metadata: Mapping[str, Any], source: _Tensors) -> LlamaConfig:
             f"GGUF architecture {architecture!r} of {source.where} is not supported",
             "take a file of one of the architectures " + ", ".join(ARCHITECTURES),
         )
-    if metadata.get("split.count", 1) > 1:
+    if metadata.get("split.count", 1) not in (0, 1):
         raise ModelError(f"{source.where} is one of several parts", "merge them with llama.cpp's llama-gguf-split")
 
     def entry(key: str) -> Any:
         return metadata.get(f"{architecture}.{key}")
 
     vocabulary = metadata.get("tokenizer.ggml.tokens")
+    tokens = len(vocabulary) if isinstance(vocabulary, list) and vocabulary else None
     config = {
         "model_type": architecture,
-        "vocab_size": entry("vocab_size") or (vocabulary and len(vocabulary)),
+        "vocab_size": entry("vocab_size") or tokens,
         "hidden_size": entry("embedding_length"),
         "intermediate_size": entry("feed_forward_length"),
         "num_hidden_layers": entry("block_count"),
@@ -178,7 +181,7 @@ def _config(metadata: Mapping[str, Any], source: _Tensors) -> LlamaConfig:
             "original_max_position_embeddings": entry("rope.scaling.original_context_length"),
             "attention_factor": entry("rope.scaling.attn_factor"),
         }
-    cfg = LlamaConfig.from_hf(config)
+    cfg = LlamaConfig.from_hf(config, source.where)
     if entry("rope.dimension_count") not in (None, cfg.head_dim):
         raise ModelError(
             f"{source.where} rotates {entry('rope.dimension_count')} of {cfg.head_dim} dimensions of each head",
@@ -192,10 +195,15 @@ def _config(metadata: Mapping[str, Any], source: _Tensors) -> LlamaConfig:
 def _with_llama3_rope(config: Mapping[str, Any], divisors: np.ndarray) -> LlamaConfig:
     """Returns the config with the Llama 3 scaling that gives these divisors of the frequencies, f32[h/2]."""
     plain = LlamaConfig.from_hf(config)
+    if divisors.shape != (plain.head_dim // 2,):
+        raise ModelError(
+            f"{_ROPE_DIVISORS} has shape {list(divisors.shape)}, but the config states [{plain.head_dim // 2}]",
+            "download the file again",
+        )
     scaling = {**_LLAMA3_ROPE, "factor": max(1.0, float(divisors.max()))}
     scaled = LlamaConfig.from_hf({**config, "rope_scaling": scaling})
-    told = rope_frequencies(plain)[0] / divisors
-    if told.shape != divisors.shape or not np.allclose(rope_frequencies(scaled)[0], told, rtol=1e-4, atol=0):
+    told = rope_frequencies(scaled)[0] * divisors
+    if not np.allclose(told, rope_frequencies(plain)[0], rtol=1e-4, atol=0):
         raise ModelError(
             f"{_ROPE_DIVISORS} is not the rope scaling of Llama 3.1 to 3.3",
             "load the model from its Hugging Face folder, whose config.json names the scaling",

@@ -1,7 +1,8 @@
-"""A byte-level BPE tokenizer out of GGUF metadata, as a tokenizer.json.
+"""A tokenizer out of GGUF metadata, as a tokenizer.json: byte-level BPE, or the BPE of SentencePiece.
 
-GGUF stores the vocabulary, the merges and the name of the rule that cuts text into words. The file for the
-`tokenizers` library is put together from those, so that neither torch nor the original model is needed.
+GGUF stores the vocabulary with either merges and the name of the rule that cuts text into words (kind "gpt2"), or
+scores (kind "llama"). The file for the `tokenizers` library is put together from those, so that neither torch nor the
+original model is needed.
 """
 
 import json
@@ -9,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from lowbit.errors import TokenizerError
-
-_CONTROL, _USER_DEFINED = 3, 4  # of tokenizer.ggml.token_type
+from lowbit.models.gguf_vocabulary import Vocabulary
+from lowbit.models.sentencepiece_bpe import SPACE, merges_by_score
 
 _GPT2_WORDS = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 _BYTES_ONLY = {**_GPT2_WORDS, "use_regex": False}
@@ -56,57 +57,40 @@ def tokenizer_from_metadata(metadata: Mapping[str, Any], where: str) -> dict[str
       where: the file's name, for messages.
 
     Raises:
-      TokenizerError: no tokenizer, one that is not byte-level BPE, or a word rule that is not known.
+      TokenizerError: no tokenizer, one of another kind than "gpt2" and "llama", a word rule that is not known, or
+        metadata that is incomplete.
     """
 
     def entry(key: str) -> Any:
         return metadata.get(f"tokenizer.ggml.{key}")
 
-    kind, rule = entry("model"), entry("pre")
+    kind = entry("model")
     mend = f"put the model's tokenizer.json beside {where}"
     if kind is None:
         raise TokenizerError(f"{where} has no tokenizer", mend)
-    if kind != "gpt2":
-        raise TokenizerError(f"{where} has a tokenizer of kind {kind!r}, not byte-level BPE ('gpt2')", mend)
-    if rule not in _PRE_TOKENIZERS:
-        known = ", ".join(sorted(_PRE_TOKENIZERS))
-        raise TokenizerError(f"{where} cuts words by the rule {rule!r}, which is not one of {known}", mend)
+    if kind not in ("gpt2", "llama"):
+        raise TokenizerError(
+            f"{where} has a tokenizer of kind {kind!r}, neither byte-level BPE ('gpt2') nor SentencePiece ('llama')",
+            mend,
+        )
+    vocabulary = Vocabulary(metadata, where)
+    parts = _byte_level(vocabulary, entry("pre")) if kind == "gpt2" else _sentencepiece(vocabulary)
 
-    tokens, kinds = entry("tokens"), entry("token_type")
-    starts_with_bos = entry("add_bos_token")
-    if starts_with_bos is None:
-        starts_with_bos = rule in _STARTS_WITH_BOS
+    starts = vocabulary.flag("add_bos_token", kind == "llama" or entry("pre") in _STARTS_WITH_BOS)
+    ends = vocabulary.flag("add_eos_token", False)
+    around = [vocabulary.special(role) if wanted else None for role, wanted in (("bos", starts), ("eos", ends))]
     tokenizer = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [
-            _added_token(number, token, special=kind == _CONTROL)
-            for number, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
-            if kind in (_CONTROL, _USER_DEFINED)
-        ],
-        "normalizer": _NORMALIZERS.get(rule),
-        "pre_tokenizer": _PRE_TOKENIZERS[rule],
-        "post_processor": _starts_with(tokens, entry("bos_token_id")) if starts_with_bos else None,
-        "decoder": _GPT2_WORDS,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": rule == "llama-bpe",
-            "vocab": {token: number for number, token in enumerate(tokens)},
-            "merges": [merge.split(" ") for merge in entry("merges")],
-        },
+        "added_tokens": [_added_token(*token) for token in vocabulary.added()],
+        "post_processor": _template(*around) if starts or ends else None,
+        **parts,
     }
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     for role, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
-        number = entry(f"{key}_token_id")
-        if number is not None:
-            config[f"{role}_token"] = tokens[number]
+        if entry(f"{key}_token_id") is not None:
+            config[f"{role}_token"] = vocabulary.special(key)[1]
     if "tokenizer.chat_template" in metadata:
         config["chat_template"] = metadata["tokenizer.chat_template"]
     return {
@@ -115,18 +99,72 @@ def tokenizer_from_metadata(metadata: Mapping[str, Any], where: str) -> dict[str
     }
 
 
+def _byte_level(vocabulary: Vocabulary, rule: Any) -> dict[str, Any]:
+    """BPE over bytes, with the merges of the file and words cut by its rule."""
+    if rule not in _PRE_TOKENIZERS:
+        known = ", ".join(sorted(_PRE_TOKENIZERS))
+        raise TokenizerError(
+            f"{vocabulary.where} cuts words by the rule {rule!r}, which is not one of {known}", vocabulary.mend
+        )
+    return {
+        "normalizer": _NORMALIZERS.get(rule),
+        "pre_tokenizer": _PRE_TOKENIZERS[rule],
+        "decoder": _GPT2_WORDS,
+        "model": _bpe(vocabulary, vocabulary.merges(), ignore_merges=rule == "llama-bpe"),
+    }
+
+
+def _sentencepiece(vocabulary: Vocabulary) -> dict[str, Any]:
+    """BPE over characters, spaces written as "▁", characters without a piece as bytes."""
+    prefix = vocabulary.flag("add_space_prefix", True)
+    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    decoders: list[dict[str, Any]] = [
+        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    if prefix:
+        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    normalizers = [{"type": "Prepend", "prepend": SPACE}, spaces] if prefix else [spaces]
+    merges = merges_by_score(vocabulary.normal_pieces())
+    return {
+        "normalizer": {"type": "Sequence", "normalizers": normalizers},
+        "pre_tokenizer": None,
+        "decoder": {"type": "Sequence", "decoders": decoders},
+        "model": _bpe(vocabulary, merges, unk_token=vocabulary.unknown(), fuse_unk=True, byte_fallback=True),
+    }
+
+
+def _bpe(vocabulary: Vocabulary, merges: list[tuple[str, str]], **changes: Any) -> dict[str, Any]:
+    return {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": False,
+        "vocab": {token: number for number, token in enumerate(vocabulary.tokens)},
+        "merges": merges,
+        **changes,
+    }
+
+
 def _added_token(number: int, token: str, special: bool) -> dict[str, Any]:
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": special}
     return {"id": number, "content": token, **flags}
 
 
-def _starts_with(tokens: list[str], bos: int) -> dict[str, Any]:
-    """A post-processor that puts bos before every text."""
-    special = {"SpecialToken": {"id": tokens[bos], "type_id": 0}}
-    first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+def _template(first: tuple[int, str] | None, last: tuple[int, str] | None) -> dict[str, Any]:
+    """A post-processor that puts a token before or after every text, each given as (id, token)."""
+    around = [[] if token is None else [{"SpecialToken": {"id": token[1], "type_id": 0}}] for token in (first, last)]
+    texts = [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"]
     return {
         "type": "TemplateProcessing",
-        "single": [special, first],
-        "pair": [special, first, second],
-        "special_tokens": {tokens[bos]: {"id": tokens[bos], "ids": [bos], "tokens": [tokens[bos]]}},
+        "single": [*around[0], texts[0], *around[1]],
+        "pair": [*around[0], *texts, *around[1]],
+        "special_tokens": {
+            token: {"id": token, "ids": [number], "tokens": [token]} for number, token in filter(None, (first, last))
+        },
     }

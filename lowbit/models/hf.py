@@ -13,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from lowbit.errors import ModelError, nearest
+from lowbit.errors import ModelError, TokenizerError, nearest
 from lowbit.llama import LAYER_PREFIX, LlamaConfig, param_shapes
 from lowbit.models.pretrained import Pretrained
 from lowbit.models.stacking import TensorSource, is_transposed, stack_params
@@ -32,7 +32,8 @@ TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
-
+# Those of them that everyone reads as JSON objects; tokenizer.json is left to its library.
+_TOKEN_NAMES = frozenset({"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"})
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _FLOATS = ("F32", "F16", "BF16")
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -68,11 +69,29 @@ def load_hf(folder: Path) -> Pretrained:
 
     Raises:
       ModelError: no config.json or safetensors, a missing shard, or tensors that are not what the config states.
+      TokenizerError: tokenizer files that are no JSON objects.
     """
-    cfg = LlamaConfig.from_hf(_read_json(folder / "config.json"))
+    cfg = LlamaConfig.from_hf(_read_json(folder / "config.json"), str(folder / "config.json"))
+    tokenizer_files = read_tokenizer_files(folder)
     params = stack_params(cfg, _agree_on_head(cfg, _Folder(folder)), hf_name)
-    tokenizer_files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
     return Pretrained(cfg, params, tokenizer_files)
+
+
+def read_tokenizer_files(folder: Path) -> dict[str, bytes]:
+    """Returns name -> content of the tokenizer files in a folder.
+
+    Raises:
+      TokenizerError: a small file that names tokens is no JSON object.
+    """
+    files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
+    for name in _TOKEN_NAMES & files.keys():
+        try:
+            content = json.loads(files[name])
+        except ValueError as error:
+            raise TokenizerError(f"{folder / name} is not JSON ({error})", "download it again") from error
+        if not isinstance(content, dict):
+            raise TokenizerError(f"{folder / name} does not hold a JSON object", "download it again")
+    return files
 
 
 def save_hf(
@@ -144,11 +163,16 @@ class _Folder:
         return {name for name in self._file_of if not name.endswith("rotary_emb.inv_freq")}
 
     def read(self, name: str) -> np.ndarray:
-        """Returns a tensor in its stored dtype; raises ModelError where that is no float of 16 or 32 bits."""
+        """Returns a tensor in its stored dtype; raises ModelError for no float of 16 or 32 bits, or the wrong shard."""
         file = self._file_of[name]
         if file not in self._open:
             self._open[file] = _open_safetensors(file)
-        stored = self._open[file].get_slice(name).get_dtype()
+        try:
+            stored = self._open[file].get_slice(name).get_dtype()
+        except SafetensorError as error:
+            raise ModelError(
+                f"{_INDEX} says that {name} is in {file}, which does not hold it", "download the model again"
+            ) from error
         if stored not in _FLOATS:
             raise ModelError(
                 f"{name} in {file} is stored as {stored}, not as one of {', '.join(_FLOATS)}",
@@ -193,7 +217,9 @@ def _files_of_tensors(folder: Path) -> dict[str, Path]:
     """Returns name -> file, from the index of shards or from the single file."""
     index, single = folder / _INDEX, folder / _WEIGHTS
     if index.is_file():
-        weight_map = _read_json(index).get("weight_map", {})
+        weight_map = _read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+            raise ModelError(f"weight_map in {index} does not give the file of each tensor", "download the model again")
         missing = sorted({name for name in weight_map.values() if not (folder / name).is_file()})
         if missing:
             raise ModelError(f"{folder} lacks the shards {', '.join(missing)}", "finish the download")
@@ -216,9 +242,11 @@ def _open_safetensors(file: Path) -> Any:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelError(f"{file.parent} has no {file.name}", "name the folder of a Hugging Face model") from error
+    except OSError as error:
+        raise ModelError(f"{file} cannot be read ({error})", "make it a file that you may read") from error
     except ValueError as error:
         raise ModelError(f"{file} is not JSON ({error})", "download it again") from error
     if not isinstance(content, dict):

@@ -39,7 +39,7 @@ def stack_params(cfg: LlamaConfig, source: TensorSource, name_of: NameOf) -> dic
       name_of: how `source` calls a layer of a parameter.
 
     Raises:
-      ModelError: a tensor is missing, unexpected, or of another shape.
+      ModelError: a tensor is missing, unexpected, of another shape, or not finite.
     """
     shapes = param_shapes(cfg)
     expected = {name for path in shapes for name in layer_names(cfg, path, name_of)}
@@ -51,6 +51,11 @@ def stack_params(cfg: LlamaConfig, source: TensorSource, name_of: NameOf) -> dic
         for layer, name in enumerate(names):
             slot = stacked[layer] if path.startswith(LAYER_PREFIX) else stacked
             slot[...] = _oriented(path, source.read(name), slot.shape, name, source.where)
+            if not np.isfinite(slot).all():
+                raise ModelError(
+                    f"{name} in {source.where} holds NaN or infinite values",
+                    "download the model again, or take a release whose weights are finite",
+                )
         flat[path] = stacked
     return unflatten(flat)
 

@@ -10,7 +10,6 @@ from lowbit.errors import ModelError, TokenizerError
 from lowbit.llama import LlamaConfig, RopeScaling, param_shapes, rope_frequencies
 from lowbit.models import load
 from lowbit.models.gguf import gguf_name, half_split_rows
-from lowbit.models.gguf_tokenizer import tokenizer_from_metadata
 from lowbit.models.stacking import layer_names
 from lowbit.tree import flatten
 
@@ -168,30 +167,6 @@ def test_a_truncated_file_is_refused(tmp_path):
         load(path)
 
 
-METADATA = {
-    "tokenizer.ggml.model": "gpt2",
-    "tokenizer.ggml.pre": "smollm",
-    "tokenizer.ggml.tokens": TOKENS,
-    "tokenizer.ggml.token_type": KINDS,
-    "tokenizer.ggml.merges": MERGES,
-    "tokenizer.ggml.bos_token_id": 0,
-    "tokenizer.ggml.eos_token_id": 1,
-}
-
-
-def tokenizer(**changes):
-    metadata = METADATA | {f"tokenizer.ggml.{key}": value for key, value in changes.items()}
-    return Tokenizer.from_str(tokenizer_from_metadata(metadata, "m.gguf")["tokenizer.json"].decode())
-
-
-def test_the_tokenizer_of_the_metadata_cuts_text_as_its_rule_says():
-    assert tokenizer().encode("ab cab12<|end|><tool>").tokens == ["ab", "Ġc", "ab", "1", "2", "<|end|>", "<tool>"]
-    assert tokenizer().decode([10, 11, 8, 9, 1]) == "ab c12"  # special tokens are not text
-    assert tokenizer(add_bos_token=True).encode("ab").tokens == ["<|start|>", "ab"]
-    assert tokenizer(pre="llama-bpe").encode("ab c").tokens == ["<|start|>", "ab", "Ġc"]
-    assert tokenizer(pre="qwen2").encode("ab c").tokens == ["ab", "Ġc"]
-
-
 def test_a_tokenizer_file_beside_the_model_comes_first(tmp_path):
     write_gguf(tmp_path / "m.gguf", add_tokenizer_pre="unheard-of")
     with pytest.raises(TokenizerError, match=r"by the rule 'unheard-of'.*\n.*put the model's tokenizer\.json beside"):
@@ -200,8 +175,36 @@ def test_a_tokenizer_file_beside_the_model_comes_first(tmp_path):
     assert load(tmp_path / "m.gguf").tokenizer_files == {"tokenizer.json": b"{}"}
 
 
-def test_other_tokenizers_are_refused():
-    with pytest.raises(TokenizerError, match="kind 'llama', not byte-level BPE"):
-        tokenizer(model="llama")
-    with pytest.raises(TokenizerError, match=r"m\.gguf has no tokenizer"):
-        tokenizer_from_metadata({}, "m.gguf")
+def test_a_sentencepiece_tokenizer_comes_out_of_the_file(tmp_path):
+    scores = [-float(i) for i in range(len(TOKENS))]
+    write_gguf(tmp_path / "m.gguf", add_tokenizer_model="llama", add_token_scores=scores, add_add_space_prefix=False)
+    content = load(tmp_path / "m.gguf").tokenizer_files["tokenizer.json"]
+    assert Tokenizer.from_str(content.decode()).encode("abc").tokens == ["<|start|>", "ab", "c"]
+
+
+def test_rows_that_no_heads_divide_and_divisors_of_another_count_are_refused_for_their_shape(tmp_path):
+    odd = with_(num_heads=1, num_kv_heads=1)
+    write_gguf(tmp_path / "m.gguf", cfg=odd, add_head_count=3, add_head_count_kv=3, add_key_length=8)
+    with pytest.raises(
+        ModelError, match=r"blk\.0\.attn_q\.weight in .* has shape \[8, 32\], but the config states \[24"
+    ):
+        load(tmp_path / "m.gguf")
+    write_gguf(tmp_path / "d.gguf", extra=[("rope_freqs.weight", np.ones(3, np.float32))])
+    with pytest.raises(ModelError, match=r"rope_freqs\.weight has shape \[3\], but the config states \[4\]"):
+        load(tmp_path / "d.gguf")
+
+
+def test_metadata_of_another_kind_is_refused_with_the_file(tmp_path):
+    write_gguf(tmp_path / "m.gguf", add_rope_freq_base=-1.0)
+    with pytest.raises(ModelError, match=r"rope_theta in .*m\.gguf is -1\.0, not a number above 0"):
+        load(tmp_path / "m.gguf")
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    params = write_gguf(tmp_path / "m.gguf")
+    content = (tmp_path / "m.gguf").read_bytes()
+    value = params["norm/scale"][:2].tobytes()
+    assert content.count(value) == 1
+    (tmp_path / "m.gguf").write_bytes(content.replace(value, np.full(2, np.nan, np.float32).tobytes()))
+    with pytest.raises(ModelError, match=r"output_norm\.weight in .*m\.gguf holds NaN or infinite values"):
+        load(tmp_path / "m.gguf")

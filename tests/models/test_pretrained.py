@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.numpy import load_file, save_file
 
-from lowbit.errors import ModelError
+from lowbit.errors import ModelError, TokenizerError
 from lowbit.llama import LlamaConfig, param_shapes
 from lowbit.models import load, save_hf
 from lowbit.tree import unflatten
@@ -82,6 +82,55 @@ def test_a_config_that_is_no_json(folder):
     (folder / "config.json").write_text("{")
     with pytest.raises(ModelError, match=r"config\.json is not JSON"):
         load(folder)
+
+
+def test_a_config_that_is_a_list_or_a_folder(folder):
+    (folder / "config.json").write_text("[1]")
+    with pytest.raises(ModelError, match=r"config\.json does not hold a JSON object"):
+        load(folder)
+    (folder / "config.json").unlink()
+    (folder / "config.json").mkdir()
+    with pytest.raises(ModelError, match=r"config\.json cannot be read"):
+        load(folder)
+
+
+def test_a_config_value_of_another_kind_is_refused_with_its_file(folder):
+    edit_config(folder, hidden_size="abc")
+    with pytest.raises(ModelError, match=r"hidden_size in .*model/config\.json is 'abc', not a whole number"):
+        load(folder)
+
+
+@pytest.mark.parametrize(("content", "message"), [("[]", "does not hold a JSON object"), ("{", "is not JSON")])
+def test_a_tokenizer_config_that_is_no_object(folder, content, message):
+    (folder / "tokenizer_config.json").write_text(content)
+    with pytest.raises(TokenizerError, match=rf"tokenizer_config\.json {message}"):
+        load(folder)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite(folder, value):
+    name = "model.layers.1.mlp.up_proj.weight"
+    edit_tensors(folder, lambda t: t[name].__setitem__((0, 0), value))
+    with pytest.raises(
+        ModelError, match=r"layers\.1\.mlp\.up_proj\.weight in .* holds NaN or infinite values\n.*finite"
+    ):
+        load(folder)
+
+
+def test_an_index_that_names_the_wrong_shard(saved, tmp_path):
+    folder = shutil.copytree(saved / "sharded", tmp_path / "model")
+    index = folder / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    shards = content["weight_map"]
+    name, wrong = "model.norm.weight", shards["model.embed_tokens.weight"]
+    assert shards[name] != wrong
+    index.write_text(json.dumps({**content, "weight_map": {**shards, name: wrong}}))
+    with pytest.raises(ModelError, match=rf"says that model\.norm\.weight is in .*{wrong}, which does not hold it"):
+        load(folder)
+    for malformed in ([*shards], {name: 1}, None):
+        index.write_text(json.dumps({**content, "weight_map": malformed}))
+        with pytest.raises(ModelError, match=r"weight_map in .* does not give the file of each tensor"):
+            load(folder)
 
 
 def test_a_missing_and_an_unexpected_tensor(folder):
