@@ -1,4 +1,4 @@
-"""Makes tests/models/reference/sentencepiece.json: a small SentencePiece model and how it cuts a few texts.
+"""Makes tests/models/reference_tokenizers/sentencepiece.json: a small SentencePiece model and how it cuts a few texts.
 
     pip install sentencepiece && python scripts/make_reference_sentencepiece.py
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import sentencepiece
 
-TARGET = Path(__file__).resolve().parents[1] / "tests/models/reference/sentencepiece.json"
+TARGET = Path(__file__).resolve().parents[1] / "tests/models/reference_tokenizers/sentencepiece.json"
 SENTENCES = [
     "the weights of the model are rounded to the nearest level of the grid",
     "there are two levels and then there are three, and the scale is learned with them",

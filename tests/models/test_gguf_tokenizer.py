@@ -44,7 +44,7 @@ def test_a_text_may_end_with_eos():
 
 
 # Made by scripts/make_reference_sentencepiece.py.
-REFERENCE = json.loads((Path(__file__).parent / "reference/sentencepiece.json").read_text(encoding="utf-8"))
+REFERENCE = json.loads((Path(__file__).parent / "reference_tokenizers/sentencepiece.json").read_text(encoding="utf-8"))
 
 
 def sentencepiece(**changes):
