@@ -58,7 +58,7 @@ def write_frontier(rows: list[Row], path: str | Path) -> None:
 
 
 def _series(axes: Axes, rows: list[Row], place: Callable[[Row], float], labelled: bool) -> None:
-    """Draws each method as a line through its widths, named at its narrowest width."""
+    """Draws each method as a line through its widths, named at its worst width."""
     names = theme.methods(rows)
     for name, (colour, marker) in theme.method_marks(names).items():
         line = sorted((row for row in rows if row.method == name), key=place)
@@ -73,9 +73,11 @@ def _series(axes: Axes, rows: list[Row], place: Callable[[Row], float], labelled
             zorder=3,
         )
         if labelled:
+            # Where it is worst a method stands furthest from the others.
+            worst = max(line, key=lambda row: row.nll)
             axes.annotate(
                 theme.method_label(name),
-                (place(line[0]), line[0].nll),
+                (place(worst), worst.nll),
                 xytext=(9, 6),
                 textcoords="offset points",
                 color=colour.light,
@@ -111,9 +113,9 @@ def _gap_of_rounding(axes: Axes, rows: list[Row]) -> None:
     axes.annotate(
         f"{low.nll - high.nll:+.2f} nats".replace("-", "−"),
         (low.bits_per_weight, 0.5 * low.nll + 0.5 * high.nll),
-        xytext=(7, 0),
+        xytext=(-6, 0),
         textcoords="offset points",
-        ha="left",
+        ha="right",
         va="center",
         color=theme.MUTED.light,
     )
