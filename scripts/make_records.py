@@ -45,8 +45,19 @@ def table(record: Path) -> str:
     """Returns the markdown table of a record's runs, worst first on the first text."""
     rows = runs(record)
     texts = list(next(iter(rows.values()))["final"])
-    heads = ["run", "method", "bits", "learning rate", "scale start", "tokens", *texts, "bits/weight", "tokens/s"]
-    lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join(["---"] * 5 + ["---:"] * (len(heads) - 5)) + " |"]
+    heads = [
+        "run",
+        "method",
+        "bits",
+        "batch",
+        "learning rate",
+        "scale start",
+        "tokens",
+        *texts,
+        "bits/weight",
+        "tokens/s",
+    ]
+    lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join(["---"] * 6 + ["---:"] * (len(heads) - 6)) + " |"]
     for name, run in sorted(rows.items(), key=lambda item: -item[1]["final"][texts[0]]["nll"]):
         quant, result = run["config"]["quant"], run["result"]
         is_float = quant["method"] == "float"
@@ -55,6 +66,7 @@ def table(record: Path) -> str:
             name,
             quant["method"],
             "16" if is_float else f"{quant['bits']:g}",
+            f"{run['config']['train']['batch_size']} x {run['config']['train']['sequence_length']:,}",
             f"{run['config']['optimizer']['learning_rate']:g}",
             "" if is_float else quant["scale_init"],
             f"{run['tokens']:,}",
