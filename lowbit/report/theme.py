@@ -39,7 +39,7 @@ PURPLE = Colour("purple", "#a8487f", "#e59ac6")
 AMBER = Colour("amber", "#946400", "#f0bb3f")
 SLATE = Colour("slate", "#4d5561", "#b4bcc7")
 CRIMSON = Colour("crimson", "#a3152e", "#ff8296")
-TEAL = Colour("teal", "#2f8f9d", "#7fd6e0")
+TEAL = Colour("teal", "#1a7080", "#7fd6e0")
 
 COLOURS = (PAPER, INK, MUTED, HAIRLINE, BLUE, VERMILLION, GREEN, PURPLE, AMBER, SLATE, CRIMSON, TEAL)
 SERIES = (BLUE, VERMILLION, GREEN, PURPLE, AMBER, SLATE, CRIMSON, TEAL)
