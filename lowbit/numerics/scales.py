@@ -121,6 +121,18 @@ def mean_square_optimal(candidates: int = 35, smallest: float = 0.15) -> ScaleIn
     return scale_init
 
 
+def start(
+    w: Float[Array, "..."], granularity: groups.Granularity, scale_init: ScaleInit, grid: AffineGrid
+) -> Float[Array, "*s g m"]:
+    """Returns the first scale of each group of `w [*s k n]`.
+
+    Raises:
+      QuantizerError: a shape that the granularity cannot divide.
+    """
+    groups.check(w.shape, granularity)
+    return scale_init(groups.split(w.astype(jnp.float32), granularity), grid)
+
+
 SCALE_INITS: dict[str, ScaleInit] = {
     "max": absmax,
     "reference": paretoq_reference,

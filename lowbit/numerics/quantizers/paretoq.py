@@ -78,8 +78,7 @@ def _learned(
     """One static grid for all of the parameter."""
 
     def init(w: Float[Array, "..."]) -> State:
-        groups.check(w.shape, granularity)
-        return {"scale": scale_init(groups.split(w.astype(jnp.float32), granularity), affine)}
+        return {"scale": scales.start(w, granularity, scale_init, affine)}
 
     def fake(w: Float[Array, "*s k n"], state: State) -> Float[Array, "*s k n"]:
         return ste.learned_scale(w, ste.stored_scale(state["scale"], scale_dtype), affine)
@@ -106,9 +105,7 @@ def _traced(
                 f"{len(widths)} widths were given for a parameter of shape {w.shape}",
                 f"give one width, or one for each layer of parameters stacked as [{len(widths)} k n]",
             )
-        groups.check(w.shape, granularity)
-        scale = scale_init(groups.split(w.astype(jnp.float32), granularity), affine)
-        return {"scale": scale, "grid": affine}
+        return {"scale": scales.start(w, granularity, scale_init, affine), "grid": affine}
 
     def fake(w: Float[Array, "*s k n"], state: State) -> Float[Array, "*s k n"]:
         grid = AffineGrid(*state["grid"])

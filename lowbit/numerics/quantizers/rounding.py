@@ -86,8 +86,7 @@ def _affine(
     scales.check_dtype(scale_dtype, "a scale")
 
     def init(w: Float[Array, "..."]) -> State:
-        groups.check(w.shape, granularity)
-        return {"scale": scale_init(groups.split(w.astype(jnp.float32), granularity), affine)}
+        return {"scale": scales.start(w, granularity, scale_init, affine)}
 
     def encode(w: Float[Array, "*s k n"], state: State) -> QTensor:
         return encode_affine(w, state["scale"], affine, grid, scale_dtype)
