@@ -41,6 +41,7 @@ from lowbit.report.results import Row, rows_from
 from lowbit.report.table import results_table
 from lowbit.train import run
 from lowbit.train.provenance import git_commit
+from lowbit.train.run_folder import write_atomically
 from lowbit.tree import flatten, init_state, lookup
 from lowbit.tree.apply import state_at
 
@@ -168,10 +169,8 @@ class Quickstart:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a file that is there whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    """Writes JSON, one level of indentation, whole or not at all."""
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def machine() -> dict[str, Any]:

@@ -23,10 +23,10 @@ SAFETY = 8.0
 class _NoisyWeights:
     """Weights whose every product carries noise of the size of its rounding error."""
 
-    def __init__(self, packed: PackedModel, weights: Weights, seed: int):
+    def __init__(self, packed: PackedModel, weights: Weights):
         self._packed = packed
         self._weights = weights
-        self._rng = np.random.default_rng(seed)
+        self.rng = np.random.default_rng()  # the samples set it; the norms are theirs in common
         self._norms: dict[tuple[str, bool], NDArray[np.float32]] = {}
 
     def vector(self, name: str) -> NDArray[np.float32]:
@@ -38,7 +38,7 @@ class _NoisyWeights:
     def matmul(self, x: NDArray[np.float32], name: str, *, transposed: bool = False) -> NDArray[np.float32]:
         product = self._weights.matmul(x, name, transposed=transposed)
         size = UNIT_ROUNDOFF * np.linalg.norm(x, axis=-1, keepdims=True) * self._column_norms(name, transposed)
-        return product + (size * self._rng.standard_normal(product.shape)).astype(np.float32)
+        return product + (size * self.rng.standard_normal(product.shape)).astype(np.float32)
 
     def _column_norms(self, name: str, transposed: bool) -> NDArray[np.float32]:
         """|w| of each output."""
@@ -49,19 +49,26 @@ class _NoisyWeights:
         return self._norms[key]
 
 
-def logits_bound(packed: PackedModel, tokens: NDArray[np.integer]) -> float:
+def logits_bound(
+    packed: PackedModel, runtime: Runtime, tokens: NDArray[np.integer], logits: NDArray[np.float32]
+) -> float:
     """Returns the largest distance in a logit that rounding explains between two float32 evaluations.
 
     Args:
       packed: the model.
+      runtime: of that model; its weights are exchanged for noisy ones meanwhile.
       tokens: int[b t].
+      logits: f32[b t V], what the runtime gives for them.
     """
-    runtime = Runtime(packed)
     exact = runtime.weights
-    plain = runtime.forward(tokens)
+    noisy = _NoisyWeights(packed, exact)
+    # The runtime asks its weights for vectors, rows and products only; the noisy ones answer all three.
+    runtime.weights = noisy  # type: ignore[assignment]
     largest = 0.0
-    for seed in range(SAMPLES):
-        # The runtime asks its weights for vectors, rows and products only; the noisy ones answer all three.
-        runtime.weights = _NoisyWeights(packed, exact, seed)  # type: ignore[assignment]
-        largest = max(largest, float(np.max(np.abs(runtime.forward(tokens) - plain))))
+    try:
+        for seed in range(SAMPLES):
+            noisy.rng = np.random.default_rng(seed)
+            largest = max(largest, float(np.max(np.abs(runtime.forward(tokens) - logits))))
+    finally:
+        runtime.weights = exact
     return SAFETY * largest

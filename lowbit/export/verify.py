@@ -98,11 +98,12 @@ def verify(
     with jax.default_matmul_precision("highest"):
         forward = jax.jit(model.apply)
         ours = np.asarray(forward({"params": params, **state}, jnp.asarray(tokens, jnp.int32)))
-    theirs = Runtime(packed).forward(tokens)
+    runtime = Runtime(packed)
+    theirs = runtime.forward(tokens)
     return Verification(
         weights=sum(w.size for w in trained.values()),
         differing=differing,
         max_logit_error=float(np.max(np.abs(ours - theirs))),
-        logit_bound=logits_bound(packed, tokens),
+        logit_bound=logits_bound(packed, runtime, tokens, theirs),
         positions=int(tokens.size),
     )
