@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
-from lowbit.train.losses import cut, join, rows
+from lowbit.models.chunks import cut, join, rows
 
 
 class Outputs(NamedTuple):

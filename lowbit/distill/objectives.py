@@ -1,5 +1,8 @@
 """Objectives with a teacher, for `lowbit.train`."""
 
+from collections.abc import Callable
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,8 +10,10 @@ from jaxtyping import Array, Int32
 
 from lowbit.distill.losses import Outputs, distillation
 from lowbit.errors import ConfigError
-from lowbit.train.state import Tree
-from lowbit.train.step import Metrics, Objective
+
+Tree = dict[str, Any]
+Objective = Callable[[Tree, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+"""objective(variables, batch i32[b t+1]) -> (loss, metrics), as `lowbit.train.step.make_train_step` takes it."""
 
 TEACHER = "teacher"
 """The collection, among a state's constants, that holds the teacher's parameters."""
@@ -36,7 +41,7 @@ def distill_from(
     if not temperature > 0:
         raise ConfigError(f"a distillation temperature of {temperature}", "choose a positive one")
 
-    def objective(variables: Tree, batch: Int32[Array, "b length"]) -> tuple[jax.Array, Metrics]:
+    def objective(variables: Tree, batch: Int32[Array, "b length"]) -> tuple[jax.Array, dict[str, jax.Array]]:
         own = {name: tree for name, tree in variables.items() if name != TEACHER}
         taught = teacher.apply({"params": variables[TEACHER]}, batch[:, :-1], method="hidden_and_head")
         taught = jax.lax.stop_gradient(Outputs(*taught))

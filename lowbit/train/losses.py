@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
+from lowbit.models.chunks import cut, join, rows
+
 
 def token_nll(
     hidden: Float[Array, "b t d"], head: Float[Array, "d V"], targets: Int32[Array, "b t"], chunks: int = 8
@@ -78,22 +80,3 @@ def _logits_and_nll(states: jax.Array, head: jax.Array, ids: jax.Array) -> tuple
     log_norm = jax.nn.logsumexp(logits, axis=-1)
     chosen = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
     return logits, log_norm, log_norm - chosen
-
-
-def rows(x: jax.Array) -> jax.Array:
-    """[b t n] -> [b*t n]: products over two axes at once are slow on a CPU."""
-    return x.reshape(-1, x.shape[-1])
-
-
-def cut(x: jax.Array, chunks: int) -> jax.Array:
-    """[b t ...] -> [chunks b t/chunks ...]: rows, which the mesh shards, stay whole."""
-    b, t = x.shape[:2]
-    if chunks < 1 or t % chunks:
-        raise ValueError(f"{chunks} chunks do not divide {t} positions")
-    return x.reshape(b, chunks, t // chunks, *x.shape[2:]).swapaxes(0, 1)
-
-
-def join(x: jax.Array) -> jax.Array:
-    """[chunks b t/chunks ...] -> [b t ...]: undoes `cut`."""
-    chunks, b, t = x.shape[:3]
-    return x.swapaxes(0, 1).reshape(b, chunks * t, *x.shape[3:])
