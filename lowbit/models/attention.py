@@ -1,4 +1,4 @@
-"""Rotary positions and plain causal attention with grouped key-value heads."""
+"""Rotary positions and plain causal attention with grouped key-value heads, over a window or inside its documents."""
 
 from typing import Literal, get_args
 
@@ -29,11 +29,11 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
     Args:
       x: queries or keys [b t heads h].
-      cos: f32[t h/2].
-      sin: f32[t h/2].
+      cos: f32[t h/2], or f32[b t h/2] where each row has positions of its own.
+      sin: of the same shape.
     """
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = cos[None, :, None, :], sin[None, :, None, :]
+    cos, sin = (table.reshape(-1, x.shape[1], 1, table.shape[-1]) for table in (cos, sin))
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)
 
@@ -66,20 +66,49 @@ def resolve_attention(kind: str, dtype: DTypeLike, head_dim: int) -> Literal["xl
     return "xla"
 
 
-def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, implementation: Literal["xla", "cudnn"]) -> jax.Array:
+def document_positions(tokens: jax.Array, separator: int) -> tuple[jax.Array, jax.Array]:
+    """Returns where each token stands in its document, and which pairs of tokens share one.
+
+    A separator opens the document after it, as a token that begins the text does: the first word of a document is then
+    predicted from the separator alone, and nothing that a document predicts depends on another. What stands before the
+    first separator of a window is the rest of a document that the window cut, at positions from 0.
+
+    Args:
+      tokens: i32[b t].
+      separator: id of the token between documents.
+
+    Returns:
+      (positions i32[b t], same bool[b 1 t t]); the 1 is for heads.
+    """
+    opens = tokens == separator
+    document = jnp.cumsum(opens, axis=1, dtype=jnp.int32)
+    places = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
+    start = jax.lax.cummax(jnp.where(opens, places, 0), axis=1)
+    return places - start, document[:, None, :, None] == document[:, None, None, :]
+
+
+def causal_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    implementation: Literal["xla", "cudnn"],
+    mask: jax.Array | None = None,
+) -> jax.Array:
     """Softmax attention over positions up to one's own, scaled by 1/sqrt(h); the softmax is float32.
 
-    Key-value heads are shared by groups of query heads and never repeated in memory.
+    Key-value heads are shared by groups of query heads and never repeated in memory. Both implementations take a mask
+    beside causality; cuDNN's reads it as a 16-bit bias, and trains with it at even t alone.
 
     Args:
       q: [b t heads h].
       k: [b t kv_heads h].
       v: [b t kv_heads h].
       implementation: as `resolve_attention` returns it.
+      mask: bool[b 1 t t], where a query (second last axis) may see a key; None lets it see all up to its own.
 
     Returns:
       [b t heads h] in the dtype of `q`.
     """
     # jax's own XLA path promotes 16-bit scores to float32 implicitly, which a caller may have forbidden.
     with jax.numpy_dtype_promotion("standard"):
-        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=implementation)
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, implementation=implementation)

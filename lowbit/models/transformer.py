@@ -15,7 +15,13 @@ from jax.typing import DTypeLike
 
 from lowbit.errors import ModelError, nearest
 from lowbit.llama import LlamaConfig
-from lowbit.models.attention import causal_attention, resolve_attention, rotary_tables, rotate
+from lowbit.models.attention import (
+    causal_attention,
+    document_positions,
+    resolve_attention,
+    rotary_tables,
+    rotate,
+)
 from lowbit.models.layers import INIT_STDDEV, Dense, DotGeneral, Embed, Head, RMSNorm, untransformed
 
 RematPolicy = Literal["none", "full", "dots"]
@@ -34,8 +40,8 @@ class Attention(nn.Module):
     dot_general: DotGeneral
 
     @nn.compact
-    def __call__(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-        """Returns [b t d]; cos and sin are f32[t head_dim/2]."""
+    def __call__(self, x: jax.Array, cos: jax.Array, sin: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Returns [b t d]; cos and sin as `rotate` takes them, mask as `causal_attention` does."""
         cfg = self.cfg
 
         def heads(name: str, count: int) -> jax.Array:
@@ -46,7 +52,7 @@ class Attention(nn.Module):
         q = rotate(heads("q_proj", cfg.num_heads), cos, sin)
         k = rotate(heads("k_proj", cfg.num_kv_heads), cos, sin)
         v = heads("v_proj", cfg.num_kv_heads)
-        mixed = causal_attention(q, k, v, self.implementation).reshape(*x.shape[:-1], -1)
+        mixed = causal_attention(q, k, v, self.implementation, mask).reshape(*x.shape[:-1], -1)
         return _into_residual(cfg, self.dtype, self.dot_general, "o_proj")(mixed)
 
 
@@ -75,11 +81,13 @@ class Block(nn.Module):
     dot_general: DotGeneral = jax.lax.dot_general
 
     @nn.compact
-    def __call__(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, None]:
-        """Returns ([b t d], None); cos and sin are f32[t head_dim/2]."""
+    def __call__(
+        self, x: jax.Array, cos: jax.Array, sin: jax.Array, mask: jax.Array | None = None
+    ) -> tuple[jax.Array, None]:
+        """Returns ([b t d], None); cos and sin as `rotate` takes them, mask as `causal_attention` does."""
         cfg, dtype = self.cfg, self.dtype
         attention = Attention(cfg, dtype, self.implementation, self.dot_general, name="attn")
-        x = x + attention(RMSNorm(cfg.rms_norm_eps, dtype, name="attn_norm")(x), cos, sin)
+        x = x + attention(RMSNorm(cfg.rms_norm_eps, dtype, name="attn_norm")(x), cos, sin, mask)
         mlp = MLP(cfg, dtype, self.dot_general, name="mlp")
         return x + mlp(RMSNorm(cfg.rms_norm_eps, dtype, name="mlp_norm")(x)), None
 
@@ -96,6 +104,8 @@ class Transformer(nn.Module):
       transform: rewrites the classes that own parameters: `transform(Block, "layers")`, `(Embed, "embed")`,
         `(RMSNorm, "norm")`, `(Head, "lm_head")`. A transform that rewrites variables makes the model apply-only.
       dot_general: what multiplies activations with the kernels of the blocks.
+      separator: id of the token between the documents of a window. With it, tokens attend inside their own document
+        and count their positions from its start (`document_positions`); None attends over the whole window.
 
     Raises:
       ModelError: an unknown remat policy or attention, or an attention that cannot run here.
@@ -107,6 +117,7 @@ class Transformer(nn.Module):
     attention: str = "auto"
     transform: Transform = untransformed
     dot_general: DotGeneral = jax.lax.dot_general
+    separator: int | None = None
 
     def setup(self) -> None:
         """Names the parts; the names are the parameter tree."""
@@ -117,7 +128,7 @@ class Transformer(nn.Module):
             _rematerialize(self.transform(Block, "layers"), self.remat),
             variable_axes=LAYERED_COLLECTIONS,
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast),
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
             length=cfg.num_layers,
         )
         self.layers = scanned(cfg, self.dtype, implementation, self.dot_general)
@@ -150,7 +161,11 @@ class Transformer(nn.Module):
         # Rows are cast after the lookup: the gradient of a frequent token then adds up in float32.
         x = table[tokens].astype(self.dtype)
         cos, sin = rotary_tables(self.cfg, tokens.shape[1])
-        x, _ = self.layers(x, cos, sin)
+        mask = None
+        if self.separator is not None:
+            positions, mask = document_positions(tokens, self.separator)
+            cos, sin = cos[positions], sin[positions]
+        x, _ = self.layers(x, cos, sin, mask)
         return self.norm(x)
 
     def _kernel(self, table: jax.Array | None) -> jax.Array:
