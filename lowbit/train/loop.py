@@ -24,6 +24,7 @@ from lowbit.train.checkpoints import Checkpoints, Clock, Progress, opened
 from lowbit.train.metrics import Log, Meter, finite
 from lowbit.train.objectives import nll_function
 from lowbit.train.provenance import provenance
+from lowbit.train.recorder import Recorder
 from lowbit.train.run_folder import RunFolder
 from lowbit.train.setup import Experiment, prepare
 from lowbit.train.state import TrainState
@@ -93,15 +94,20 @@ def train(experiment: Experiment, *, resume: bool = False) -> Result:
         fingerprint = experiment.train.fingerprint()
         restored = checkpoints.restore(experiment.abstract_state(), fingerprint) if resume else None
         state, progress = restored or (experiment.initial_state(), Progress(0, 0, 0.0, fingerprint))
-        with Log(
-            folder,
-            start=progress.step,
-            steps=configs.steps(config),
-            progress=config.log.progress,
-            tensorboard=config.log.tensorboard,
-            writes=processes.is_first(),
-        ) as log:
-            return _Run(experiment, folder, checkpoints, clock, log, stop, progress).to_the_end(state)
+        with (
+            Log(
+                folder,
+                start=progress.step,
+                steps=configs.steps(config),
+                progress=config.log.progress,
+                tensorboard=config.log.tensorboard,
+                writes=processes.is_first(),
+            ) as log,
+            Recorder(
+                experiment, folder, start=progress.step, steps=configs.steps(config), writes=processes.is_first()
+            ) as recorder,
+        ):
+            return _Run(experiment, folder, checkpoints, clock, log, recorder, stop, progress).to_the_end(state)
 
 
 class _Run:
@@ -114,11 +120,13 @@ class _Run:
         checkpoints: Checkpoints,
         clock: Clock,
         log: Log,
+        recorder: Recorder,
         stop: threading.Event,
         start: Progress,
     ):
         self.experiment, self.folder, self.checkpoints = experiment, folder, checkpoints
         self.clock, self.log, self.stop, self.start = clock, log, stop, start
+        self.recorder = recorder
         self.config = experiment.config
         self.steps = configs.steps(self.config)
         self.began = time.monotonic()
@@ -141,7 +149,7 @@ class _Run:
             self.evaluate(nll, state, self.start.step, without=self.log.evaluated(self.start.step))
         for step in range(self.start.step + 1, self.steps + 1):
             batch = sharding.shard_batch(self.experiment.mesh, self.experiment.train.batch(step - 1))
-            state, metrics = step_fn(state, batch)
+            state, metrics = self.recorder.watch(step, step_fn, state, batch)
             self.recent.append((step, metrics))
             if step == self.start.step + 1:
                 jax.block_until_ready(metrics)  # compilation is no part of the speed
@@ -171,6 +179,8 @@ class _Run:
         Their speed is logged only while the device is kept busy (`steady`): waiting for it distorts short intervals.
         """
         fetched = jax.device_get([metrics for _, metrics in steps])
+        if steps:
+            self.recorder.write(upto=steps[-1][0])  # before a broken step is reported: it shows how it came to that
         for (step, _), metrics in zip(steps, fetched, strict=True):
             if not metrics["finite"]:
                 numbers = np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])
@@ -254,7 +264,7 @@ class _Run:
             evaluations=evaluations,
         )
         if finished and processes.is_first():
-            self.folder.write_result(finite(_as_record(result, self.experiment)))
+            self.folder.write_result(finite(as_record(result, self.experiment)))
         return result
 
 
@@ -274,7 +284,8 @@ def _model_variables(state: TrainState) -> dict[str, Any]:
     return {name: tree for name, tree in state.variables.items() if name in ("params", "quant", "grid")}
 
 
-def _as_record(result: Result, experiment: Experiment) -> dict[str, Any]:
+def as_record(result: Result, experiment: Experiment) -> dict[str, Any]:
+    """Returns what result.json says of a run: the result, where it comes from, and bits per weight."""
     bits = bits_report(experiment.rules, experiment.params)
     quantized = bits.quantized_bits_per_weight
     return {
