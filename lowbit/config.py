@@ -40,7 +40,9 @@ def base() -> ConfigDict:
             "seed": 0,  # below 2**31; of the order of windows, and of the start of a model made from scratch
             "run_folder": "",  # everything a run writes; it must not exist yet
             "model": {
-                "source": "",  # Hugging Face folder or hub name, or .gguf file; "" starts `architecture` from scratch
+                # Hugging Face folder or hub name, .gguf file, or run folder (the float masters of its newest
+                # checkpoint); "" starts `architecture` from scratch
+                "source": "",
                 "tokenizer": "",  # folder with tokenizer.json; "" takes the source's own
                 "compute_dtype": "bfloat16",  # of matrix products; masters are float32 always
                 "remat": "dots",  # what is recomputed: "none", "dots" (all but matrix products), "full"
@@ -78,6 +80,14 @@ def base() -> ConfigDict:
                 "float_dtype": "float16",  # stored dtype of what is not quantized
                 "overrides": (),  # (path pattern, {key of quant: value}), before the table's own; the first match wins
             },
+            "distill": {
+                "weight": 0.0,  # share of the divergence from a teacher in the loss, 0 to 1; 0 needs no teacher
+                "temperature": 1.0,  # of both distributions in the divergence
+                # As model.source, but a run folder teaches what it predicts; "" is the float model that the run, or the
+                # chain of runs behind its source, started from
+                "teacher": "",
+                "dtype": "bfloat16",  # of the teacher's parameters in memory
+            },
             "optimizer": {
                 "learning_rate": 1e-3,  # the peak
                 "b1": 0.9,
@@ -106,7 +116,12 @@ def base() -> ConfigDict:
                 "every_minutes": 10.0,  # inf: by steps alone
                 "keep": 2,
             },
-            "log": {"every_steps": 10, "progress": True, "tensorboard": False},
+            "log": {
+                "every_steps": 10,
+                "progress": True,
+                "tensorboard": False,
+                "recorder_every_steps": 50,  # statistics of codes and scales, and after the last step; 0: never
+            },
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # devices along each axis; -1 takes what is left
         }
     )
@@ -152,14 +167,17 @@ def load(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
 def shrink(config: ConfigDict) -> ConfigDict:
     """Returns the config cut down to two steps of a tiny model from scratch: what the variant `smoke` means.
 
-    Data, quantization, optimizer and schedule stay, as does the vocabulary, so that the run's own token files fit.
+    Data, quantization, optimizer and schedule stay, as does the vocabulary, so that the run's own token files fit. There
+    is no teacher, as a model from scratch has none.
     """
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_layers": 2, "head_dim": 8}
     config.model.architecture.update({**sizes, "num_heads": 4, "num_kv_heads": 2, "max_positions": 64})
     config.model.source = ""
+    config.distill.weight = 0.0
     config.train.update({"tokens": 512, "batch_size": 8, "sequence_length": 32, "accumulate": 1, "loss_chunks": 2})
     config.evaluation.update({"every_steps": 0, "windows": 8, "batch_size": 8})
     config.log.every_steps = 1
+    config.log.recorder_every_steps = 0  # compiling it takes longer than the steps
     return config
 
 

@@ -22,12 +22,15 @@ COUNT_OR_NONE = Limit("at least 0", lambda x: x >= 0)
 POSITIVE = Limit("a finite number above 0", lambda x: 0 < x < INF)
 POSITIVE_OR_INF = Limit("a number above 0, or inf", lambda x: x > 0)
 NOT_NEGATIVE = Limit("a finite number, at least 0", lambda x: 0 <= x < INF)
+SHARE = Limit("a number from 0 to 1", lambda x: 0 <= x <= 1)
 DECAY = Limit("a number in [0, 1)", lambda x: 0 <= x < 1)
 
 LIMITS = {
     "seed": SEED,
     "model.architecture.rope_theta": POSITIVE,
     "model.architecture.rms_norm_eps": POSITIVE,
+    "distill.weight": SHARE,
+    "distill.temperature": POSITIVE,
     "optimizer.learning_rate": NOT_NEGATIVE,
     "optimizer.b1": DECAY,
     "optimizer.b2": DECAY,
@@ -46,6 +49,7 @@ LIMITS = {
     "checkpoint.every_minutes": POSITIVE_OR_INF,
     "checkpoint.keep": COUNT,
     "log.every_steps": COUNT,
+    "log.recorder_every_steps": COUNT_OR_NONE,
 }
 """By key. What depends on other parts (shares of a schedule, the mesh, widths) is checked where these are made."""
 

@@ -5,6 +5,7 @@ model/               config.json and tokenizer files: what the weights mean
 checkpoints/<step>/  see `lowbit.train.checkpoints`
 metrics.jsonl        one line a log point
 evaluations.jsonl    one line a text and evaluation
+recorder.jsonl       one line a record of `lowbit.train.recorder`
 result.json          written last: a folder without it is a run that did not finish
 """
 
@@ -42,6 +43,11 @@ class RunFolder:
     def evaluations(self) -> Path:
         """One JSON object a line, one line a text and evaluation."""
         return self.path / "evaluations.jsonl"
+
+    @property
+    def recorder(self) -> Path:
+        """One JSON object a line, one line a recorded step."""
+        return self.path / "recorder.jsonl"
 
     @property
     def result(self) -> Path:

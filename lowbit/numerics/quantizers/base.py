@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from lowbit.numerics import groups
 from lowbit.numerics.grids import Grid
 from lowbit.numerics.qtensor import QTensor
+from lowbit.numerics.standing import Standing
 
 State = dict[str, Any]
 """What a quantizer keeps of one parameter: `{"scale": [*s g n], ...}`, a pytree of arrays.
@@ -34,6 +35,7 @@ class Quantizer(NamedTuple):
       dynamic: the state is a function of the weights, recomputed at each use, and nothing of it is learned or stored
         during training. `init` followed by `fake` or `encode` is then the whole quantizer.
       at_layer: where stacked layers differ, the quantizer of layer i (for `[k n]`); None where they are all alike.
+      standing: `(w, state) -> Standing`, for statistics; None where the parameter stays float.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Quantizer(NamedTuple):
     granularity: groups.Granularity | None = "channel"
     dynamic: bool = False
     at_layer: Callable[[int], "Quantizer"] | None = None
+    standing: Callable[[Array, State], Standing] | None = None
 
     def layer(self, index: int) -> "Quantizer":
         """The quantizer of one layer of a stacked parameter."""
@@ -70,9 +73,11 @@ def transposed(quantizer: Quantizer) -> Quantizer:
             return QTensor(q.codes, q.scale, q.zero, q.grid, transposed=not q.transposed)
         return swap(q)
 
+    standing = quantizer.standing
     return quantizer._replace(
         name=f"{quantizer.name}_transposed",
         init=lambda w: quantizer.init(swap(w)),
         encode=encode,
         fake=lambda w, state: swap(quantizer.fake(swap(w), state)),
+        standing=None if standing is None else lambda w, state: standing(swap(w), state),
     )

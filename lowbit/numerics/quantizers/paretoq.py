@@ -13,6 +13,7 @@ from lowbit.numerics.grids import AffineGrid, Grid, paretoq_grid, per_group, sta
 from lowbit.numerics.groups import Granularity
 from lowbit.numerics.qtensor import QTensor
 from lowbit.numerics.quantizers.base import Quantizer, State
+from lowbit.numerics.standing import Standing, affine_standing
 
 
 def paretoq(
@@ -86,7 +87,10 @@ def _learned(
     def encode(w: Float[Array, "*s k n"], state: State) -> QTensor:
         return encode_affine(w, state["scale"], affine, grid, scale_dtype)
 
-    return Quantizer(name, grid, init, encode, fake, granularity)
+    def standing(w: Float[Array, "*s k n"], state: State) -> Standing:
+        return affine_standing(w, state["scale"], affine, granularity, scale_dtype)
+
+    return Quantizer(name, grid, init, encode, fake, granularity, standing=standing)
 
 
 def _traced(
@@ -117,7 +121,10 @@ def _traced(
             "encode layer by layer with paretoq(bits) of that layer, as lowbit.export does",
         )
 
-    return Quantizer(name, None, init, encode, fake, granularity)
+    def standing(w: Float[Array, "layers k n"], state: State) -> Standing:
+        return affine_standing(w, state["scale"], AffineGrid(*state["grid"]), granularity, scale_dtype)
+
+    return Quantizer(name, None, init, encode, fake, granularity, standing=standing)
 
 
 def encode_affine(

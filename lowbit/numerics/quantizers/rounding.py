@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from lowbit.errors import QuantizerError
 from lowbit.numerics import groups, scales, ste
@@ -23,6 +23,7 @@ from lowbit.numerics.groups import Granularity
 from lowbit.numerics.qtensor import QTensor
 from lowbit.numerics.quantizers.base import Quantizer, State
 from lowbit.numerics.quantizers.paretoq import encode_affine
+from lowbit.numerics.standing import Standing, affine_standing
 
 
 def rtn(
@@ -98,7 +99,10 @@ def _affine(
             return w_hat
         return ste.passthrough_inside(w, jax.lax.stop_gradient(w_hat), jnp.abs(w) < ste_limit)
 
-    return Quantizer(name, grid, init, encode, fake, granularity, dynamic)
+    def standing(w: Float[Array, "*s k n"], state: State) -> Standing:
+        return affine_standing(w, state["scale"], affine, granularity, scale_dtype)
+
+    return Quantizer(name, grid, init, encode, fake, granularity, dynamic, standing=standing)
 
 
 def _minmax(bits: float, granularity: Granularity, scale_dtype: DTypeLike) -> Quantizer:
@@ -132,11 +136,18 @@ def _minmax(bits: float, granularity: Granularity, scale_dtype: DTypeLike) -> Qu
         codes, scale, zero = parts(*jax.lax.stop_gradient((w, state)))
         wide_scale, wide_zero = scale[..., None, :], zero[..., None, :]
         w_hat = groups.merge((codes - wide_zero) * wide_scale).astype(w.dtype)
-        grouped = groups.split_like(w.astype(jnp.float32), scale)
-        inside = (grouped >= (0.0 - wide_zero) * wide_scale) & (grouped <= (top - wide_zero) * wide_scale)
-        return ste.passthrough_inside(w, w_hat, groups.merge(inside))
+        return ste.passthrough_inside(w, w_hat, inside(w, scale, zero))
 
-    return Quantizer(f"rtn{bits:g}_minmax", grid, init, encode, fake, granularity)
+    def inside(w: Float[Array, "*s k n"], scale: Array, zero: Array) -> Bool[Array, "*s k n"]:
+        wide_scale, wide_zero = scale[..., None, :], zero[..., None, :]
+        grouped = groups.split_like(w.astype(jnp.float32), scale)
+        return groups.merge((grouped >= (0.0 - wide_zero) * wide_scale) & (grouped <= (top - wide_zero) * wide_scale))
+
+    def standing(w: Float[Array, "*s k n"], state: State) -> Standing:
+        codes, scale, zero = parts(w, state)
+        return Standing(groups.merge(codes).astype(jnp.uint8), ~inside(w, scale, zero), None)
+
+    return Quantizer(f"rtn{bits:g}_minmax", grid, init, encode, fake, granularity, standing=standing)
 
 
 def llmqat(
