@@ -92,13 +92,16 @@ def state_shardings(mesh: Mesh, state: TrainState, rules: Sequence[Rule] = PARTI
     """Returns the NamedSharding of each leaf of a state (arrays or shapes).
 
     What the optimizer keeps of a parameter, in its shape, lies where the parameter lies. Collections of `constants`
-    other than those of the model (a teacher) are replicated. Raises as `variable_shardings` does.
+    other than those of the model hold another model's parameters (a teacher's), and lie as parameters do. Raises as
+    `variable_shardings` does.
     """
     whole = NamedSharding(mesh, REPLICATED)
     params = variable_shardings(mesh, state.params, rules)
     own = {name: tree for name, tree in state.constants.items() if name in ("params", "quant", "grid")}
     others = {name: tree for name, tree in state.constants.items() if name not in own}
-    constants = variable_shardings(mesh, own, rules) | jax.tree.map(lambda _: whole, others)
+    constants = variable_shardings(mesh, own, rules) | {
+        name: variable_shardings(mesh, {"params": tree}, rules)["params"] for name, tree in others.items()
+    }
     of_param = {
         path: (np.shape(leaf), sharding)
         for path, leaf, sharding in zip(
@@ -123,9 +126,30 @@ def shard_state(state: TrainState, shardings: TrainState) -> TrainState:
     return jax.device_put(state, shardings)
 
 
+def batch_share(mesh: Mesh) -> tuple[int, int]:
+    """Returns (index, count): this process reads the index-th of count equal shares of each batch.
+
+    Processes between which "tensor" cuts the model hold the same rows, and read the same share. A share need not lie
+    in one piece of the global batch: devices are numbered as their network is, and a mean over rows knows no order.
+
+    Raises:
+      ConfigError: the processes' rows overlap in part, so that there are no equal shares.
+    """
+    owners = np.vectorize(lambda device: device.process_index)(mesh.devices)
+    shares = _shares(owners.reshape(-1, owners.shape[-1]))
+    own = shares[jax.process_index()]
+    different = sorted(set(shares.values()))
+    return different.index(own), len(different)
+
+
 def shard_batch(mesh: Mesh, rows: np.ndarray) -> jax.Array:
-    """Returns a global batch i32[b t+1] from the rows that this process read."""
+    """Returns a global batch i32[b t+1] from this process's share of its rows, as `batch_share` has it."""
     return jax.make_array_from_process_local_data(NamedSharding(mesh, BATCH), rows)
+
+
+def put_whole(value: np.ndarray, place: NamedSharding) -> jax.Array:
+    """Returns the global array of a value that every process holds whole: each puts what its devices need."""
+    return jax.make_array_from_callback(value.shape, place, lambda index: value[index])
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulate: int) -> None:
@@ -147,6 +171,18 @@ def jit_train_step(step: TrainStep, mesh: Mesh, shardings: TrainState) -> TrainS
         out_shardings=(shardings, NamedSharding(mesh, REPLICATED)),
         donate_argnums=0,
     )
+
+
+def _shares(owners: np.ndarray) -> dict[int, tuple[int, ...]]:
+    """The rows that each process holds, from the processes of the devices [rows, tensor]."""
+    held = {int(p): tuple(np.flatnonzero((owners == p).any(axis=1)).tolist()) for p in np.unique(owners)}
+    different = set(held.values())
+    if sum(map(len, different)) > len(owners) or len({len(rows) for rows in different}) > 1:
+        raise ConfigError(
+            f"the mesh gives its {len(held)} processes rows of a batch that overlap in part",
+            "choose a size of mesh.tensor that divides the devices of a process, or is a multiple of their number",
+        )
+    return held
 
 
 def _fitted(mesh: Mesh, path: str, shape: tuple[int, ...], spec: PartitionSpec) -> PartitionSpec:

@@ -82,6 +82,26 @@ def test_parameters_scales_and_moments_lie_where_the_table_says(tiny_config):
     assert place.spec == P(None, None, "fsdp")
 
 
+def test_a_teacher_lies_as_the_parameters_do(tiny_config):
+    experiment = prepare(tiny_config("mesh.data=1", "mesh.fsdp=4", "mesh.tensor=2"))
+    shapes = jax.eval_shape(experiment.make_state, experiment.params)
+    shapes = dataclasses.replace(shapes, constants=shapes.constants | {"teacher": shapes.params["params"]})
+    places = sharding.state_shardings(experiment.mesh, shapes)
+    assert places.constants["teacher"] == places.params["params"]
+    assert places.constants["teacher"]["layers"]["mlp"]["up_proj"]["kernel"].spec == P(None, "fsdp", "tensor")
+
+
+def test_every_process_reads_its_own_share_and_those_that_share_rows_the_same():
+    assert sharding.batch_share(sharding.make_mesh(axes((4, 1, 2)))) == (0, 1)
+    # Processes of the devices [rows, tensor]: one row each; two rows each, not in one piece; a row between two.
+    assert sharding._shares(np.array([[0], [1]])) == {0: (0,), 1: (1,)}
+    assert sharding._shares(np.array([[0, 0], [1, 1], [0, 0], [1, 1]])) == {0: (0, 2), 1: (1, 3)}
+    assert sharding._shares(np.array([[0, 1], [2, 3]])) == {0: (0,), 1: (0,), 2: (1,), 3: (1,)}
+    for overlapping in ([[0, 0, 0], [0, 1, 1], [1, 1, 1]], [[0], [0], [1]]):
+        with pytest.raises(ConfigError, match="gives its 2 processes rows of a batch that overlap in part"):
+            sharding._shares(np.array(overlapping))
+
+
 def test_a_group_that_would_straddle_devices_is_refused(tiny_config):
     mesh = sharding.make_mesh(axes((1, 4, 2)))
     scale = {"quant": {"layers": {"attn": {"q_proj": {"kernel": {"scale": np.ones((2, 2, 32))}}}}}}
