@@ -38,12 +38,14 @@ class Progress:
       tokens: tokens seen.
       elapsed: seconds spent, over all parts of the run.
       data: fingerprint of the training data, order included.
+      teacher: fingerprint of the teacher; "" where none teaches.
     """
 
     step: int
     tokens: int
     elapsed: float
     data: str
+    teacher: str = ""
 
 
 class Checkpoints:
@@ -102,7 +104,7 @@ class Checkpoints:
                 )
             return
 
-    def restore(self, like: TrainState, fingerprint: str) -> tuple[TrainState, Progress] | None:
+    def restore(self, like: TrainState, fingerprint: str, teacher: str = "") -> tuple[TrainState, Progress] | None:
         """Returns the newest readable checkpoint on the shardings of `like`, or None if the folder has none.
 
         One that cannot be read is reported as a warning, and the one before it is tried; once that has been read, the
@@ -113,10 +115,11 @@ class Checkpoints:
           like: a state of the run's shapes and shardings (arrays or `jax.ShapeDtypeStruct`); its constants outside of
             the model's collections (a teacher) are passed on, as they are not saved.
           fingerprint: of the run's training data.
+          teacher: fingerprint of the run's teacher; "" where none teaches.
 
         Raises:
           CheckpointError: there are checkpoints and none can be read, or the newest is of a model of another shape (the
-            message names the parameter) or was made with other data. Nothing has been moved then.
+            message names the parameter) or was made with other data or another teacher. Nothing has been moved then.
         """
         model, training = jax.tree.map(ocp.utils.to_shape_dtype_struct, _parts(like))
         broken: list[int] = []
@@ -133,6 +136,11 @@ class Checkpoints:
                 raise CheckpointError(
                     f"checkpoint {step} in {self.folder} was made with other training data",
                     "resume with the files the run began with, or give another run_folder",
+                )
+            if progress.teacher != teacher:
+                raise CheckpointError(
+                    f"checkpoint {step} in {self.folder} was made with another teacher",
+                    "resume with the model that distill.teacher named then, unchanged, or give another run_folder",
                 )
             try:
                 parts = self._restore(
@@ -208,15 +216,16 @@ def opened(folder: Path, keep: int = 2) -> Iterator[Checkpoints]:
         checkpoints.close()
 
 
-def load_model(folder: Path, shapes: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    """Returns ({"params", "quant", "grid"} on the first device, step) of the newest readable checkpoint.
+def load_model(folder: Path, shapes: dict[str, Any], step: int | None = None) -> tuple[dict[str, Any], int]:
+    """Returns ({"params", "quant", "grid"} on the first device, step) of one checkpoint.
 
     Args:
       folder: of the checkpoints.
       shapes: the collections' arrays as `jax.ShapeDtypeStruct`.
+      step: of the checkpoint; None takes the newest that can be read.
 
     Raises:
-      CheckpointError: there is none.
+      CheckpointError: there is none, or none of this step.
     """
     mend = "train first, or name the folder of a run"
     if not folder.is_dir():
@@ -226,14 +235,20 @@ def load_model(folder: Path, shapes: dict[str, Any]) -> tuple[dict[str, Any], in
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)
     with ocp.CheckpointManager(folder.resolve(), options=options, item_handlers=_handlers()) as manager:
-        for step in sorted(manager.all_steps(), reverse=True):
+        kept = sorted(manager.all_steps(), reverse=True)
+        if step is not None and step not in kept:
+            raise CheckpointError(
+                f"{folder} has no checkpoint of step {step}",
+                f"name a step that it has: {', '.join(map(str, reversed(kept))) or 'none'}",
+            )
+        for tried in kept if step is None else [step]:
             try:
-                parts = manager.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(target)))
+                parts = manager.restore(tried, args=ocp.args.Composite(model=ocp.args.StandardRestore(target)))
             except Exception as error:
-                warnings.warn(f"checkpoint {step} in {folder} cannot be read ({_first_line(error)})", stacklevel=2)
+                warnings.warn(f"checkpoint {tried} in {folder} cannot be read ({_first_line(error)})", stacklevel=2)
                 continue
-            return parts["model"], step
-    raise CheckpointError(f"{folder} holds no readable checkpoint", mend)
+            return parts["model"], tried
+    raise CheckpointError(f"{folder} holds no readable checkpoint" + (f" of step {step}" if step else ""), mend)
 
 
 class Clock:

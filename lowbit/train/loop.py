@@ -92,8 +92,11 @@ def train(experiment: Experiment, *, resume: bool = False) -> Result:
     processes.wait_for_all("run folder made")
     with opened(folder.checkpoints, config.checkpoint.keep) as checkpoints, _stop_on_sigterm() as stop:
         fingerprint = experiment.train.fingerprint()
-        restored = checkpoints.restore(experiment.abstract_state(), fingerprint) if resume else None
-        state, progress = restored or (experiment.initial_state(), Progress(0, 0, 0.0, fingerprint))
+        restored = (
+            checkpoints.restore(experiment.restorable_state(), fingerprint, experiment.teacher) if resume else None
+        )
+        start = Progress(0, 0, 0.0, fingerprint, experiment.teacher)
+        state, progress = restored or (experiment.initial_state(), start)
         with (
             Log(
                 folder,
@@ -211,6 +214,7 @@ class _Run:
                 "lr": float(metrics["learning_rate"]),
                 "grad_norm": float(metrics["grad_norm"]),
                 "param_norm": float(metrics["param_norm"]),
+                **({"cross_entropy": float(metrics["cross_entropy"])} if "cross_entropy" in metrics else {}),
                 "tokens_per_s": speed,
                 "elapsed": self.elapsed(),
             }
@@ -225,8 +229,8 @@ class _Run:
     def save(self, state: TrainState, step: int) -> None:
         """Saves a state known to be good."""
         self.catch_up()
-        fingerprint = self.start.data
-        self.checkpoints.save(state, Progress(step, self.tokens(step), self.elapsed(), fingerprint), self.config)
+        progress = dataclasses.replace(self.start, step=step, tokens=self.tokens(step), elapsed=self.elapsed())
+        self.checkpoints.save(state, progress, self.config)
         self.meter.restart(self.tokens(step))
 
     def evaluate(

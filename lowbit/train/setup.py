@@ -17,20 +17,24 @@ from jax.sharding import Mesh
 from lowbit import config as configs
 from lowbit.config import ConfigDict
 from lowbit.data import TextTokenizer, TokenDataset, TokenWindows, byte_lengths, encode_files
+from lowbit.distill.objectives import TEACHER, distill_from
 from lowbit.errors import ConfigError, DataError, ModelError, TokenizerError, nearest
 from lowbit.linen import quantize
 from lowbit.llama import LlamaConfig, param_shapes
-from lowbit.models import Transformer, pretrained
+from lowbit.models import Transformer
 from lowbit.models.hf import TOKENIZER_FILES
 from lowbit.models.layers import untransformed
+from lowbit.models.pretrained import Pretrained
 from lowbit.train import sharding
 from lowbit.train.limits import check_limits
 from lowbit.train.objectives import next_token
 from lowbit.train.optimizers import Group, adamw, assign_groups, default_groups, frozen_paths, leaf_paths
 from lowbit.train.quantization import quantization_rules
-from lowbit.train.schedules import make_schedule
+from lowbit.train.schedules import Schedule, make_schedule
+from lowbit.train.sources import load_masters
 from lowbit.train.state import TrainState, Tree, split
 from lowbit.train.step import Objective
+from lowbit.train.teacher import check_distill, load_teacher
 from lowbit.tree import Rule, init_state, resolve, unflatten
 
 
@@ -44,7 +48,7 @@ class Experiment:
       rules: which parameter has which quantizer.
       model: the quantized model, apply-only.
       params: float masters the run starts from, numpy or jax, as `Transformer.init` nests them.
-      constants: further collections for the objective, such as a teacher.
+      constants: further collections for the objective, such as a teacher; numpy or jax. No checkpoint holds them.
       objective: what is minimized.
       optimizer: what minimizes it.
       frozen: paths that stay as they start.
@@ -53,6 +57,7 @@ class Experiment:
       valid: windows of each text to evaluate on, by name.
       byte_lengths: UTF-8 bytes of each token, None without a tokenizer or with one that can lose text.
       tokenizer_files: what the run folder keeps of the tokenizer.
+      teacher: fingerprint of the teacher among the constants; "" where none teaches.
     """
 
     config: ConfigDict
@@ -69,6 +74,7 @@ class Experiment:
     valid: Mapping[str, TokenWindows]
     byte_lengths: np.ndarray | None
     tokenizer_files: Mapping[str, bytes]
+    teacher: str = ""
 
     def make_state(self, params: Tree) -> TrainState:
         """Returns the state before the first step, from float masters; pure, so it may be jitted."""
@@ -86,12 +92,22 @@ class Experiment:
             sharding.state_shardings(self.mesh, shapes),
         )
 
+    def restorable_state(self) -> TrainState:
+        """Returns `abstract_state` with arrays in place of what no checkpoint holds: `constants`, on their devices."""
+        abstract = self.abstract_state()
+        places = {name: jax.tree.map(lambda leaf: leaf.sharding, abstract.constants[name]) for name in self.constants}
+        placed = jax.device_put(self.constants, places, may_alias=False)  # steps take their state over
+        return dataclasses.replace(abstract, constants=abstract.constants | placed)
+
     def initial_state(self) -> TrainState:
         """Returns the state before the first step, each array on its devices."""
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state())
+        whole = self.restorable_state()
+        # What is there already stays out of the compiled function, which would hold it as a literal.
+        bare = dataclasses.replace(self, constants={})
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, bare.abstract_state())
         places = sharding.variable_shardings(self.mesh, {"params": self.params})["params"]
-        params = jax.device_put(self.params, places)
-        return jax.jit(self.make_state, out_shardings=shardings)(params)
+        state = jax.jit(bare.make_state, out_shardings=shardings)(jax.device_put(self.params, places))
+        return dataclasses.replace(state, constants=whole.constants | state.constants)
 
 
 def prepare(config: ConfigDict) -> Experiment:
@@ -107,9 +123,11 @@ def prepare(config: ConfigDict) -> Experiment:
     sharding.check_batch(mesh, config.train.batch_size, config.train.accumulate)
     sharding.check_batch(mesh, config.evaluation.batch_size, 1)
     rules = tuple(quantization_rules(config.quant))
+    check_distill(config)
     _check_files(config.data.train, config.data.valid)
 
-    cfg, make_params, tokenizer_files = _start(config)
+    source = load_masters(config.model.source) if config.model.source else None
+    cfg, make_params, tokenizer_files = _start(config, source)
     _check_heads(cfg, mesh)
     if config.train.sequence_length > cfg.max_positions:
         raise ConfigError(
@@ -123,36 +141,31 @@ def prepare(config: ConfigDict) -> Experiment:
         config.optimizer,
         {"params": shapes, "quant": jax.eval_shape(functools.partial(init_state, rules), shapes)["quant"]},
     )
-    settings = config.optimizer
-    optimizer = adamw(
-        schedule,
-        settings.learning_rate,
-        groups,
-        b1=settings.b1,
-        b2=settings.b2,
-        eps=settings.eps,
-        clip_norm=None if math.isinf(settings.clip_norm) else settings.clip_norm,
-    )
+    optimizer = make_optimizer(config.optimizer, schedule, groups)
     all_tokens = all(path.endswith(".npy") for path in (*config.data.train, *config.data.valid))
     tokenizer = _load_tokenizer(tokenizer_files, cfg.vocab_size, for_text=not all_tokens)
     open_windows = functools.partial(_windows, config.train.sequence_length, cfg.vocab_size, tokenizer)
+    share, shares = sharding.batch_share(mesh)
     train = TokenDataset(
         open_windows(config.data.train),
         config.train.batch_size,
         config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=share,
+        process_count=shares,
     )
     valid = {Path(path).stem: open_windows((path,)) for path in config.data.valid}
     _check_valid(valid, config.evaluation.windows)
+    teacher = load_teacher(config, source) if config.distill.weight else None
+    if teacher is not None:
+        _check_heads(teacher.cfg, mesh)
     return Experiment(
         config=config,
         cfg=cfg,
         rules=rules,
         model=model,
         params=make_params(),
-        constants={},
-        objective=next_token(model, config.train.loss_chunks),
+        constants={} if teacher is None else {TEACHER: teacher.params},
+        objective=make_objective(config, model, None if teacher is None else teacher.cfg),
         optimizer=optimizer,
         frozen=frozen_paths(groups),
         mesh=mesh,
@@ -160,6 +173,40 @@ def prepare(config: ConfigDict) -> Experiment:
         valid=valid,
         byte_lengths=_byte_lengths(tokenizer),
         tokenizer_files=tokenizer_files,
+        teacher="" if teacher is None else teacher.fingerprint,
+    )
+
+
+def make_objective(config: ConfigDict, model: nn.Module, teacher: LlamaConfig | None) -> Objective:
+    """Returns what a run minimizes: cross entropy, or where a teacher of these sizes is given, the section `distill`.
+
+    Raises:
+      ConfigError: a weight or a temperature out of range.
+    """
+    chunks = config.train.loss_chunks
+    if teacher is None:
+        return next_token(model, chunks)
+    # No gradient reaches the teacher: nothing of it is kept, so nothing is computed again.
+    wise = make_model(config, teacher, None).clone(remat="none")
+    return distill_from(wise, model, config.distill.weight, config.distill.temperature, chunks)
+
+
+def make_optimizer(
+    settings: ConfigDict, schedule: Schedule, groups: Mapping[str, Group]
+) -> optax.GradientTransformation:
+    """Returns what `config.optimizer` describes, for parameters in these groups.
+
+    Raises:
+      ConfigError: an unknown name, or a number out of range.
+    """
+    return adamw(
+        schedule,
+        settings.learning_rate,
+        groups,
+        b1=settings.b1,
+        b2=settings.b2,
+        eps=settings.eps,
+        clip_norm=None if math.isinf(settings.clip_norm) else settings.clip_norm,
     )
 
 
@@ -195,16 +242,17 @@ def _quantized(rules: Sequence[Rule[Any]], module_cls: Any, prefix: str) -> Any:
     return quantize(module_cls, rules, prefix)
 
 
-def _start(config: ConfigDict) -> tuple[LlamaConfig, Callable[[], Tree], dict[str, bytes]]:
-    """The sizes, parameters and tokenizer that a run begins with: a pretrained model's, or fresh ones.
+def _start(
+    config: ConfigDict, source: Pretrained | None
+) -> tuple[LlamaConfig, Callable[[], Tree], Mapping[str, bytes]]:
+    """The sizes, parameters and tokenizer that a run begins with: those of its source, or fresh ones.
 
     Parameters come as a function, as fresh ones are not for free: other parts are checked first.
     """
     settings = config.model
     tokenizer = _tokenizer_files(Path(settings.tokenizer)) if settings.tokenizer else {}
-    if settings.source:
-        loaded = pretrained.load(settings.source)
-        return loaded.cfg, lambda: loaded.params, tokenizer or dict(loaded.tokenizer_files)
+    if source is not None:
+        return source.cfg, lambda: source.params, tokenizer or source.tokenizer_files
     cfg = LlamaConfig(**settings.architecture.to_dict())
     model = make_model(config, cfg, None)
 

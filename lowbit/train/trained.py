@@ -37,18 +37,22 @@ class Trained(NamedTuple):
     step: int
 
 
-def load_trained(run_folder: str | Path) -> Trained:
-    """Reads the newest checkpoint of a run.
+def load_trained(run_folder: str | Path, step: int | None = None) -> Trained:
+    """Reads a checkpoint of a run.
+
+    Args:
+      run_folder: of the run.
+      step: of the checkpoint; None takes the newest that can be read.
 
     Raises:
       RunFolderError: no run folder.
-      CheckpointError: it holds no readable checkpoint.
+      CheckpointError: it holds no readable checkpoint, or none of this step.
     """
     folder = RunFolder(Path(run_folder))
     config, cfg, tokenizer_files = folder.read()
     rules = tuple(quantization_rules(config.quant))
     params = unflatten({path: jax.ShapeDtypeStruct(s, jnp.float32) for path, s in param_shapes(cfg).items()})
     shapes = {"params": params, **jax.eval_shape(lambda p: init_state(rules, p), params)}
-    variables, step = load_model(folder.checkpoints, shapes)
+    variables, found = load_model(folder.checkpoints, shapes, step)
     state = {name: variables[name] for name in ("quant", "grid")}
-    return Trained(config, cfg, rules, variables["params"], state, tokenizer_files, step)
+    return Trained(config, cfg, rules, variables["params"], state, tokenizer_files, found)

@@ -1,0 +1,75 @@
+"""What a run starts from, or learns from: a pretrained model, or a run of this package."""
+
+import functools
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from lowbit.errors import ConfigError
+from lowbit.models import pretrained
+from lowbit.models.pretrained import Pretrained
+from lowbit.train.quantization import FLOAT
+from lowbit.train.run_folder import RunFolder
+from lowbit.train.trained import load_trained
+from lowbit.tree import fake_quant
+
+
+def load_masters(source: str) -> Pretrained:
+    """Loads float weights to go on from: of a run folder, the float32 masters of its newest checkpoint.
+
+    Args:
+      source: a run folder, or what `lowbit.models.pretrained.load` takes.
+
+    Raises:
+      LowbitError: as `lowbit.train.load_trained` and `lowbit.models.pretrained.load`.
+    """
+    if not is_run(source):
+        return pretrained.load(source)
+    run = load_trained(Path(source).expanduser())
+    return Pretrained(run.cfg, jax.tree.map(np.asarray, run.params), run.tokenizer_files)
+
+
+def load_as_it_predicts(source: str) -> Pretrained:
+    """Loads the weights that a model computes with: of a run folder, what its quantizers make of the masters.
+
+    Args and raises: as `load_masters`.
+    """
+    if not is_run(source):
+        return pretrained.load(source)
+    run = load_trained(Path(source).expanduser())
+    decoded = jax.jit(functools.partial(fake_quant, run.rules))(run.params, run.state)
+    return Pretrained(run.cfg, jax.tree.map(np.asarray, decoded), run.tokenizer_files)
+
+
+def float_origin(source: str) -> str:
+    """Returns the float model that a chain of runs began with; a source that is no run is its own origin.
+
+    A run of the method "float" is a float model as well: the chain ends there.
+
+    Raises:
+      ConfigError: the first run of the chain started from scratch, or the runs name each other in a circle.
+      RunFolderError, ConfigError: a run folder that cannot be read.
+    """
+    chain = [source]
+    while is_run(chain[-1]):
+        config, _, _ = RunFolder(Path(chain[-1]).expanduser()).read()
+        if config.quant.method == FLOAT:
+            break
+        if not config.model.source:
+            raise ConfigError(
+                f"{chain[-1]} was quantized from its first step: no float model stands at its beginning",
+                "name a teacher: distill.teacher",
+            )
+        if config.model.source in chain:
+            raise ConfigError(
+                f"the runs {', '.join(chain)} name each other as their start", "name a teacher: distill.teacher"
+            )
+        chain.append(config.model.source)
+    return chain[-1]
+
+
+def is_run(source: str) -> bool:
+    """Whether a source is a run folder of ours: it holds a config and, in model/, what the weights mean."""
+    path = Path(source).expanduser()
+    return (path / "config.json").is_file() and (path / "model").is_dir()

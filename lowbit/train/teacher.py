@@ -1,0 +1,124 @@
+"""The teacher that the section `distill` of a config names: found, checked against the student, and known again."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from lowbit.config import ConfigDict
+from lowbit.errors import ConfigError, ModelError, TokenizerError, nearest
+from lowbit.llama import LlamaConfig
+from lowbit.models.pretrained import Pretrained
+from lowbit.train.sources import float_origin, load_as_it_predicts, load_masters
+from lowbit.train.state import Tree
+from lowbit.tree import flatten, unflatten
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+class Teacher(NamedTuple):
+    """A float model whose logits a student learns from.
+
+    Attributes:
+      cfg: its sizes.
+      params: its parameters, numpy; norms in float32, everything else in `distill.dtype`.
+      fingerprint: of shapes, dtypes and values: what a resumed run is held to.
+    """
+
+    cfg: LlamaConfig
+    params: Tree
+    fingerprint: str
+
+
+def check_distill(config: ConfigDict) -> None:
+    """Refuses a section `distill` that cannot be, before anything is loaded.
+
+    Raises:
+      ConfigError: an unknown dtype, or a teacher left to the start of a run that starts from scratch.
+    """
+    settings = config.distill
+    if settings.dtype not in DTYPES:
+        raise ConfigError(f"unknown distill.dtype {settings.dtype!r}", nearest(settings.dtype, DTYPES))
+    if settings.weight and not settings.teacher and not config.model.source:
+        raise ConfigError(
+            f"distill.weight={settings.weight}, and a run from scratch starts from no model to learn from",
+            "name a teacher (distill.teacher), or a start (model.source), or set distill.weight=0",
+        )
+
+
+def load_teacher(config: ConfigDict, student: Pretrained | None) -> Teacher:
+    """Returns the teacher of a config.
+
+    `distill.teacher` is a run folder, which teaches what it predicts, quantizers included, or what
+    `lowbit.models.pretrained.load` takes; "" is the float model that the student, or the chain of runs behind it,
+    started from.
+
+    Args:
+      config: with `distill.weight` above 0.
+      student: what `model.source` holds; None for a run from scratch.
+
+    Raises:
+      ModelError: the teacher's vocabulary has another size, or fewer positions than a training sequence.
+      TokenizerError: both have a tokenizer, and a token is not the same in both.
+      LowbitError: the teacher cannot be loaded.
+    """
+    settings = config.distill
+    name, loaded = settings.teacher, None
+    if name:
+        loaded = load_as_it_predicts(name)
+    else:
+        name = float_origin(config.model.source)
+        loaded = student if student is not None and name == config.model.source else load_masters(name)
+    if student is not None:
+        _check_vocabulary(name, loaded, student)
+    if config.train.sequence_length > loaded.cfg.max_positions:
+        raise ModelError(
+            f"the teacher {name} has {loaded.cfg.max_positions} positions, "
+            f"and train.sequence_length is {config.train.sequence_length}",
+            "shorten the sequences, or choose another distill.teacher",
+        )
+    params = {path: _kept(path, leaf, settings.dtype) for path, leaf in flatten(loaded.params).items()}
+    return Teacher(loaded.cfg, unflatten(params), fingerprint(params))
+
+
+def fingerprint(params: Mapping[str, np.ndarray]) -> str:
+    """Returns a hash of the paths, shapes, dtypes and values of `{path: array}`, 32 hex digits."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path, leaf in sorted(params.items()):
+        digest.update(f"{path} {leaf.shape} {leaf.dtype}\n".encode())
+        digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _kept(path: str, leaf: np.ndarray, dtype: str) -> np.ndarray:
+    # Norms are computed in float32, and are too small to be worth a rounding.
+    return np.asarray(leaf, np.float32 if path.endswith("norm/scale") else jnp.dtype(dtype))
+
+
+def _check_vocabulary(name: str, teacher: Pretrained, student: Pretrained) -> None:
+    mend = "choose a teacher with the student's tokenizer: its logits are compared token by token"
+    if teacher.cfg.vocab_size != student.cfg.vocab_size:
+        raise ModelError(
+            f"the teacher {name} has a vocabulary of {teacher.cfg.vocab_size:,} tokens, "
+            f"the student one of {student.cfg.vocab_size:,}",
+            mend,
+        )
+    theirs, own = _tokens(teacher.tokenizer_files), _tokens(student.tokenizer_files)
+    for token, index in theirs.items():
+        if own.setdefault(token, index) != index:
+            raise TokenizerError(
+                f"{token!r} is token {index:,} of the teacher {name}, and token {own[token]:,} of the student", mend
+            )
+
+
+def _tokens(files: Mapping[str, bytes]) -> dict[str, int]:
+    """The ids of a tokenizer.json by token, without what was added to its model; {} where there is none."""
+    if "tokenizer.json" not in files:
+        return {}
+    vocabulary = json.loads(files["tokenizer.json"])["model"]["vocab"]
+    if isinstance(vocabulary, dict):
+        return vocabulary
+    return {token: index for index, (token, _) in enumerate(vocabulary)}
