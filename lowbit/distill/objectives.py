@@ -47,7 +47,8 @@ def distill_from(
         taught = jax.lax.stop_gradient(Outputs(*taught))
         hidden, head = student.apply(own, batch[:, :-1], method="hidden_and_head")
         targets = batch[:, 1:]
-        loss, cross_entropy = distillation(hidden, head, taught, targets, weight, temperature, chunks)
+        with jax.named_scope("loss"):  # a name in profiles
+            loss, cross_entropy = distillation(hidden, head, taught, targets, weight, temperature, chunks)
         return loss, {"tokens": jnp.float32(targets.size), "cross_entropy": cross_entropy}
 
     return objective

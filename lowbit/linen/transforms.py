@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax
 
 from lowbit.tree import paths
 from lowbit.tree.apply import COLLECTIONS, QuantizerRule, state_at
@@ -36,7 +37,8 @@ def quantize(module_cls: type[nn.Module], rules: Sequence[QuantizerRule], prefix
         for path, w in paths.flatten(variables.get("params", {})).items():
             quantizer = lookup(rules, f"{prefix}/{path}" if prefix else path)
             if quantizer is not None:
-                w = quantizer.fake(w, quantizer.state_of(w, state_at(variables, path)))
+                with jax.named_scope("fake_quant"):  # a name in profiles
+                    w = quantizer.fake(w, quantizer.state_of(w, state_at(variables, path)))
             quantized[path] = w
         return {"params": paths.unflatten(quantized)}
 

@@ -25,7 +25,9 @@ def next_token(model: nn.Module, chunks: int = 8) -> Objective:
     def objective(variables: Tree, batch: Int32[Array, "b tokens"]) -> tuple[jax.Array, Metrics]:
         hidden, head = _hidden_and_head(model, variables, batch)
         targets = batch[:, 1:]
-        return cross_entropy(hidden, head, targets, chunks), {"tokens": jnp.float32(targets.size)}
+        with jax.named_scope("loss"):  # a name in profiles
+            loss = cross_entropy(hidden, head, targets, chunks)
+        return loss, {"tokens": jnp.float32(targets.size)}
 
     return objective
 

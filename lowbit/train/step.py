@@ -49,9 +49,10 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
             (loss, metrics), grads = gradient(state.params, state.constants, batch)
         else:
             loss, metrics, grads = _accumulated(gradient, state, batch, accumulate)
-        grad_norm = optax.tree.norm(grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        with jax.named_scope("optimizer"):  # names in profiles
+            grad_norm = optax.tree.norm(grads)
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
         metrics = metrics | {
             "loss": loss,
             "grad_norm": grad_norm,
