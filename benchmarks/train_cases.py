@@ -12,7 +12,6 @@ import numpy as np
 
 from lowbit import config as configs
 from lowbit.config import ConfigDict, base
-from lowbit.distill import distill_from
 from lowbit.errors import ConfigError
 from lowbit.llama import LlamaConfig
 from lowbit.llama.flops import train_flops
@@ -69,6 +68,8 @@ def case_config(case: Case, settings: Sequence[str], rows: int, length: int) -> 
         config.quant.method = FLOAT
     else:
         config.quant.bits = configs.parse(method, float, "a variant")
+    if case.distilled:
+        config.distill.update({"weight": 0.5, "teacher": "the start"})
     configs.override(config, [*settings, *filter(None, own.split(","))])
     config.train.batch_size *= data * fsdp
     config.train.tokens = 1000 * config.train.batch_size * length
@@ -112,9 +113,7 @@ def make_bench(case: Case, config: ConfigDict, cfg: LlamaConfig, seed: int) -> B
     if case.devices > jax.device_count():
         raise ConfigError(f"mesh {case.mesh} needs {case.devices} devices, here are {jax.device_count()}", "cut it")
     mesh = sharding.make_mesh(config.mesh.to_dict(), jax.devices()[: case.devices])
-    experiment = blueprint(config, cfg, mesh)
-    if case.distilled:
-        experiment = _taught(experiment)
+    experiment = blueprint(config, cfg, mesh, teacher=cfg if case.distilled else None)
     state = experiment.abstract_state()
     began = time.perf_counter()
     lowered = lower_step(experiment, state)
@@ -155,14 +154,6 @@ def compiled_memory(compiled: Any) -> dict[str, int]:
     return sizes | {"total": sizes["arguments"] + sizes["outputs"] - sizes["aliased"] + sizes["temporaries"]}
 
 
-def _taught(experiment: Experiment) -> Experiment:
-    """The same with the float model as its teacher, in bfloat16."""
-    teacher = make_model(experiment.config, experiment.cfg, None)
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), experiment.params)
-    objective = distill_from(teacher, experiment.model, 0.5, 1.0, experiment.config.train.loss_chunks)
-    return dataclasses.replace(experiment, objective=objective, constants={"teacher": shapes})
-
-
 def _starter(experiment: Experiment) -> Any:
     """Returns start(key) -> state, random, made where it will lie."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, experiment.abstract_state())
@@ -170,7 +161,11 @@ def _starter(experiment: Experiment) -> Any:
 
     def start(key: jax.Array) -> TrainState:
         params = plain.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
-        teachers = {name: jax.tree.map(lambda p: p.astype(jnp.bfloat16), params) for name in experiment.constants}
+        # The teacher is the float model that the student starts from, as it usually is.
+        teachers = {
+            name: jax.tree.map(lambda p, leaf: p.astype(leaf.dtype), params, shapes)
+            for name, shapes in experiment.constants.items()
+        }
         return dataclasses.replace(experiment, constants=teachers).make_state(params)
 
     return jax.jit(start, out_shardings=shardings)

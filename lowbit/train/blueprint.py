@@ -1,69 +1,79 @@
 """A run before it has weights, data or even devices: what can be compiled and measured of a config alone."""
 
 import functools
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from lowbit import config as configs
 from lowbit.config import ConfigDict
 from lowbit.data import TokenDataset, TokenWindows
+from lowbit.distill.objectives import TEACHER
 from lowbit.errors import ConfigError
 from lowbit.llama import LlamaConfig, param_shapes
 from lowbit.train import sharding
 from lowbit.train.limits import check_limits
-from lowbit.train.objectives import next_token
-from lowbit.train.optimizers import adamw, frozen_paths
+from lowbit.train.optimizers import frozen_paths
 from lowbit.train.quantization import quantization_rules
 from lowbit.train.schedules import make_schedule
-from lowbit.train.setup import Experiment, make_model, parameter_groups
-from lowbit.train.state import TrainState
+from lowbit.train.setup import (
+    Experiment,
+    check_heads,
+    make_model,
+    make_objective,
+    make_optimizer,
+    parameter_groups,
+)
+from lowbit.train.state import TrainState, Tree
 from lowbit.train.step import make_train_step
+from lowbit.train.teacher import check_distill, kept_dtype
 from lowbit.tree import init_state, resolve, unflatten
 
 
-def blueprint(config: ConfigDict, cfg: LlamaConfig, mesh: Any) -> Experiment:
-    """Returns the experiment that `prepare` would, with shapes in place of parameters and zeros in place of data.
-
-    `abstract_state`, `make_state` and the objective are those of the real run. Files that the config names are not
-    looked at.
-
-    Args:
-      config: as `prepare` takes it.
-      cfg: sizes of the model, which the config's source is not asked for.
-      mesh: of devices, or abstract.
+def check_fit(config: ConfigDict, cfg: LlamaConfig, mesh: sharding.AnyMesh) -> None:
+    """Refuses what `prepare` would refuse of a config, a model's sizes and a mesh, whose devices need not be there.
 
     Raises:
-      LowbitError: what `prepare` would refuse, of everything that needs neither weights nor files.
+      LowbitError: a number out of range, a batch or heads that the mesh does not divide, too long a sequence.
     """
     check_limits(config)
-    schedule = make_schedule(steps=configs.steps(config), **config.schedule.to_dict())
+    check_distill(config)
     sharding.check_batch(mesh, config.train.batch_size, config.train.accumulate)
-    rules = tuple(quantization_rules(config.quant))
+    check_heads(cfg, mesh)
     if config.train.sequence_length > cfg.max_positions:
         raise ConfigError(
             f"train.sequence_length={config.train.sequence_length} exceeds the model's {cfg.max_positions} positions",
             "shorten the sequences",
         )
+
+
+def blueprint(config: ConfigDict, cfg: LlamaConfig, mesh: Mesh, teacher: LlamaConfig | None = None) -> Experiment:
+    """Returns the experiment that `prepare` would, with shapes in place of arrays and zeros in place of data.
+
+    `abstract_state`, `make_state` and the objective are those of the real run; of files that the config names, none is
+    looked at.
+
+    Args:
+      config: as `prepare` takes it.
+      cfg: sizes of the model.
+      mesh: the devices.
+      teacher: sizes of the teacher where `distill.weight` asks for one.
+
+    Raises:
+      LowbitError: as `prepare`, of everything that needs neither weights nor files.
+    """
+    check_fit(config, cfg, mesh)
+    schedule = make_schedule(steps=configs.steps(config), **config.schedule.to_dict())
+    rules = tuple(quantization_rules(config.quant))
     model = make_model(config, cfg, rules)
     shapes = unflatten({path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in param_shapes(cfg).items()})
     resolve(rules, shapes)
     groups = parameter_groups(
         config.optimizer,
         {"params": shapes, "quant": jax.eval_shape(functools.partial(init_state, rules), shapes)["quant"]},
-    )
-    settings = config.optimizer
-    optimizer = adamw(
-        schedule,
-        settings.learning_rate,
-        groups,
-        b1=settings.b1,
-        b2=settings.b2,
-        eps=settings.eps,
-        clip_norm=None if math.isinf(settings.clip_norm) else settings.clip_norm,
     )
     length = config.train.sequence_length
     return Experiment(
@@ -72,9 +82,9 @@ def blueprint(config: ConfigDict, cfg: LlamaConfig, mesh: Any) -> Experiment:
         rules=rules,
         model=model,
         params=shapes,
-        constants={},
-        objective=next_token(model, config.train.loss_chunks),
-        optimizer=optimizer,
+        constants={} if teacher is None else {TEACHER: _teacher_shapes(teacher, config.distill.dtype)},
+        objective=make_objective(config, model, teacher),
+        optimizer=make_optimizer(config.optimizer, schedule, groups),
         frozen=frozen_paths(groups),
         mesh=mesh,
         train=TokenDataset(TokenWindows((np.zeros(length + 1, np.uint32),), length), config.train.batch_size),
@@ -84,10 +94,15 @@ def blueprint(config: ConfigDict, cfg: LlamaConfig, mesh: Any) -> Experiment:
     )
 
 
+def _teacher_shapes(cfg: LlamaConfig, dtype: str) -> Tree:
+    shapes = param_shapes(cfg).items()
+    return unflatten({path: jax.ShapeDtypeStruct(shape, kept_dtype(path, dtype)) for path, shape in shapes})
+
+
 def abstract_batch(experiment: Experiment) -> jax.ShapeDtypeStruct:
     """Returns shape, dtype and sharding of one batch, i32[b t+1]."""
     settings = experiment.config.train
-    place = jax.sharding.NamedSharding(experiment.mesh, sharding.BATCH)
+    place = NamedSharding(experiment.mesh, sharding.BATCH)
     return jax.ShapeDtypeStruct((settings.batch_size, settings.sequence_length + 1), jnp.int32, sharding=place)
 
 

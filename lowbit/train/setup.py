@@ -15,7 +15,7 @@ import optax
 from jax.sharding import Mesh
 
 from lowbit import config as configs
-from lowbit.config import ConfigDict
+from lowbit.config import ConfigDict, choose
 from lowbit.data import TextTokenizer, TokenDataset, TokenWindows, byte_lengths, encode_files
 from lowbit.distill.objectives import TEACHER, distill_from
 from lowbit.errors import ConfigError, DataError, ModelError, TokenizerError, nearest
@@ -28,7 +28,7 @@ from lowbit.models.pretrained import Pretrained
 from lowbit.train import sharding
 from lowbit.train.limits import check_limits
 from lowbit.train.objectives import next_token
-from lowbit.train.optimizers import Group, adamw, assign_groups, default_groups, frozen_paths, leaf_paths
+from lowbit.train.optimizers import Group, adamw, assign_groups, default_groups, frozen_paths, leaf_paths, muon
 from lowbit.train.quantization import quantization_rules
 from lowbit.train.schedules import Schedule, make_schedule
 from lowbit.train.sources import load_masters
@@ -36,6 +36,9 @@ from lowbit.train.state import TrainState, Tree, split
 from lowbit.train.step import Objective
 from lowbit.train.teacher import check_distill, load_teacher
 from lowbit.tree import Rule, init_state, resolve, unflatten
+
+OPTIMIZERS = {"adamw": adamw, "muon": muon}
+"""By the name that a config gives."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +131,7 @@ def prepare(config: ConfigDict) -> Experiment:
 
     source = load_masters(config.model.source) if config.model.source else None
     cfg, make_params, tokenizer_files = _start(config, source)
-    _check_heads(cfg, mesh)
+    check_heads(cfg, mesh)
     if config.train.sequence_length > cfg.max_positions:
         raise ConfigError(
             f"train.sequence_length={config.train.sequence_length} exceeds the model's {cfg.max_positions} positions",
@@ -157,7 +160,7 @@ def prepare(config: ConfigDict) -> Experiment:
     _check_valid(valid, config.evaluation.windows)
     teacher = load_teacher(config, source) if config.distill.weight else None
     if teacher is not None:
-        _check_heads(teacher.cfg, mesh)
+        check_heads(teacher.cfg, mesh)
     return Experiment(
         config=config,
         cfg=cfg,
@@ -199,7 +202,9 @@ def make_optimizer(
     Raises:
       ConfigError: an unknown name, or a number out of range.
     """
-    return adamw(
+    make = choose("optimizer.name", settings.name, OPTIMIZERS)
+    momentum = {"momentum": settings.momentum} if make is muon else {}
+    return make(
         schedule,
         settings.learning_rate,
         groups,
@@ -207,6 +212,7 @@ def make_optimizer(
         b2=settings.b2,
         eps=settings.eps,
         clip_norm=None if math.isinf(settings.clip_norm) else settings.clip_norm,
+        **momentum,
     )
 
 
@@ -233,7 +239,11 @@ def parameter_groups(settings: ConfigDict, shapes: Tree) -> dict[str, Group]:
     """
     frozen = [Rule(pattern, Group(frozen=True)) for pattern in settings.frozen]
     usual = default_groups(
-        leaf_paths(shapes), settings.weight_decay, settings.scale_learning_rate, after=[rule.pattern for rule in frozen]
+        leaf_paths(shapes),
+        settings.weight_decay,
+        settings.scale_learning_rate,
+        after=[rule.pattern for rule in frozen],
+        orthogonal=settings.name == "muon",
     )
     return assign_groups([*frozen, *usual], shapes)
 
@@ -321,7 +331,8 @@ def _check_valid(valid: Mapping[str, TokenWindows], wanted: int) -> None:
             )
 
 
-def _check_heads(cfg: LlamaConfig, mesh: Mesh) -> None:
+def check_heads(cfg: LlamaConfig, mesh: sharding.AnyMesh) -> None:
+    """Raises ModelError where mesh axis "tensor" would cut through a head."""
     pieces = mesh.shape["tensor"]
     if cfg.num_kv_heads % pieces or cfg.num_heads % pieces:
         raise ModelError(

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lowbit.errors import ConfigError, nearest
 from lowbit.train.optimizers import leaf_paths, path_string
@@ -21,6 +21,8 @@ from lowbit.tree.rules import Rule, lookup
 AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))
 REPLICATED = PartitionSpec()
+AnyMesh = Mesh | AbstractMesh
+"""Devices, or the shape that devices elsewhere will have: what lies where is a matter of the shape alone."""
 
 # Kernels [L k n] and what a quantizer keeps of them, [L g n], share a line: groups are cut as their inputs are.
 # The first matrix of a pair is cut along n by "tensor" and the second along k, so that between the two nothing moves.
@@ -47,6 +49,19 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
         the number of devices.
     """
     devices = jax.devices() if devices is None else devices
+    # GSPMD places what is in between; sharding-in-types would need every operation of the model to agree.
+    return jax.make_mesh(
+        mesh_shape(sizes, len(devices)), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
+    )
+
+
+def make_abstract_mesh(sizes: Mapping[str, int], count: int) -> AbstractMesh:
+    """Returns the mesh that `make_mesh` would make of `count` devices, which need not be there; raises as it does."""
+    return AbstractMesh(mesh_shape(sizes, count), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def mesh_shape(sizes: Mapping[str, int], count: int) -> tuple[int, ...]:
+    """Returns the sizes of `AXES` on `count` devices; raises as `make_mesh` does."""
     for name in sizes:
         if name not in AXES:
             raise ConfigError(f"unknown mesh axis {name!r}", nearest(name, AXES))
@@ -58,17 +73,16 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     if any(size < 1 and size != -1 for size in shape) or shape.count(-1) > 1:
         raise ConfigError(f"mesh {dict(sizes)} is no shape", "give positive sizes, and -1 at most once")
     if -1 in shape:
-        shape[shape.index(-1)] = len(devices) // given
-    if math.prod(shape) != len(devices):
+        shape[shape.index(-1)] = count // given
+    if math.prod(shape) != count:
         raise ConfigError(
-            f"mesh {dict(zip(AXES, shape, strict=True))} does not cover {len(devices)} devices",
+            f"mesh {dict(zip(AXES, shape, strict=True))} does not cover {count} devices",
             "make the product of the axes the number of devices; -1 takes what is left",
         )
-    # GSPMD places what is in between; sharding-in-types would need every operation of the model to agree.
-    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    return tuple(shape)
 
 
-def variable_shardings(mesh: Mesh, variables: Any, rules: Sequence[Rule] = PARTITION_RULES) -> Any:
+def variable_shardings(mesh: AnyMesh, variables: Any, rules: Sequence[Rule] = PARTITION_RULES) -> Any:
     """Returns the NamedSharding of each leaf of a tree of collections ("params", "quant", "grid").
 
     Args:
@@ -88,7 +102,7 @@ def variable_shardings(mesh: Mesh, variables: Any, rules: Sequence[Rule] = PARTI
     return jax.tree_util.tree_map_with_path(place, variables)
 
 
-def state_shardings(mesh: Mesh, state: TrainState, rules: Sequence[Rule] = PARTITION_RULES) -> TrainState:
+def state_shardings(mesh: AnyMesh, state: TrainState, rules: Sequence[Rule] = PARTITION_RULES) -> TrainState:
     """Returns the NamedSharding of each leaf of a state (arrays or shapes).
 
     What the optimizer keeps of a parameter, in its shape, lies where the parameter lies. Collections of `constants`
@@ -152,7 +166,7 @@ def put_whole(value: np.ndarray, place: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(value.shape, place, lambda index: value[index])
 
 
-def check_batch(mesh: Mesh, batch_size: int, accumulate: int) -> None:
+def check_batch(mesh: AnyMesh, batch_size: int, accumulate: int) -> None:
     """Raises ConfigError unless each of the `accumulate` parts of a batch divides among the mesh's rows."""
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     if accumulate < 1 or batch_size % (accumulate * rows):
@@ -185,7 +199,7 @@ def _shares(owners: np.ndarray) -> dict[int, tuple[int, ...]]:
     return held
 
 
-def _fitted(mesh: Mesh, path: str, shape: tuple[int, ...], spec: PartitionSpec) -> PartitionSpec:
+def _fitted(mesh: AnyMesh, path: str, shape: tuple[int, ...], spec: PartitionSpec) -> PartitionSpec:
     if len(spec) > len(shape):
         raise ConfigError(f"{path} of shape {shape} cannot be cut as {spec}", "mend the partition rules")
     is_scale = path.startswith("quant/")

@@ -93,9 +93,14 @@ def fingerprint(params: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def _kept(path: str, leaf: np.ndarray, dtype: str) -> np.ndarray:
+def kept_dtype(path: str, dtype: str) -> jnp.dtype:
+    """Returns in which dtype the parameter at `path` is held where `distill.dtype` is `dtype`."""
     # Norms are computed in float32, and are too small to be worth a rounding.
-    return np.asarray(leaf, np.float32 if path.endswith("norm/scale") else jnp.dtype(dtype))
+    return jnp.dtype(jnp.float32 if path.endswith("norm/scale") else dtype)
+
+
+def _kept(path: str, leaf: np.ndarray, dtype: str) -> np.ndarray:
+    return np.asarray(leaf, kept_dtype(path, dtype))
 
 
 def _check_vocabulary(name: str, teacher: Pretrained, student: Pretrained) -> None:
