@@ -89,10 +89,12 @@ def base() -> ConfigDict:
                 "dtype": "bfloat16",  # of the teacher's parameters in memory
             },
             "optimizer": {
+                "name": "adamw",  # "adamw", or "muon" for the layers' kernels and AdamW for everything else
                 "learning_rate": 1e-3,  # the peak
-                "b1": 0.9,
+                "b1": 0.9,  # AdamW
                 "b2": 0.95,
                 "eps": 1e-8,
+                "momentum": 0.95,  # Muon
                 "weight_decay": 0.0,  # of matrices and embedding
                 "scale_learning_rate": 1.0,  # factor on the learning rate, for quantizer scales
                 "clip_norm": 1.0,  # global L2 norm of the gradient; inf clips nothing

@@ -35,6 +35,7 @@ LIMITS = {
     "optimizer.b1": DECAY,
     "optimizer.b2": DECAY,
     "optimizer.eps": POSITIVE,
+    "optimizer.momentum": DECAY,
     "optimizer.weight_decay": NOT_NEGATIVE,
     "optimizer.scale_learning_rate": NOT_NEGATIVE,
     "optimizer.clip_norm": POSITIVE_OR_INF,

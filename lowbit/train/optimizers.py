@@ -1,4 +1,4 @@
-"""AdamW whose parameter groups are chosen by the same path rules as everything else."""
+"""AdamW and Muon, whose parameter groups are chosen by the same path rules as everything else."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,11 +21,13 @@ class Group:
       learning_rate: factor on the run's learning rate.
       weight_decay: decoupled decay per unit of learning rate (AdamW's lambda).
       frozen: the parameter is a constant of the run: no gradient, no moments, no share in the gradient's norm.
+      orthogonal: its updates are made orthogonal, matrix by matrix of a stack `[*s k n]`; read by `muon`.
     """
 
     learning_rate: float = 1.0
     weight_decay: float = 0.0
     frozen: bool = False
+    orthogonal: bool = False
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "weight_decay"):
@@ -35,7 +37,11 @@ class Group:
 
 
 def default_groups(
-    paths: Iterable[str], weight_decay: float = 0.0, scale_learning_rate: float = 1.0, after: Sequence[str] = ()
+    paths: Iterable[str],
+    weight_decay: float = 0.0,
+    scale_learning_rate: float = 1.0,
+    after: Sequence[str] = (),
+    orthogonal: bool = False,
 ) -> list[Rule]:
     """Returns the usual table: matrices decay, norms and biases do not, scales have a rate of their own.
 
@@ -44,6 +50,7 @@ def default_groups(
       weight_decay: of the matrices and the embedding.
       scale_learning_rate: factor on the learning rate of everything in the collection "quant".
       after: patterns of rules that will stand before these and take what they match.
+      orthogonal: whether updates of the layers' kernels are made orthogonal; those of embedding and head never are.
 
     Raises:
       RuleError: a pattern that is no regular expression.
@@ -51,6 +58,7 @@ def default_groups(
     table = [
         Rule(r"quant/.*", Group(learning_rate=scale_learning_rate)),
         Rule(r"params/(.*/)?(\w*norm/scale|bias)", Group()),
+        *([Rule(r"params/layers/.*/kernel", Group(weight_decay=weight_decay, orthogonal=True))] if orthogonal else []),
         Rule(r"params/.*", Group(weight_decay=weight_decay)),
     ]
     taken = [*(Rule(pattern, True) for pattern in after), Rule(".*", False)]
@@ -109,13 +117,71 @@ def adamw(
       eps: added to the root of the second moment.
       clip_norm: the gradient is scaled down to this global L2 norm; None leaves it as it is.
     """
+    return _along(optax.scale_by_adam(b1, b2, eps), schedule, learning_rate, groups, clip_norm)
+
+
+def muon(
+    schedule: Schedule,
+    learning_rate: float,
+    groups: Mapping[str, Group],
+    *,
+    momentum: float = 0.95,
+    b1: float = 0.9,
+    b2: float = 0.95,
+    eps: float = 1e-8,
+    clip_norm: float | None = 1.0,
+) -> optax.GradientTransformation:
+    """Returns Muon for the groups that are `orthogonal`, and `adamw` for all others.
+
+        M  <- Nesterov momentum of the clipped gradient
+        W  <- W - lr * group.learning_rate * (0.2 sqrt(max(k, n)) * orthogonalized(M) + group.weight_decay * W)
+
+    for each matrix `[k n]` of a stack by itself. `orthogonalized` moves all singular values close to 1, by five
+    Newton-Schulz steps (Jordan et al., https://kellerjordan.github.io/posts/muon). The factor gives an update the root
+    mean square of AdamW's usual ones, 0.2, so that AdamW's learning rates carry over (arXiv 2502.16982, eq. 4).
+
+    Args:
+      momentum: decay of M.
+      schedule, learning_rate, groups, b1, b2, eps, clip_norm: as for `adamw`.
+    """
+
+    def matrices(updates: Any) -> Any:
+        return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(-2, -1), updates)
+
+    def match_rms(u: jax.Array) -> jax.Array:
+        return (0.2 * max(u.shape[-2:]) ** 0.5) * u
+
+    def kinds(tree: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: "muon" if groups[path_string(path)].orthogonal else "adam", tree
+        )
+
+    orthogonalize = optax.contrib.scale_by_muon(beta=momentum, weight_dimension_numbers=matrices)
+    direction = optax.partition(
+        {
+            "muon": optax.chain(orthogonalize, optax.stateless_with_tree_map(lambda u, _: match_rms(u))),
+            "adam": optax.scale_by_adam(b1, b2, eps),
+        },
+        kinds,
+    )
+    return _along(direction, schedule, learning_rate, groups, clip_norm)
+
+
+def _along(
+    direction: optax.GradientTransformation,
+    schedule: Schedule,
+    learning_rate: float,
+    groups: Mapping[str, Group],
+    clip_norm: float | None,
+) -> optax.GradientTransformation:
+    """Clips before a direction is found, and decays and scales after."""
     if clip_norm is not None and clip_norm <= 0:
         raise ConfigError(f"gradients cannot be clipped to a norm of {clip_norm}", "give a positive norm, or None")
     if learning_rate < 0:
         raise ConfigError(f"learning rate {learning_rate} is negative", "give a positive number")
     return optax.chain(
         *([optax.clip_by_global_norm(clip_norm)] if clip_norm is not None else []),
-        with_standard_promotion(optax.scale_by_adam(b1, b2, eps)),
+        with_standard_promotion(direction),
         _scale_and_decay_by_group(groups),
         scale_by_peak(schedule, learning_rate),
     )

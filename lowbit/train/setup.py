@@ -127,6 +127,7 @@ def prepare(config: ConfigDict) -> Experiment:
     sharding.check_batch(mesh, config.evaluation.batch_size, 1)
     rules = tuple(quantization_rules(config.quant))
     check_distill(config)
+    choose("optimizer", config.optimizer.name, OPTIMIZERS)
     _check_files(config.data.train, config.data.valid)
 
     source = load_masters(config.model.source) if config.model.source else None
@@ -202,7 +203,7 @@ def make_optimizer(
     Raises:
       ConfigError: an unknown name, or a number out of range.
     """
-    make = choose("optimizer.name", settings.name, OPTIMIZERS)
+    make = choose("optimizer", settings.name, OPTIMIZERS)
     momentum = {"momentum": settings.momentum} if make is muon else {}
     return make(
         schedule,

@@ -14,6 +14,7 @@ from lowbit.train.optimizers import (
     default_groups,
     frozen_paths,
     leaf_paths,
+    muon,
     with_peak,
     with_standard_promotion,
 )
@@ -85,6 +86,54 @@ def test_peak_is_state():
     np.testing.assert_allclose(optax.tree.get(state, "learning_rate"), 5e-2, rtol=1e-6)
     with pytest.raises(KeyError, match="peak"):
         with_peak(optax.sgd(0.1).init(PARAMS), 1.0)
+
+
+def test_muon_moves_kernels_along_orthogonal_matrices_of_adamws_size_and_the_rest_as_adamw_does():
+    optimizer = muon(CONSTANT, 1e-2, groups(orthogonal=True), momentum=0.9, clip_norm=None)
+    state = optimizer.init(PARAMS)
+    plain = adamw(CONSTANT, 1e-2, groups(), clip_norm=None)
+    plain_state = plain.init(PARAMS)
+    for step in range(2):
+        updates, state = optimizer.update(gradients(step), state, PARAMS)
+        wanted, plain_state = plain.update(gradients(step), plain_state, PARAMS)
+    moved, wanted = (dict(zip(leaf_paths(PARAMS), jax.tree.leaves(tree), strict=True)) for tree in (updates, wanted))
+    for path in moved:
+        if path != KERNEL:
+            np.testing.assert_array_equal(moved[path], wanted[path])
+    assert [leaf.shape for leaf in jax.tree.leaves(state) if leaf.ndim == 3].count(
+        (2, 3, 4)
+    ) == 1  # one moment, not two
+
+    # The momentum by hand: m = b m + (1 - b) g; Nesterov looks one step ahead, with both terms freed of their bias.
+    first, second = (g["params"]["layers"]["attn"]["q_proj"]["kernel"] for g in (gradients(0), gradients(1)))
+    m = 0.9 * 0.1 * first + 0.1 * second
+    ahead = 0.9 * m / (1 - 0.9**3) + 0.1 * second / (1 - 0.9**2)
+    for u, direction in zip(moved[KERNEL], np.asarray(ahead), strict=True):
+        left, _, right = np.linalg.svd(direction, full_matrices=False)
+        inside = left.T @ np.asarray(u) @ right.T
+        # The five steps take singular values to between 0.68 and 1.13, and keep singular vectors (to float32 rounding).
+        size = 1e-2 * 0.2 * 4**0.5
+        values = -np.diag(inside) / size
+        assert (values > 0.6).all()
+        assert (values < 1.2).all()
+        np.testing.assert_allclose(inside, np.diag(np.diag(inside)), atol=size * 1e-4)
+
+
+def test_muon_groups_are_the_kernels_of_layers_and_its_peak_is_state():
+    got = groups(orthogonal=True, weight_decay=0.1)
+    assert [path for path, group in got.items() if group.orthogonal] == [KERNEL]
+    assert got[KERNEL] == Group(weight_decay=0.1, orthogonal=True)
+    optimizer = muon(CONSTANT, 1e-2, got)
+    rates = jnp.asarray([1e-3, 3e-3])
+    start = optimizer.init(PARAMS)
+
+    def update(rate):
+        return optimizer.update(gradients(), with_peak(start, rate), PARAMS)[0]
+
+    both = jax.vmap(update)(rates)
+    # The same arithmetic batched: products of at most 4 terms, thirty in a row, a few roundings each.
+    for i, rate in enumerate(rates):
+        jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-4), both, update(rate))
 
 
 def test_frozen_leaves_are_named_and_something_must_be_left():

@@ -83,6 +83,16 @@ def test_groups_come_from_the_config(tiny_config):
         parameter_groups(config.optimizer, shapes)
 
 
+def test_muon_is_one_line_and_an_unknown_optimizer_is_refused_before_the_model_is_loaded(tiny_config):
+    experiment = prepare(tiny_config("optimizer.name=muon", "mesh.data=1", "mesh.fsdp=4", "mesh.tensor=2"))
+    state = experiment.abstract_state()
+    layers = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim == 3 and leaf.shape[1] > 1]
+    assert len(layers) == 7  # one momentum a kernel, laid out as the kernels are
+    assert all("tensor" in leaf.sharding.spec for leaf in layers)
+    with pytest.raises(ConfigError, match="no optimizer 'moun'\n  -> did you mean 'muon'"):
+        prepare(tiny_config("optimizer.name=moun", "model.source=absent/model"))
+
+
 def test_a_group_that_does_not_divide_is_refused_with_the_paths(tiny_config):
     with pytest.raises(RuleError, match=r"layers/attn/q_proj/kernel .*group of 7 does not divide the 32 inputs"):
         prepare(tiny_config("quant.granularity=7"))
@@ -153,6 +163,7 @@ def test_an_override_quantizes_the_embedding_by_rows(tiny_config):
         "optimizer.b1=2",
         "optimizer.b1=1.0",
         "optimizer.b2=-0.1",
+        "optimizer.momentum=1",
         "optimizer.eps=-1",
         "optimizer.eps=0",
         "optimizer.learning_rate=inf",
