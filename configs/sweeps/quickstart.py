@@ -1,0 +1,15 @@
+"""The shipped model at five widths, five learning rates and three seeds: which rate does each width want?
+
+Command: python -m lowbit sweep configs/sweeps/quickstart.py -o runs/sweep_quickstart
+"""
+
+from lowbit.sweep import Sweep, product
+
+
+def get_sweep() -> Sweep:
+    axes = {
+        "quant.bits": (1, 1.58, 2, 3, 4),
+        "optimizer.learning_rate": (1e-4, 3e-4, 1e-3, 3e-3),
+        "seed": (0, 1),
+    }
+    return Sweep("configs/qat_quickstart.py", product(axes))
