@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, UInt8
@@ -152,7 +151,7 @@ def reference(quantizers: Mapping[str, Quantizer], experiment: Experiment) -> Wa
     places = flatten(sharding.variable_shardings(experiment.mesh, {"params": experiment.params})["params"])
 
     def start_of(masters: dict[str, Array]) -> Watched:
-        rules = [Rule(path, quantizer) for path, quantizer in quantizers.items()]
+        rules: list[Rule[Quantizer | None]] = [Rule(path, quantizer) for path, quantizer in quantizers.items()]
         start = watched(quantizers, {"params": masters, **init_state(rules, masters)})
         return {path: (w.astype(dtypes[path]), state) for path, (w, state) in start.items()}
 
@@ -161,7 +160,7 @@ def reference(quantizers: Mapping[str, Quantizer], experiment: Experiment) -> Wa
 
 def narrowest(w: np.ndarray) -> np.dtype:
     """Returns bfloat16, float16 or float32: the first that holds the float32 values exactly."""
-    for dtype in (np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16)):
+    for dtype in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)):
         with np.errstate(over="ignore"):
             if np.array_equal(w.astype(dtype).astype(np.float32), w):
                 return dtype
@@ -182,7 +181,6 @@ def _measured(
     layers = w.shape[0] if w.ndim > 2 else 1
     levels = max(len(_grid(quantizer, index)) for index in range(layers))
     least, most = jnp.min(now.codes, axis=-2), jnp.max(now.codes, axis=-2)
-    moved_by, was = w - w0, w0
     figures = {
         "flips": _share(flips, (-2, -1)),
         "moved": _share(moved, (-2, -1)),
@@ -190,8 +188,8 @@ def _measured(
         "stuck_rows": _share(~jnp.any(moved, axis=-2), (-1,)),
         "dead_rows": _share(least == most, (-1,)),
         "clipped": _share(now.clipped, (-2, -1)),
-        "change": _norm(moved_by, 1) / _norm(was, 1),
-        "change_l2": _norm(moved_by, 2) / _norm(was, 2),
+        "change": _norm(w - w0, 1) / _norm(w0, 1),
+        "change_l2": _norm(w - w0, 2) / _norm(w0, 2),
     }
     if now.drift is not None:
         figures["drift"] = jnp.exp(jnp.mean(jnp.log(now.drift), axis=(-2, -1)))
