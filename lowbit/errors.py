@@ -58,6 +58,14 @@ class NonFiniteError(LowbitError):
     """Loss, gradient or parameters became infinite or NaN."""
 
 
+class DiskFullError(LowbitError):
+    """A disk without room for what a run has to write."""
+
+
+class ProcessError(LowbitError):
+    """Processes of one run that do not find each other, or lost one."""
+
+
 class RunFolderError(LowbitError):
     """A run folder that exists, or cannot be written."""
 

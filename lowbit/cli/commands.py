@@ -88,6 +88,19 @@ _ROUNDING = (
     _argument("--scale-init", metavar="NAME", help="how paretoq and rtn choose scales: mse (default), max, mean, ..."),
 )
 
+_DISTRIBUTED = (
+    _argument(
+        "--distributed",
+        action="store_true",
+        help="one of several processes of a run; SLURM, Open MPI, GKE or the TPU pod says which",
+    ),
+    _argument(
+        "--coordinator", metavar="HOST:PORT", help="the same without a cluster: where the process of index 0 is reached"
+    ),
+    _argument("--processes", metavar="N", type=positive, help="how many processes; with --coordinator"),
+    _argument("--process-index", metavar="I", type=whole, help="which of them this is, from 0; with --coordinator"),
+)
+
 TRAIN = Command(
     "train",
     "fine-tune a model with its quantizers in the forward pass",
@@ -111,6 +124,42 @@ TRAIN = Command(
             help="set a key of the config; --config.KEY=VALUE is the same; repeatable",
         ),
         _argument("--resume", action="store_true", help="go on from the newest checkpoint of the run folder"),
+        *_DISTRIBUTED,
+    ),
+)
+
+SWEEP = Command(
+    "sweep",
+    "train many variants of one config, and draw what they came to",
+    "Trains every point of a sweep file: a base config and the settings in which its points differ, such as widths, "
+    "learning rates and seeds. All points are checked before the first is trained. Points that share a shape share a "
+    "compiled program, and on an accelerator are trained side by side. Writes sweep.json, and from it a table, "
+    "figures and report.html. A sweep that was killed goes on with --resume; finished points are skipped.",
+    (
+        "sweep configs/sweeps/quickstart.py -o runs/sweep_quickstart",
+        "sweep configs/sweeps/quickstart.py -o runs/sweep_quickstart --resume",
+        "sweep configs/sweeps/quickstart.py --dry-run --config.train.tokens=50000",
+    ),
+    (
+        _argument("sweep", metavar="SWEEP", help="Python file with get_sweep"),
+        _argument("-o", "--output", metavar="FOLDER", help="folder of the sweep (default: runs/sweep_NAME)"),
+        _argument(
+            "--config",
+            dest="overrides",
+            metavar="KEY=VALUE",
+            action="append",
+            default=[],
+            help="set a key of the config for all points; --config.KEY=VALUE is the same; repeatable",
+        ),
+        _argument("--resume", action="store_true", help="go on with the sweep in the folder; it may have more points"),
+        _argument("--dry-run", action="store_true", help="check all points and list them; train and write nothing"),
+        _argument(
+            "--points-at-once",
+            metavar="N",
+            type=whole,
+            help="points side by side in one program; 1: one after another; 0: each a run with checkpoints "
+            "(default: the file's, or 1 on a CPU and 8 elsewhere)",
+        ),
     ),
 )
 
@@ -243,7 +292,7 @@ GENERATE = Command(
     ),
 )
 
-COMMANDS: dict[str, Command] = {c.name: c for c in (TRAIN, EVAL, EXPORT, VERIFY, INSPECT, GENERATE)}
+COMMANDS: dict[str, Command] = {c.name: c for c in (TRAIN, SWEEP, EVAL, EXPORT, VERIFY, INSPECT, GENERATE)}
 
 
 def overview() -> str:

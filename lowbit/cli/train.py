@@ -6,10 +6,12 @@ import json
 from lowbit import config as configs
 from lowbit.cli.commands import PROGRAM
 from lowbit.cli.evaluate import evaluation_table
+from lowbit.cli.parsing import UsageError
 from lowbit.cli.tables import fields
 from lowbit.report.table import format_seconds
-from lowbit.train import Result
+from lowbit.train import Result, processes
 from lowbit.train import run as run_config
+from lowbit.train.distributed import connect
 from lowbit.train.run_folder import RunFolder
 
 STOPPED = 143  # what a process that SIGTERM ended reports
@@ -17,7 +19,11 @@ STOPPED = 143  # what a process that SIGTERM ended reports
 
 def run(arguments: argparse.Namespace) -> int:
     """Trains, and prints what it came to and where it lies."""
-    result = run_config(configs.load(arguments.config, arguments.overrides), resume=arguments.resume)
+    config = configs.load(arguments.config, arguments.overrides)
+    _connect(arguments)
+    result = run_config(config, resume=arguments.resume)
+    if not processes.is_first():
+        return 0 if result.finished else STOPPED
     if not result.finished:
         print(f"stopped at step {result.step} with a checkpoint; the same command with --resume goes on")
         return STOPPED
@@ -26,6 +32,19 @@ def run(arguments: argparse.Namespace) -> int:
         print()
     print(fields(_facts(result)))
     return 0
+
+
+def _connect(arguments: argparse.Namespace) -> None:
+    explicit = (arguments.coordinator, arguments.processes, arguments.process_index)
+    if all(value is not None for value in explicit):
+        connect(*explicit)
+    elif any(value is not None for value in explicit):
+        raise UsageError(
+            "--coordinator, --processes and --process-index say together which process this is, and one is missing",
+            "give all three, or --distributed alone where a cluster knows them",
+        )
+    elif arguments.distributed:
+        connect()
 
 
 def _facts(result: Result) -> list[tuple[str, str]]:

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import logging
 import shutil
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +17,9 @@ import jax
 import orbax.checkpoint as ocp
 
 from lowbit.config import ConfigDict, differences, from_json, to_json
-from lowbit.errors import CheckpointError, ConfigError, LowbitError
+from lowbit.errors import CheckpointError, ConfigError, DiskFullError, LowbitError
 from lowbit.train import processes
+from lowbit.train.disk import check_room, full_disk_explained
 from lowbit.train.optimizers import leaf_paths
 from lowbit.train.state import TrainState
 
@@ -58,24 +58,37 @@ class Checkpoints:
         _quiet_orbax()
         self._manager = ocp.CheckpointManager(
             self.folder,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True),
             item_handlers=_handlers(),
         )
 
     def save(self, state: TrainState, progress: Progress, config: ConfigDict) -> None:
-        """Starts writing a checkpoint of `progress.step`; returns when the arrays may be overwritten."""
+        """Starts writing a checkpoint of `progress.step`; returns when the arrays may be overwritten.
+
+        One is on its way at most: a second waits for the first. An error of the first is raised by the second, by
+        `wait`, or by `close`, whichever comes next.
+
+        Raises:
+          DiskFullError: there is no room; what of it had been written is removed, and the checkpoints before stay.
+        """
         if progress.step in self._manager.all_steps():
             return
+        self.wait()
         model, training = _parts(state)
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves((model, training)))
+        # All or none: who went on alone would wait for the others for ever.
+        if processes.any_of(shutil.disk_usage(self.folder).free < size):
+            check_room(self.folder, size, f"checkpoint {progress.step}")
         meta = {"config": to_json(config), "progress": dataclasses.asdict(progress), "shapes": _shapes(model)}
-        self._manager.save(
-            progress.step,
-            args=ocp.args.Composite(
-                model=ocp.args.StandardSave(model),
-                training=ocp.args.StandardSave(training),
-                meta=ocp.args.JsonSave(meta),
-            ),
-        )
+        with self._full_disk_explained():
+            self._manager.save(
+                progress.step,
+                args=ocp.args.Composite(
+                    model=ocp.args.StandardSave(model),
+                    training=ocp.args.StandardSave(training),
+                    meta=ocp.args.JsonSave(meta),
+                ),
+            )
 
     def steps(self) -> list[int]:
         """Returns the steps of all finished checkpoints, oldest first."""
@@ -163,12 +176,25 @@ class Checkpoints:
         return None
 
     def wait(self) -> None:
-        """Returns when everything is on disk."""
-        self._manager.wait_until_finished()
+        """Returns when everything is on disk; raises what `save` does."""
+        with self._full_disk_explained():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, and ends the threads that write."""
-        self._manager.close()
+        """Waits, and ends the threads that write; raises what `save` does."""
+        with self._full_disk_explained():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _full_disk_explained(self) -> Iterator[None]:
+        try:
+            with full_disk_explained(self.folder):
+                yield
+        except DiskFullError:
+            # Room for the logs, and for who cleans up; the name is that of Orbax for what it has not finished.
+            for partial in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
 
     def _restore(self, step: int, **args: Any) -> Any:
         return self._manager.restore(step, args=ocp.args.Composite(**args))
@@ -248,29 +274,9 @@ def load_model(folder: Path, shapes: dict[str, Any], step: int | None = None) ->
                 warnings.warn(f"checkpoint {tried} in {folder} cannot be read ({_first_line(error)})", stacklevel=2)
                 continue
             return parts["model"], tried
-    raise CheckpointError(f"{folder} holds no readable checkpoint" + (f" of step {step}" if step else ""), mend)
-
-
-class Clock:
-    """Says when a checkpoint is due, by steps and by minutes since the last one."""
-
-    def __init__(self, every_steps: int, every_minutes: float):
-        if every_steps < 0 or not every_minutes > 0:
-            raise ConfigError(
-                f"checkpoints every {every_steps} steps or {every_minutes} minutes",
-                "give checkpoint.every_steps >= 0 (0: by time) and checkpoint.every_minutes > 0 (inf: by steps)",
-            )
-        self._every_steps = every_steps
-        self._seconds = 60.0 * every_minutes
-        self._last = time.monotonic()
-
-    def due(self, step: int) -> bool:
-        """Whether to save after `step` steps; saying yes starts the minutes anew."""
-        by_step = self._every_steps > 0 and step % self._every_steps == 0
-        by_time = time.monotonic() - self._last >= self._seconds
-        if by_step or by_time:
-            self._last = time.monotonic()
-        return by_step or by_time
+    if step is not None:
+        raise CheckpointError(f"checkpoint {step} in {folder} cannot be read", "name another step, or another run")
+    raise CheckpointError(f"{folder} holds no readable checkpoint", mend)
 
 
 def _handlers() -> dict[str, Any]:
@@ -312,5 +318,5 @@ def _state(model: dict[str, Any], training: dict[str, Any], like: TrainState) ->
 
 
 def _quiet_orbax() -> None:
-    # Each save would print a dozen lines over the progress bar.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # Each save would print a dozen lines over the progress bar, and a failed one pages, though it is raised as well.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)

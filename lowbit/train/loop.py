@@ -1,13 +1,10 @@
 """The loop around the pure step: data, checkpoints, evaluation, logs, and an end in good order."""
 
-import contextlib
 import dataclasses
 import functools
-import math
-import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,50 +14,28 @@ from jax.sharding import NamedSharding
 
 from lowbit import config as configs
 from lowbit.config import ConfigDict
-from lowbit.errors import NonFiniteError
 from lowbit.evals import Evaluation, evaluate
 from lowbit.train import processes, sharding
-from lowbit.train.checkpoints import Checkpoints, Clock, Progress, opened
+from lowbit.train.broken import BrokenStep, examine
+from lowbit.train.checkpoints import Checkpoints, Progress, opened
+from lowbit.train.disk import full_disk_explained
 from lowbit.train.metrics import Log, Meter, finite
 from lowbit.train.objectives import nll_function
-from lowbit.train.provenance import provenance
 from lowbit.train.recorder import Recorder
+from lowbit.train.results import Result, as_record
 from lowbit.train.run_folder import RunFolder
 from lowbit.train.setup import Experiment, prepare
+from lowbit.train.signals import Clock, stop_on_sigterm
 from lowbit.train.state import TrainState
-from lowbit.train.step import Metrics, make_train_step
-from lowbit.tree import bits_report
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What a run came to; also written to result.json.
-
-    Attributes:
-      run_folder: where everything lies.
-      finished: False for a run that was told to stop (SIGTERM); it can be resumed.
-      step: steps done.
-      tokens: tokens trained on.
-      seconds: wall-clock time over all parts of the run, compilation and evaluation included.
-      tokens_per_s: training speed, compilation, evaluation and checkpoints left out; None for a run of one step.
-      evaluations: by text, at the end; empty for a stopped run.
-    """
-
-    run_folder: Path
-    finished: bool
-    step: int
-    tokens: int
-    seconds: float
-    tokens_per_s: float | None
-    evaluations: dict[str, Evaluation]
+from lowbit.train.step import Metrics, TrainStep, make_train_step
 
 
 def run(config: ConfigDict, *, resume: bool = False) -> Result:
     """Trains what a config describes, in its run folder.
 
-    On several machines each process calls this, after `jax.distributed.initialize()` and before anything else of jax,
-    with the same config and a run folder on a file system that all of them see: the first process writes the folder's
-    files and logs, and every process its share of the checkpoints.
+    On several machines each process calls this, after `lowbit.train.distributed.connect` and before anything else of
+    jax, with the same config and a run folder on a file system that all of them see: the first process writes the
+    folder's files and logs, and every process its share of the checkpoints.
 
     Args:
       config: from `lowbit.config.load`.
@@ -68,7 +43,10 @@ def run(config: ConfigDict, *, resume: bool = False) -> Result:
 
     Raises:
       LowbitError: anything wrong with config, files or folder, before any work.
-      NonFiniteError: loss, gradient or parameters left the numbers; the last good checkpoint stays.
+      NonFiniteError: loss, gradient or parameters left the numbers; the last good checkpoint stays, and
+        `lowbit.train.broken` has kept the step.
+      DiskFullError: the run folder's disk is full; the last good checkpoint stays.
+      ProcessError: another process of the run is lost.
     """
     folder = RunFolder(Path(config.run_folder))
     folder.check(resume)
@@ -90,13 +68,27 @@ def train(experiment: Experiment, *, resume: bool = False) -> Result:
         if not resume:
             folder.create(config, experiment.cfg, experiment.tokenizer_files)
     processes.wait_for_all("run folder made")
-    with opened(folder.checkpoints, config.checkpoint.keep) as checkpoints, _stop_on_sigterm() as stop:
-        fingerprint = experiment.train.fingerprint()
-        restored = (
-            checkpoints.restore(experiment.restorable_state(), fingerprint, experiment.teacher) if resume else None
+
+    def start(resume: bool) -> tuple[TrainState, Progress]:
+        at_zero = Progress(0, 0, 0.0, experiment.train.fingerprint(), experiment.teacher)
+        restored = None
+        if resume:
+            restored = checkpoints.restore(experiment.restorable_state(), at_zero.data, at_zero.teacher)
+        return restored or (experiment.initial_state(), at_zero)
+
+    with (
+        full_disk_explained(folder.path),
+        processes.losses_explained(),
+        opened(folder.checkpoints, config.checkpoint.keep) as checkpoints,
+        stop_on_sigterm() as stop,
+    ):
+        state, progress = start(resume)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+        step_fn = sharding.jit_train_step(
+            make_train_step(experiment.objective, experiment.optimizer, config.train.accumulate),
+            experiment.mesh,
+            shardings,
         )
-        start = Progress(0, 0, 0.0, fingerprint, experiment.teacher)
-        state, progress = restored or (experiment.initial_state(), start)
         with (
             Log(
                 folder,
@@ -110,7 +102,16 @@ def train(experiment: Experiment, *, resume: bool = False) -> Result:
                 experiment, folder, start=progress.step, steps=configs.steps(config), writes=processes.is_first()
             ) as recorder,
         ):
-            return _Run(experiment, folder, checkpoints, clock, log, recorder, stop, progress).to_the_end(state)
+            nll = evaluator(experiment, shardings)
+            one_pass = _Run(experiment, folder, checkpoints, clock, log, recorder, stop, progress, step_fn, nll)
+            try:
+                return one_pass.to_the_end(state)
+            except BrokenStep as error:
+                # Without its traceback, which keeps the broken state alive: there may be no room for two.
+                broken = error.with_traceback(None)
+            del state
+            checkpoints.wait()
+            raise examine(broken, experiment, folder, functools.partial(start, True), step_fn)
 
 
 class _Run:
@@ -126,10 +127,13 @@ class _Run:
         recorder: Recorder,
         stop: threading.Event,
         start: Progress,
+        step_fn: TrainStep,
+        nll: Callable[[TrainState, np.ndarray], jax.Array],
     ):
         self.experiment, self.folder, self.checkpoints = experiment, folder, checkpoints
         self.clock, self.log, self.stop, self.start = clock, log, stop, start
-        self.recorder = recorder
+        self.recorder, self.step_fn, self.nll = recorder, step_fn, nll
+        self.agreement = processes.Agreement(experiment.mesh)
         self.config = experiment.config
         self.steps = configs.steps(self.config)
         self.began = time.monotonic()
@@ -139,20 +143,13 @@ class _Run:
         self.waiting: list[tuple[int, Metrics]] = []
 
     def to_the_end(self, state: TrainState) -> Result:
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-        step_fn = sharding.jit_train_step(
-            make_train_step(self.experiment.objective, self.experiment.optimizer, self.config.train.accumulate),
-            self.experiment.mesh,
-            shardings,
-        )
-        nll = evaluator(self.experiment, shardings)
         every = self.config.evaluation.every_steps
         if every and 0 < self.start.step < self.steps and self.start.step % every == 0:
             # The run was stopped between a checkpoint and the evaluation that was due.
-            self.evaluate(nll, state, self.start.step, without=self.log.evaluated(self.start.step))
+            self.evaluate(state, self.start.step, without=self.log.evaluated(self.start.step))
         for step in range(self.start.step + 1, self.steps + 1):
             batch = sharding.shard_batch(self.experiment.mesh, self.experiment.train.batch(step - 1))
-            state, metrics = self.recorder.watch(step, step_fn, state, batch)
+            state, metrics = self.recorder.watch(step, self.step_fn, state, batch)
             self.recent.append((step, metrics))
             if step == self.start.step + 1:
                 jax.block_until_ready(metrics)  # compilation is no part of the speed
@@ -160,15 +157,15 @@ class _Run:
             if step % self.config.log.every_steps == 0:
                 self.report(self.waiting)
                 self.waiting, self.recent = self.recent, []
-            stopping = processes.any_of(self.stop.is_set())
-            if processes.any_of(self.clock.due(step) and step < self.steps) or stopping:
+            late, stopping = self.agreement.any_of(self.clock.late(), self.stop.is_set())
+            if ((late or self.clock.due(step)) and step < self.steps) or stopping:
                 self.save(state, step)
             if stopping:
                 return self.finish(step, finished=False, evaluations={})
             if every and step % every == 0 and step < self.steps:
-                self.evaluate(nll, state, step)
+                self.evaluate(state, step)
         self.save(state, self.steps)
-        return self.finish(self.steps, finished=True, evaluations=self.evaluate(nll, state, self.steps))
+        return self.finish(self.steps, finished=True, evaluations=self.evaluate(state, self.steps))
 
     def tokens(self, step: int) -> int:
         return step * self.experiment.train.tokens_per_batch
@@ -186,14 +183,7 @@ class _Run:
             self.recorder.write(upto=steps[-1][0])  # before a broken step is reported: it shows how it came to that
         for (step, _), metrics in zip(steps, fetched, strict=True):
             if not metrics["finite"]:
-                numbers = np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])
-                good = max(self.checkpoints.steps(), default=0)
-                raise NonFiniteError(
-                    f"step {step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}"
-                    + (", and the parameters' norm after the update is not finite" if numbers else ""),
-                    "start anew in another run_folder with a lower optimizer.learning_rate; "
-                    + (f"checkpoints up to step {good} are good" if good else "no checkpoint had been saved"),
-                )
+                raise BrokenStep(step, metrics)
         if not steps:
             return
         step, metrics = steps[-1][0], fetched[-1]
@@ -231,22 +221,18 @@ class _Run:
         self.catch_up()
         progress = dataclasses.replace(self.start, step=step, tokens=self.tokens(step), elapsed=self.elapsed())
         self.checkpoints.save(state, progress, self.config)
+        self.clock.restart()
+        self.agreement.forget()
         self.meter.restart(self.tokens(step))
 
-    def evaluate(
-        self,
-        nll: Callable[[TrainState, np.ndarray], jax.Array],
-        state: TrainState,
-        step: int,
-        without: Collection[str] = (),
-    ) -> dict[str, Evaluation]:
+    def evaluate(self, state: TrainState, step: int, without: Collection[str] = ()) -> dict[str, Evaluation]:
         self.catch_up()
         results = {}
         for name, windows in self.experiment.valid.items():
             if name in without:
                 continue
             results[name] = evaluate(
-                functools.partial(nll, state),
+                functools.partial(self.nll, state),
                 windows,
                 batch_size=self.config.evaluation.batch_size,
                 first=self.config.evaluation.windows or None,
@@ -281,37 +267,8 @@ def evaluator(experiment: Experiment, shardings: TrainState) -> Callable[[TrainS
         in_shardings=(shardings, rows),
         out_shardings=NamedSharding(experiment.mesh, sharding.REPLICATED),
     )
-    return lambda state, batch: compiled(state, jax.device_put(batch, rows))
+    return lambda state, batch: compiled(state, sharding.put_whole(batch, rows))
 
 
 def _model_variables(state: TrainState) -> dict[str, Any]:
     return {name: tree for name, tree in state.variables.items() if name in ("params", "quant", "grid")}
-
-
-def as_record(result: Result, experiment: Experiment) -> dict[str, Any]:
-    """Returns what result.json says of a run: the result, where it comes from, and bits per weight."""
-    bits = bits_report(experiment.rules, experiment.params)
-    quantized = bits.quantized_bits_per_weight
-    return {
-        **dataclasses.asdict(result),
-        **provenance(experiment.config.seed),
-        "run_folder": str(result.run_folder),
-        "method": experiment.config.quant.method,
-        # A model without quantized matrices has no such figure, and JSON no NaN.
-        "bits_per_weight": None if math.isnan(quantized) else quantized,
-        "bits_per_weight_model": bits.model_bits_per_weight,
-    }
-
-
-@contextlib.contextmanager
-def _stop_on_sigterm() -> Iterator[threading.Event]:
-    """Turns SIGTERM, which clusters send before they take a machine back, into an event that the loop looks at."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # only the main thread may handle signals
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -1,5 +1,6 @@
 """Where numbers go: a line of JSON, TensorBoard, the progress bar."""
 
+import contextlib
 import json
 import math
 import os
@@ -121,11 +122,12 @@ class Log:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.close()
-        self._metrics.close()
-        self._evaluations.close()
-        if self._writer is not None:
-            self._writer.close()
+        with contextlib.ExitStack() as stack:  # a full disk makes closing fail as well, and one must not skip the next
+            if self._writer is not None:
+                stack.callback(self._writer.close)
+            stack.callback(self._evaluations.close)
+            stack.callback(self._metrics.close)
+            self._bar.close()
 
     def training(self, row: Mapping[str, Any]) -> None:
         """Logs one line of training: step, tokens, loss, lr, grad_norm, param_norm, tokens_per_s, elapsed."""

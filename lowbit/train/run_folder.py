@@ -6,6 +6,7 @@ checkpoints/<step>/  see `lowbit.train.checkpoints`
 metrics.jsonl        one line a log point
 evaluations.jsonl    one line a text and evaluation
 recorder.jsonl       one line a record of `lowbit.train.recorder`
+broken/              see `lowbit.train.broken`: of a run that a NaN stopped
 result.json          written last: a folder without it is a run that did not finish
 """
 
@@ -48,6 +49,11 @@ class RunFolder:
     def recorder(self) -> Path:
         """One JSON object a line, one line a recorded step."""
         return self.path / "recorder.jsonl"
+
+    @property
+    def broken(self) -> Path:
+        """Where the step is kept that was not finite, if one was."""
+        return self.path / "broken"
 
     @property
     def result(self) -> Path:

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import shutil
+import time
 
 import jax
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 
 from lowbit.errors import CheckpointError, ConfigError
 from lowbit.train import sharding
-from lowbit.train.checkpoints import Clock, Progress, load_model, opened
+from lowbit.train.checkpoints import Progress, load_model, opened
 from lowbit.train.setup import prepare
+from lowbit.train.signals import Clock
 
 # Reads still under way when the first one finds a broken file report to an event loop that Orbax has closed.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -165,7 +167,13 @@ def test_clock():
     by_steps = Clock(3, float("inf"))
     assert [step for step in range(1, 8) if by_steps.due(step)] == [3, 6]
     assert not Clock(0, float("inf")).due(1)
-    assert Clock(0, 1e-9).due(1)
+    assert not by_steps.late()
+    by_minutes = Clock(0, 1e-3)
+    assert not by_minutes.late()
+    time.sleep(0.07)
+    assert by_minutes.late()
+    by_minutes.restart()
+    assert not by_minutes.late()
     with pytest.raises(ConfigError, match="every -1 steps"):
         Clock(-1, 1.0)
     with pytest.raises(ConfigError, match=r"or 0\.0 minutes"):
