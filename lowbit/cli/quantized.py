@@ -10,7 +10,6 @@ import jax
 
 from lowbit import config as configs
 from lowbit.cli.origin import Origin, source_path
-from lowbit.cli.run_steps import load_step
 from lowbit.cli.sources import kind_of, refuse_rounding
 from lowbit.cli.usage import UsageError
 from lowbit.config import ConfigDict
@@ -62,13 +61,13 @@ def from_run(folder: str, step: int | None = None) -> Quantized:
 
     Args:
       folder: of the run.
-      step: of the checkpoint; None takes the newest.
+      step: of the checkpoint; None takes the newest that can be read.
 
     Raises:
       RunFolderError, CheckpointError, ConfigError: as `lowbit.train.load_trained`.
     """
     path = Path(folder).expanduser()
-    run = load_trained(path) if step is None else load_step(path, step)
+    run = load_trained(path, step)
     quant = _recorded(run.config.quant.to_dict())
     origin = Origin("run", source_path(folder), quant, run.step, git_commit(), __version__)
     return Quantized(run.cfg, run.params, run.rules, run.state, run.tokenizer_files, origin)

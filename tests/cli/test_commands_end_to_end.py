@@ -10,10 +10,11 @@ import pytest
 from lowbit import formats
 from lowbit.cli import evaluate as cli_evaluate
 from lowbit.cli import quantized
-from lowbit.cli.run_steps import checkpoint_steps, load_step
+from lowbit.cli.run_steps import checkpoint_steps
 from lowbit.errors import CheckpointError
 from lowbit.evals import Evaluation
 from lowbit.formats import PackedTensor
+from lowbit.train import load_trained
 
 NUMBERS = ("--windows", 8, "--length", 32)
 
@@ -131,13 +132,13 @@ def test_a_step_that_cannot_be_read_is_named(gone_on):
     checkpoints = gone_on / "checkpoints"
     assert checkpoint_steps(gone_on) == [2, 4]
     with pytest.raises(CheckpointError, match=r"no checkpoint of step 3\n  -> name a step that it has: 2, 4"):
-        load_step(gone_on, 3)
+        load_trained(gone_on, 3)
     shutil.rmtree(checkpoints / "2" / "model")
     with (
         pytest.warns(UserWarning, match="checkpoint 2 in .* cannot be read"),
         pytest.raises(CheckpointError, match=rf"checkpoint 2 in {checkpoints} cannot be read"),
     ):
-        load_step(gone_on, 2)
+        load_trained(gone_on, 2)
 
 
 def test_inspect_lists_what_the_file_holds(lowbit, packed):
