@@ -1,21 +1,22 @@
 """From text files to the token arrays that training reads.
 
-A document is the `text` of a JSONL row, or a whole plain file. Each is encoded by itself and followed by the
+A document is the `text` of a row (JSONL, Parquet), or a whole plain file. Each is encoded by itself and followed by the
 separator token, so that the stream can be cut into windows anywhere.
 """
 
 import bz2
 import gzip
 import json
-import os
 import zlib
 from collections.abc import Iterable, Iterator
-from io import TextIOWrapper
+from io import BufferedReader, TextIOWrapper
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
+from lowbit.data import parquet
+from lowbit.data.atomic import replacing
 from lowbit.data.tokenizer import TextTokenizer
 from lowbit.data.tokens import Tokens
 from lowbit.errors import DataError
@@ -48,21 +49,35 @@ def find_texts(paths: Iterable[str | Path]) -> list[Path]:
     return found
 
 
-def read_documents(path: str | Path) -> Iterator[str]:
-    """Yields the documents of one file: `.jsonl`, or plain `.txt`, `.md`, `.raw`; plain, `.gz` or `.bz2`.
+def read_documents(path: str | Path, field: str = "text") -> Iterator[str]:
+    """Yields the documents of one file: rows of `.jsonl` or `.parquet`, or the whole of a `.txt`, `.md` or `.raw`.
+
+    All but Parquet may be compressed, `.gz` or `.bz2`.
 
     Raises:
-      DataError: the file is missing, of another kind, damaged, not UTF-8, or a row has no `text`.
+      DataError: the file is missing, of another kind, damaged, not UTF-8, or a row has no string under `field`.
     """
     (path,) = find_texts([path])
+    return (document for document, _ in documents_from(path, field, 0))
+
+
+def documents_from(path: Path, field: str, start: int) -> Iterator[tuple[str, int]]:
+    """Yields (document, bytes of the file that lie behind) of one file, beginning with document number `start`.
+
+    Raises:
+      DataError: as `read_documents`.
+    """
+    if _kind(path) == parquet.SUFFIX:
+        yield from parquet.read_column(path, field, start)
+        return
     try:
-        with _open(path) as file:
+        with path.open("rb") as raw, _decoded(raw, path.suffix) as file:
             if _kind(path) == ROWS_SUFFIX:
-                for number, line in enumerate(file, start=1):
-                    if line.strip():
-                        yield _row_text(line, f"{path}:{number}")
-            else:
-                yield file.read()
+                rows = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+                for number, line in islice(rows, start, None):
+                    yield _row_text(line, field, f"{path}:{number}"), raw.tell()
+            elif start == 0:
+                yield file.read(), raw.tell()
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}", "fetch the file again, as UTF-8 text") from error
 
@@ -100,42 +115,40 @@ def save_tokens(path: str | Path, tokens: Tokens) -> None:
     """Writes a token file that `TokenWindows.open` reads; a reader never sees half of it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            np.save(file, tokens, allow_pickle=False)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as file:
+        np.save(file, tokens, allow_pickle=False)
 
 
 def _endings() -> str:
-    return ", ".join((*PLAIN_SUFFIXES, ROWS_SUFFIX)) + " (with " + " or ".join(COMPRESSED_SUFFIXES) + " if you like)"
+    compressed = " (with " + " or ".join(COMPRESSED_SUFFIXES) + " if you like)"
+    return ", ".join((*PLAIN_SUFFIXES, ROWS_SUFFIX)) + f"{compressed} or {parquet.SUFFIX}"
 
 
 def _kind(path: Path) -> str | None:
     """The suffix that says how to read the file, compression aside; None for a file of another kind."""
+    if path.suffix == parquet.SUFFIX:
+        return path.suffix
     name = path.with_suffix("") if path.suffix in COMPRESSED_SUFFIXES else path
     return name.suffix if name.suffix in (*PLAIN_SUFFIXES, ROWS_SUFFIX) else None
 
 
-def _open(path: Path) -> TextIOWrapper:
+def _decoded(raw: BufferedReader, suffix: str) -> TextIOWrapper:
     # newline="" keeps line ends as they are: bits per byte is about the bytes of the file.
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8", newline="")
-    if path.suffix == ".bz2":
-        return bz2.open(path, "rt", encoding="utf-8", newline="")
-    return path.open(encoding="utf-8", newline="")
+    if suffix == ".gz":
+        return gzip.open(raw, "rt", encoding="utf-8", newline="")
+    if suffix == ".bz2":
+        return bz2.open(raw, "rt", encoding="utf-8", newline="")
+    return TextIOWrapper(raw, encoding="utf-8", newline="")
 
 
-def _row_text(line: str, place: str) -> str:
+def _row_text(line: str, field: str, place: str) -> str:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise DataError(f"{place} is not JSON: {error}", "put one JSON object on each line") from error
-    text = row.get("text") if isinstance(row, dict) else None
+    text = row.get(field) if isinstance(row, dict) else None
     if not isinstance(text, str):
-        raise DataError(f"{place} has no string under 'text'", 'write rows such as {"text": "..."}')
+        raise DataError(f"{place} has no string under {field!r}", f'write rows such as {{"{field}": "..."}}')
     try:
         text.encode()
     except UnicodeEncodeError as error:  # JSON can escape half of a surrogate pair, which is no character

@@ -1,5 +1,6 @@
 """A `tokenizer.json` as text and evaluation need it: ids, the document separator, and bytes per token."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -70,6 +71,17 @@ class TextTokenizer:
     def decode(self, ids: Iterable[int] | NDArray[np.integer]) -> str:
         """Returns the text of a sequence of ids; special tokens are left out."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def fingerprint(self) -> str:
+        """Returns a SHA-256 over every token with its id, and over the merges in their order.
+
+        Equal for one tokenizer in two spellings (a Hugging Face file, and the one rebuilt from GGUF metadata), as the
+        ids mean the same text; the token between documents is not part of it.
+        """
+        model = json.loads(self.backend.to_str())["model"]
+        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges", [])]
+        vocabulary = sorted(self.backend.get_vocab(with_added_tokens=True).items(), key=lambda item: item[::-1])
+        return hashlib.sha256(json.dumps([vocabulary, merges]).encode()).hexdigest()
 
 
 def byte_lengths(tokenizer: TextTokenizer) -> NDArray[np.int64]:
@@ -165,11 +177,16 @@ def _separator(backend: tokenizers.Tokenizer, files: Mapping[str, bytes], place:
 
 
 def _document_end(files: Mapping[str, bytes], place: str) -> str | None:
+    where = f"tokenizer_config.json beside {place}"
     try:
         config = json.loads(files.get("tokenizer_config.json", b"{}"))
     except ValueError as error:
-        raise TokenizerError(
-            f"tokenizer_config.json beside {place} cannot be read: {error}", "fetch it again with its model"
-        ) from error
+        raise TokenizerError(f"{where} cannot be read: {error}", "fetch it again with its model") from error
+    if not isinstance(config, dict):
+        raise TokenizerError(f"{where} does not hold a JSON object", "fetch it again with its model")
     token = config.get("eos_token") or config.get("bos_token")
-    return token["content"] if isinstance(token, dict) else token  # older files describe the token in full
+    if isinstance(token, dict):  # older files describe the token in full
+        token = token.get("content")
+    if token is not None and not isinstance(token, str):
+        raise TokenizerError(f"{where} names {token!r} as the end of a document", "write the token's text there")
+    return token

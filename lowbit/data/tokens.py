@@ -8,12 +8,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lowbit.data.order import epoch_order
 from lowbit.errors import DataError
 
 Tokens = NDArray[np.unsignedinteger]  # uint16 or uint32
@@ -62,10 +63,7 @@ class TokenWindows:
           DataError: a file is missing, no token array, too short, or holds an id outside the vocabulary.
         """
         places = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
-        windows = cls(tuple(map(_map, places)), length, tuple(map(str, places)))
-        for name, tokens in zip(windows.names, windows.arrays, strict=True):
-            _check_ids(tokens, vocab_size, name)
-        return windows
+        return cls(tuple(open_tokens(place, vocab_size) for place in places), length, tuple(map(str, places)))
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -110,9 +108,10 @@ class TokenWindows:
 class TokenDataset:
     """Shuffled batches of windows: `batch(step)` depends on nothing but the fields and the step.
 
-    Epoch e visits the n windows in the order `numpy.random.default_rng(seed + e).permutation(n)`, each once. The
-    epochs follow each other without a gap: batch s holds places s*B to s*B + B - 1 of that endless order, so a
-    batch may begin in one epoch and end in the next.
+    Epoch e visits the n windows in the order of `epoch_order`, each once: up to 2^22 windows that is
+    `numpy.random.default_rng(seed + e).permutation(n)`, and beyond an order that takes no memory. The epochs follow
+    each other without a gap: batch s holds places s*B to s*B + B - 1 of that endless order, so a batch may begin in one
+    epoch and end in the next.
 
     Attributes:
       windows: where the tokens are.
@@ -172,7 +171,7 @@ class TokenDataset:
         order = np.empty(self.batch_size, np.int64)
         for epoch in range(int(places[0]) // n, int(places[-1]) // n + 1):
             inside = places // n == epoch
-            order[inside] = _epoch_order(self.seed + epoch, n)[places[inside] % n]
+            order[inside] = epoch_order(self.seed, epoch, n, places[inside] % n)
         return order if self.subset is None else np.asarray(self.subset, np.int64)[order]
 
     def batch(self, step: int) -> NDArray[np.int32]:
@@ -190,14 +189,15 @@ class TokenDataset:
         return hashlib.sha256(f"{self.windows.fingerprint()} {order}".encode()).hexdigest()
 
 
-@lru_cache(maxsize=4)
-def _epoch_order(seed: int, n: int) -> NDArray[np.int64]:
-    order = np.random.default_rng(seed).permutation(n)
-    order.flags.writeable = False  # the cache hands the same array to every caller
-    return order
+def open_tokens(path: Path, vocab_size: int) -> Tokens:
+    """Maps a file of tokens into memory and checks every id; raises DataError as `TokenWindows.open`."""
+    tokens = map_tokens(path)
+    _check_ids(tokens, vocab_size, str(path))
+    return tokens
 
 
-def _map(path: Path) -> Tokens:
+def map_tokens(path: Path) -> Tokens:
+    """Maps a file of tokens into memory, uint16 or uint32 `[n]`; raises DataError where it is none."""
     if not path.is_file():
         raise DataError(f"no token file at {path}", "check the path, or make the file from text first")
     try:

@@ -107,3 +107,41 @@ def test_a_separator_that_is_unknown_is_refused(byte_level_folder):
     files["tokenizer_config.json"] = b"{eos"
     with pytest.raises(TokenizerError, match=r"tokenizer_config\.json beside .* cannot be read"):
         TextTokenizer.load(files)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (b"[1]", "does not hold a JSON object"),
+        (b'{"eos_token": 5}', "names 5 as the end of a document"),
+        (b'{"eos_token": {"content": ["a"]}}', r"names \['a'\] as the end"),
+        (b'{"eos_token": {"text": "a"}}', "does not say which token ends a document"),
+    ],
+)
+def test_an_odd_tokenizer_config_is_named(byte_level_folder, config, message):
+    files = {
+        "tokenizer.json": (byte_level_folder / "tokenizer.json").read_bytes(),
+        "tokenizer_config.json": config,
+    }
+    with pytest.raises(TokenizerError, match=message):
+        TextTokenizer.load(files)
+
+
+def test_fingerprint_is_of_tokens_and_merges_and_not_of_their_spelling(byte_level_folder):
+    text = (byte_level_folder / "tokenizer.json").read_bytes()
+    own = TextTokenizer.load(byte_level_folder).fingerprint()
+    spec = json.loads(text)
+    spec["model"]["merges"] = [" ".join(pair) for pair in spec["model"]["merges"]]
+    spec["truncation"] = spec["post_processor"] = None
+    assert TextTokenizer.load({"tokenizer.json": json.dumps(spec).encode()}, separator=1).fingerprint() == own
+    other = json.loads(text)
+    other["model"]["merges"][:2] = other["model"]["merges"][1::-1]
+    swapped = json.loads(text)
+    a, b = list(swapped["model"]["vocab"])[40:42]
+    vocab = swapped["model"]["vocab"]
+    vocab[a], vocab[b] = vocab[b], vocab[a]
+    prints = [
+        TextTokenizer.load({"tokenizer.json": json.dumps(s).encode()}, separator=0).fingerprint()
+        for s in (other, swapped)
+    ]
+    assert len({own, *prints}) == 3
