@@ -1,6 +1,5 @@
 """The report: one HTML file that opens without a network."""
 
-import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -10,8 +9,8 @@ from lowbit.report import theme
 from lowbit.report.curves import Series, draw_curves, read_metrics
 from lowbit.report.frontier import draw_frontier, write_frontier
 from lowbit.report.histograms import WeightHistogram, draw_histograms
+from lowbit.report.html import document, provenance, section, write_page
 from lowbit.report.results import Row, Run, read_rows, read_run, trained_and_rounded
-from lowbit.report.stylesheet import stylesheet
 from lowbit.report.svg import inline_svg
 from lowbit.report.table import COLUMNS, format_bytes
 
@@ -41,10 +40,7 @@ def write_report(folder: str | Path, histograms: Sequence[WeightHistogram] = ())
     page = render_page(rows, run, curves, histograms)
     write_frontier(rows, folder / "pareto.png")
     path = folder / "report.html"
-    # Never leave half a page under the final name.
-    partial = path.with_suffix(".partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
+    write_page(path, page)
     return path
 
 
@@ -71,26 +67,16 @@ def render_page(
     if curves:
         svg = inline_svg(draw_curves(curves), "Training loss over steps, one curve a width", "curves")
         note = "Loss of each quantized model on its training batches: faint as logged, strong as a running mean."
-        sections.append(_section("Training", note, f"<figure>{svg}</figure>"))
+        sections.append(section("Training", note, f"<figure>{svg}</figure>"))
     if histograms:
         svg = inline_svg(draw_histograms(histograms), "Histograms of weights over their levels", "weights")
         note = (
             "Outlined: the pretrained weights, in units of the scale that training starts from. Filled: the "
             "float masters after training, in units of the learned scale. Ticks are the levels they round to."
         )
-        sections.append(_section("Weights", note, f"<figure>{svg}</figure>"))
+        sections.append(section("Weights", note, f"<figure>{svg}</figure>"))
     sections += [_samples(rows), _provenance(run)]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(_title(rows))}</title>\n<style>{stylesheet()}</style>\n</head>\n<body>\n"
-        + "\n".join(section for section in sections if section)
-        + "\n</body>\n</html>\n"
-    )
-
-
-def _section(title: str, note: str, body: str) -> str:
-    return f'<section>\n<h2>{escape(title)}</h2>\n<p class="note">{escape(note)}</p>\n{body}\n</section>'
+    return document(_title(rows), sections)
 
 
 def _title(rows: list[Row]) -> str:
@@ -131,7 +117,7 @@ def _header(rows: list[Row], run: Run) -> str:
 def _frontier(rows: list[Row]) -> str:
     svg = inline_svg(draw_frontier(rows), "Nats per token against bits per weight and against bytes", "frontier")
     note = "How well each model predicts held-out text, against what it takes to store it."
-    return _section("Frontier", note, f"<figure>{svg}</figure>")
+    return section("Frontier", note, f"<figure>{svg}</figure>")
 
 
 def _table(rows: list[Row]) -> str:
@@ -170,7 +156,7 @@ def _table(rows: list[Row]) -> str:
         "bit for bit."
     )
     body = f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{chr(10).join(lines)}\n'
-    return _section("Results", note, body + "</tbody></table></div>")
+    return section("Results", note, body + "</tbody></table></div>")
 
 
 def _samples(rows: list[Row]) -> str:
@@ -188,11 +174,8 @@ def _samples(rows: list[Row]) -> str:
         )
         blocks.append(f'<div class="width"><h3>{width:g} bit</h3><div class="texts">{texts}</div></div>')
     note = "One prompt, continued by each model."
-    return _section("What the models write", note, f'<div class="samples">{"".join(blocks)}</div>')
+    return section("What the models write", note, f'<div class="samples">{"".join(blocks)}</div>')
 
 
 def _provenance(run: Run) -> str:
-    facts = {**run.machine, "seed": run.seed, "commit": run.commit, "date": run.date}
-    items = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in facts.items())
-    body = f'<pre><code>{escape(run.command)}</code></pre>\n<dl class="machine">{items}</dl>'
-    return _section("How this was made", "The command, and the machine that it ran on.", body)
+    return provenance(run.command, {**run.machine, "seed": run.seed, "commit": run.commit, "date": run.date})

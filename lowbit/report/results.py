@@ -87,7 +87,7 @@ def rows_from(items: Sequence[Any], source: str = "results") -> list[Row]:
     Raises:
       DataError: a key is missing or unknown, or a value has the wrong type or is not finite.
     """
-    return [_build(Row, item, f"row {i} of {source}") for i, item in enumerate(items)]
+    return [typed(Row, item, f"row {i} of {source}") for i, item in enumerate(items)]
 
 
 def read_rows(path: str | Path) -> list[Row]:
@@ -96,7 +96,7 @@ def read_rows(path: str | Path) -> list[Row]:
     Raises:
       DataError: the file is missing or no JSON list, or a row is not as `Row` says.
     """
-    items = _read_json(Path(path))
+    items = read_json(Path(path))
     if not isinstance(items, list):
         raise DataError(
             f"{path} holds a JSON {type(items).__name__}, not a list of rows",
@@ -111,10 +111,11 @@ def read_run(path: str | Path) -> Run:
     Raises:
       DataError: the file is missing or no JSON object, or a field is not as `Run` says.
     """
-    return _build(Run, _read_json(Path(path)), str(path))
+    return typed(Run, read_json(Path(path)), str(path))
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """Reads a file of results; raises DataError where it is missing or no JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -123,11 +124,16 @@ def _read_json(path: Path) -> Any:
         raise DataError(f"{path} is not JSON: {error}", "write the file again; it may be cut short") from None
 
 
-_Record = typing.TypeVar("_Record", Row, Run)
+_Record = typing.TypeVar("_Record")
 
 
-def _build(record: type[_Record], item: Any, where: str) -> _Record:
-    """Makes a `Row` or `Run` of a JSON object, strict about keys and types."""
+def typed(record: type[_Record], item: Any, where: str) -> _Record:
+    """Makes a dataclass such as `Row` of a JSON object.
+
+    Raises:
+      DataError: no object, a key is missing or unknown, or a value has the wrong type or is not finite; `where` says
+        what was read.
+    """
     if not isinstance(item, Mapping):
         raise DataError(f"{where} is not a JSON object: {item!r:.60}", "write one object with named fields")
     hints = typing.get_type_hints(record)

@@ -67,22 +67,39 @@ def results_table(rows: Sequence[Row], form: Literal["markdown", "plain"], colum
       form: "markdown" for GitHub's tables, "plain" for a terminal.
       columns: which columns, from left to right.
     """
-    cells = [[column.cell(row).replace("|", "\\|") for column in columns] for row in rows]
-    widths = [max(len(c.heading), *(len(line[i]) for line in cells), 3) for i, c in enumerate(columns)]
+    cells = [[column.cell(row) for column in columns] for row in rows]
+    return lay_out([column.heading for column in columns], [column.numeric for column in columns], cells, form)
+
+
+def lay_out(
+    headings: Sequence[str],
+    numeric: Sequence[bool],
+    cells: Sequence[Sequence[str]],
+    form: Literal["markdown", "plain"],
+) -> str:
+    """Lays words out as a table with aligned columns, without a closing newline.
+
+    Args:
+      headings: of each column.
+      numeric: whether a column holds numbers (then it is aligned right).
+      cells: one sequence a line.
+      form: see `results_table`.
+    """
+    escaped = [[word.replace("|", "\\|") for word in line] for line in cells]
+    widths = [max(len(heading), *(len(line[i]) for line in escaped), 3) for i, heading in enumerate(headings)]
 
     def line(words: Sequence[str], separator: str) -> str:
         padded = (
-            word.rjust(width) if column.numeric else word.ljust(width)
-            for word, width, column in zip(words, widths, columns, strict=True)
+            word.rjust(width) if right else word.ljust(width)
+            for word, width, right in zip(words, widths, numeric, strict=True)
         )
         return separator.join(padded)
 
-    headings = [column.heading for column in columns]
     if form == "plain":
         rule = "  ".join("─" * width for width in widths)
-        return "\n".join([line(headings, "  "), rule, *(line(words, "  ") for words in cells)])
-    dashes = ["-" * (w - 1) + (":" if c.numeric else "-") for w, c in zip(widths, columns, strict=True)]
-    lines = [line(headings, " | "), " | ".join(dashes), *(line(words, " | ") for words in cells)]
+        return "\n".join([line(headings, "  "), rule, *(line(words, "  ") for words in escaped)])
+    dashes = ["-" * (w - 1) + (":" if right else "-") for w, right in zip(widths, numeric, strict=True)]
+    lines = [line(headings, " | "), " | ".join(dashes), *(line(words, " | ") for words in escaped)]
     return "\n".join(f"| {text} |" for text in lines)
 
 
