@@ -34,11 +34,6 @@ def section(title: str, note: str, body: str) -> str:
     return f'<section>\n<h2>{escape(title)}</h2>\n<p class="note">{escape(note)}</p>\n{body}\n</section>'
 
 
-def figures(*svgs: str) -> str:
-    """Returns `<svg>` elements below each other."""
-    return "\n".join(f"<figure>{svg}</figure>" for svg in svgs)
-
-
 def provenance(command: str, facts: Mapping[str, Any]) -> str:
     """Returns the section that says how a page came about."""
     items = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in facts.items())
@@ -46,7 +41,7 @@ def provenance(command: str, facts: Mapping[str, Any]) -> str:
     return section("How this was made", "The command, and the machine that it ran on.", body)
 
 
-def write_whole(path: Path, page: str) -> None:
+def write_page(path: Path, page: str) -> None:
     """Writes a page; half of one never stands under its name."""
     partial = path.with_name(f".{path.name}.partial")
     try:

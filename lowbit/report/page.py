@@ -9,7 +9,7 @@ from lowbit.report import theme
 from lowbit.report.curves import Series, draw_curves, read_metrics
 from lowbit.report.frontier import draw_frontier, write_frontier
 from lowbit.report.histograms import WeightHistogram, draw_histograms
-from lowbit.report.html import document, provenance, section, write_page
+from lowbit.report.html import document, header, provenance, section, write_page
 from lowbit.report.results import Row, Run, read_rows, read_run, trained_and_rounded
 from lowbit.report.svg import inline_svg
 from lowbit.report.table import COLUMNS, format_bytes
@@ -104,14 +104,11 @@ def _header(rows: list[Row], run: Run) -> str:
     checked = [row.verified for row in rows if row.verified is not None]
     if checked:
         facts.append((f"{sum(checked)} of {len(checked)}", "packed files proved equal to the model they came from"))
-    cells = "".join(f"<div><dt>{escape(what)}</dt><dd>{escape(value)}</dd></div>" for value, what in facts)
-    return (
-        f'<header>\n<p class="eyebrow">lowbit · {escape(run.date[:10])} · commit {escape(run.commit[:10])}</p>\n'
-        f"<h1>{escape(_title(rows))}</h1>\n"
-        '<p class="lede">A pretrained model is rounded to each width, and fine-tuned at each width with the '
-        "rounding in its forward pass. All are scored on the same text, which none of them was trained "
-        f'on.</p>\n<dl class="facts">{cells}</dl>\n</header>'
+    lede = (
+        "A pretrained model is rounded to each width, and fine-tuned at each width with the rounding in its forward "
+        "pass. All are scored on the same text, which none of them was trained on."
     )
+    return header(f"lowbit · {run.date[:10]} · commit {run.commit[:10]}", _title(rows), lede, facts)
 
 
 def _frontier(rows: list[Row]) -> str:

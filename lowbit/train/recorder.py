@@ -32,6 +32,7 @@ Record = dict[str, dict[str, Array]]
 """{path: {figure: f32[L], and "levels": f32[L levels]}}, L = 1 for a parameter that is not stacked."""
 
 DIGITS = 5
+"""What is written of each number: a record is for reading and drawing."""
 
 
 class Recorder:
@@ -89,7 +90,15 @@ class Recorder:
         self._pending = self._pending[len(due) :]
         for step, record in due:
             assert self._lines is not None
-            self._lines.write({"step": step, "parameters": _rounded(jax.device_get(record))})
+            parameters = {path: self._row(path, figures) for path, figures in jax.device_get(record).items()}
+            self._lines.write({"step": step, "parameters": parameters})
+
+    def _row(self, path: str, figures: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+        """Nested lists of a few digits each, and of each layer no more levels than it has."""
+        row: dict[str, list[Any]] = {name: _rounded(figure) for name, figure in figures.items() if name != "levels"}
+        quantizer = self._quantizers[path]
+        own = [len(_levels(quantizer, layer)) for layer in range(len(figures["levels"]))]
+        return row | {"levels": [_rounded(of[:count]) for of, count in zip(figures["levels"], own, strict=True)]}
 
     def _codes_of(self, state: TrainState) -> dict[str, Array]:
         return codes(self._quantizers, watched(self._quantizers, state.variables))
@@ -179,7 +188,7 @@ def _measured(
     now, start = _standing(quantizer, w, state), _standing(quantizer, w0, state0)
     flips, moved = now.codes != before, now.codes != start.codes
     layers = w.shape[0] if w.ndim > 2 else 1
-    levels = max(len(_grid(quantizer, index)) for index in range(layers))
+    levels = max(len(_levels(quantizer, index)) for index in range(layers))
     least, most = jnp.min(now.codes, axis=-2), jnp.max(now.codes, axis=-2)
     figures = {
         "flips": _share(flips, (-2, -1)),
@@ -197,7 +206,7 @@ def _measured(
     return {name: figure.reshape(layers) for name, figure in figures.items()} | {"levels": jnp.stack(shares, axis=-1)}
 
 
-def _grid(quantizer: Quantizer, layer: int) -> tuple[float, ...]:
+def _levels(quantizer: Quantizer, layer: int) -> tuple[float, ...]:
     grid = quantizer.layer(layer).grid
     assert grid is not None
     return grid.levels
@@ -215,9 +224,5 @@ def _norm(x: Float[Array, "*s k n"], order: int) -> Float[Array, "*s"]:
     return jnp.sqrt(jnp.sum(jnp.square(x), axis=(-2, -1)))
 
 
-def _rounded(record: Any) -> Any:
-    """Nested lists of a few digits each: a record is for reading and drawing."""
-    if isinstance(record, dict):
-        return {key: _rounded(value) for key, value in record.items()}
-    rounded = [float(f"{x:.{DIGITS}g}") for x in np.ravel(record)]
-    return np.reshape(rounded, np.shape(record)).tolist()
+def _rounded(values: np.ndarray) -> list[float]:
+    return [float(f"{value:.{DIGITS}g}") for value in values]
