@@ -1,6 +1,8 @@
-"""The shipped model at five widths, five learning rates and three seeds: which rate does each width want?
+"""The shipped model at five widths, four learning rates and two seeds: which rate does each width want?
 
 Command: python -m lowbit sweep configs/sweeps/quickstart.py -o runs/sweep_quickstart
+Hardware: 2 CPU cores.
+Time: 40 points in 8 minutes.
 """
 
 from lowbit.sweep import Sweep, product
@@ -12,4 +14,5 @@ def get_sweep() -> Sweep:
         "optimizer.learning_rate": (1e-4, 3e-4, 1e-3, 3e-3),
         "seed": (0, 1),
     }
-    return Sweep("configs/qat_quickstart.py", product(axes))
+    # A quarter of the quickstart's tokens.
+    return Sweep("configs/qat_quickstart.py", product(axes), overrides=("train.tokens=40_000",))

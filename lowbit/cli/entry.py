@@ -65,6 +65,10 @@ def _execute(name: str, values: argparse.Namespace) -> int:
             from lowbit.cli import train
 
             return train.run(values)
+        case "sweep":
+            from lowbit.cli import sweep
+
+            return sweep.run(values)
         case "eval":
             from lowbit.cli import evaluate
 

@@ -1,0 +1,164 @@
+"""Figures of the flight recorder: what happened to codes, scales and weights, over steps and layers."""
+
+import itertools
+from typing import NamedTuple
+
+import matplotlib.ticker as mticker
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, LogNorm
+from matplotlib.figure import Figure
+
+from lowbit.report import theme
+from lowbit.report.flight_log import FlightLog, short_name
+from lowbit.report.labels import spread
+
+HEAT = LinearSegmentedColormap.from_list("heat", ["#e8eef3", "#7fb2d6", theme.BLUE.light, "#04253d"])
+LEVELS = LinearSegmentedColormap.from_list("levels", [theme.VERMILLION.light, "#f3efe9", theme.BLUE.light])
+FEWEST = 1e-6
+"""Where a logarithmic axis ends: below one weight in a million nothing is shown."""
+
+
+class Quantity(NamedTuple):
+    """How a figure of the recorder is drawn: its axis in words, whether a share of 1 is 100 %, and whether in decades."""
+
+    words: str
+    percent: bool = True
+    decades: bool = False
+
+
+QUANTITIES = {
+    "flips": Quantity("codes changed by one step", decades=True),
+    "moved": Quantity("codes other than at the start"),
+    "idle_rows": Quantity("channels without a flip in the step"),
+    "stuck_rows": Quantity("channels with every code of the start"),
+    "dead_rows": Quantity("channels of a single code"),
+    "clipped": Quantity("weights outside of the grid's range"),
+    "change": Quantity("|W − W₀| / |W₀|, L1"),
+    "change_l2": Quantity("|W − W₀| / |W₀|, L2"),
+    "drift": Quantity("scale / best scale", percent=False),
+}
+
+
+def draw_quantity(log: FlightLog, name: str) -> Figure:
+    """Draws one quantity of each kind of parameter: its mean over layers by step, and at the end by layer.
+
+    Raises:
+      DataError: the log does not have the quantity.
+    """
+    quantity, kinds = QUANTITIES[name], log.of(name)
+    with theme.style():
+        figure = Figure(figsize=(10.4, 3.6), layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+        colours = list(itertools.islice(itertools.cycle(theme.SERIES), len(kinds)))
+        marker = "o" if len(log.steps) == 1 else None
+        for values, colour in zip(kinds.values(), colours, strict=True):
+            shown = np.maximum(values, FEWEST) if quantity.decades else values
+            left.plot(log.steps, shown.mean(axis=1), color=colour.light, marker=marker, linewidth=1.7)
+            layers = shown.shape[1]
+            if layers > 1:
+                right.plot(range(layers), shown[-1], color=colour.light, marker="o", markersize=3.5, linewidth=1.2)
+        if quantity.decades:
+            left.set_yscale("log")
+        if quantity.percent:
+            left.yaxis.set_major_formatter(mticker.FuncFormatter(lambda share, _: f"{100 * share:g} %"))
+        _name_ends(left, {name: values[:, :].mean(axis=1)[-1] for name, values in kinds.items()}, colours)
+        left.set_title(f"{quantity.words}: mean over layers")
+        left.set_xlabel("step")
+        left.xaxis.set_major_locator(mticker.MaxNLocator(6, integer=True))
+        right.set_title(f"after step {log.steps[-1]}")
+        right.set_xlabel("layer")
+        right.xaxis.set_major_locator(mticker.MaxNLocator(8, integer=True))
+    return figure
+
+
+def _name_ends(axes: Axes, ends: dict[str, float], colours: list[theme.Colour]) -> None:
+    """Writes each line's name beside its last value, moved apart where they would overlap."""
+    axes.figure.canvas.draw()  # limits and scale must be settled before heights mean anything
+    low, high = axes.get_ylim()
+    transform = axes.transScale.transform
+    heights = [transform((0, max(end, low)))[1] for end in ends.values()]
+    bottom, top = transform((0, low))[1], transform((0, high))[1]
+    placed = spread(heights, 0.075 * (top - bottom))
+    for name, height, colour in zip(ends, placed, colours, strict=True):
+        axes.annotate(
+            name,
+            (1, (height - bottom) / (top - bottom)),
+            xycoords="axes fraction",
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            color=colour.light,
+            fontweight="bold",
+            annotation_clip=False,
+        )
+
+
+def draw_heat_maps(log: FlightLog, name: str = "flips") -> Figure:
+    """Draws one quantity of each stacked parameter as a map: steps along, layers up, in decades.
+
+    Raises:
+      DataError: the log does not have the quantity.
+    """
+    kinds = {kind: values for kind, values in log.of(name).items() if values.shape[1] > 1} or log.of(name)
+    shown = np.concatenate([values.ravel() for values in kinds.values()])
+    positive = shown[shown > 0]
+    high = float(positive.max()) if positive.size else 1.0
+    low = max(float(positive.min()), high * 1e-4) if positive.size else 0.1
+    with theme.style():
+        columns = min(len(kinds), 4)
+        lines = -(-len(kinds) // columns)
+        figure = Figure(figsize=(10.4, 1.9 * lines + 0.7), layout="constrained")
+        grid = figure.subplots(lines, columns, squeeze=False)
+        norm = LogNorm(low, max(high, low * 1.001))
+        image = None
+        for axes, (kind, values) in zip(grid.flat, kinds.items(), strict=False):
+            image = axes.imshow(
+                np.maximum(values.T, low), norm=norm, cmap=HEAT, aspect="auto", origin="lower", interpolation="nearest"
+            )
+            axes.set_title(kind, pad=6)
+            axes.grid(visible=False)
+            ticks = np.unique(np.linspace(0, len(log.steps) - 1, 4).astype(int))
+            axes.set_xticks(ticks, [str(step) for step in log.steps[ticks]])
+            axes.yaxis.set_major_locator(mticker.MaxNLocator(4, integer=True))
+        for axes in grid.flat[len(kinds) :]:
+            axes.set_axis_off()
+        assert image is not None
+        bar = figure.colorbar(image, ax=grid, shrink=0.8, pad=0.015)
+        bar.ax.yaxis.set_major_formatter(mticker.FuncFormatter(lambda share, _: f"{100 * share:g} %"))
+        bar.ax.yaxis.set_minor_formatter(mticker.NullFormatter())
+        bar.outline.set_visible(False)
+        figure.supxlabel("step", color=theme.MUTED.light, fontsize=10)
+        figure.supylabel("layer", color=theme.MUTED.light, fontsize=10)
+    return figure
+
+
+def draw_levels(log: FlightLog) -> Figure:
+    """Draws the share of each level over steps, lowest level at the bottom; layers of one width are averaged."""
+    panels: dict[str, np.ndarray] = {}
+    for path, layers in log.levels.items():
+        counts = sorted({shares.shape[1] for shares in layers})
+        for count in counts:
+            title = short_name(path) + (f", {count} levels" if len(counts) > 1 else "")
+            panels[title] = np.mean([shares for shares in layers if shares.shape[1] == count], axis=0)
+    with theme.style():
+        columns = min(len(panels), 4)
+        lines = -(-len(panels) // columns)
+        figure = Figure(figsize=(10.4, 1.9 * lines + 0.7), layout="constrained")
+        grid = figure.subplots(lines, columns, squeeze=False, sharey=True)
+        for axes, (title, shares) in zip(grid.flat, panels.items(), strict=False):
+            colours = LEVELS(np.linspace(0, 1, shares.shape[1]))
+            steps = log.steps if len(log.steps) > 1 else np.array([log.steps[0] - 0.5, log.steps[0] + 0.5])
+            held = shares if len(log.steps) > 1 else np.repeat(shares, 2, axis=0)
+            axes.stackplot(steps, held.T, colors=colours, edgecolor=theme.PAPER.light, linewidth=0.6)
+            axes.set_title(title, pad=6)
+            axes.set_ylim(0, 1)
+            axes.margins(x=0)
+            axes.grid(visible=False)
+            axes.yaxis.set_major_formatter(mticker.PercentFormatter(1, decimals=0))
+            axes.xaxis.set_major_locator(mticker.MaxNLocator(3, integer=True))
+        for axes in grid.flat[len(panels) :]:
+            axes.set_axis_off()
+        figure.supxlabel("step", color=theme.MUTED.light, fontsize=10)
+    return figure
