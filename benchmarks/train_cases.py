@@ -17,6 +17,7 @@ from lowbit.llama import LlamaConfig
 from lowbit.llama.flops import train_flops
 from lowbit.train import Experiment, TrainState, sharding
 from lowbit.train.blueprint import blueprint, lower_step
+from lowbit.train.memory import compiled_memory
 from lowbit.train.setup import make_model
 
 FLOAT, DISTILL = "float", "+distill"
@@ -139,19 +140,6 @@ def make_bench(case: Case, config: ConfigDict, cfg: LlamaConfig, seed: int) -> B
     }
     tokens = np.random.default_rng(seed).integers(0, cfg.vocab_size, (config.train.batch_size, length + 1), np.int32)
     return Bench(case, experiment, _starter(experiment), step, sharding.shard_batch(mesh, tokens), record)
-
-
-def compiled_memory(compiled: Any) -> dict[str, int]:
-    """Returns bytes a device of a compiled program, as XLA states them: arguments, results, what lives between."""
-    stats = compiled.memory_analysis()
-    sizes = {
-        "arguments": stats.argument_size_in_bytes,
-        "outputs": stats.output_size_in_bytes,
-        "aliased": stats.alias_size_in_bytes,
-        "temporaries": stats.temp_size_in_bytes,
-        "code": stats.generated_code_size_in_bytes,
-    }
-    return sizes | {"total": sizes["arguments"] + sizes["outputs"] - sizes["aliased"] + sizes["temporaries"]}
 
 
 def _starter(experiment: Experiment) -> Any:
