@@ -38,14 +38,17 @@ def test_docstring_is_a_record(path):
     assert f"python -m lowbit train configs/{path.name}" in command
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_smoke_form_trains_two_steps(path, tokens, tmp_path, monkeypatch):
+VARIANTS = [f"qat_smollm2.py:smoke,{name}" for name in ("bits=1", "bits=1.58", "bits=3", "bits=4", "recipe=plain")]
+
+
+@pytest.mark.parametrize("spec", [*(f"{path.name}:smoke" for path in CONFIGS), *VARIANTS])
+def test_smoke_form_trains_two_steps(spec, tokens, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)  # where the paths of a config start
     config = load(
-        f"configs/{path.name}:smoke",
+        f"configs/{spec}",
         [
             f"data.train={tokens}",
-            f"data.valid={tokens}",
+            f"data.valid={'' if spec in VARIANTS else tokens}",  # one evaluation a config is enough
             f"run_folder={tmp_path / 'run'}",
             "model.compute_dtype=float32",
             "log.progress=false",
@@ -68,6 +71,16 @@ def test_every_width_has_a_recipe(name, bits):
     assert config.quant.bits == float(bits)
     assert config.optimizer.learning_rate > 0
     assert steps(config) > 10
+
+
+def test_coarse_grids_learn_from_the_float_model_unless_the_recipe_is_plain():
+    spec = str(ROOT / "configs/qat_smollm2.py")
+    best, plain = load(f"{spec}:bits=2"), load(f"{spec}:bits=2,recipe=plain")
+    assert (best.distill.weight, best.train.batch_size) == (0.5, 16)
+    assert (plain.distill.weight, plain.train.batch_size) == (0.0, 32)
+    assert load(f"{spec}:bits=4").distill.weight == 0
+    with pytest.raises(ConfigError, match="no recipe 'plane'\n  -> did you mean 'plain'"):
+        load(f"{spec}:recipe=plane")
 
 
 def test_a_width_without_recipe_is_refused():
