@@ -148,7 +148,8 @@ def typed(record: type[_Record], item: Any, where: str) -> _Record:
 
 def _checked(value: Any, hint: Any, where: str) -> Any:
     """Returns `value` as the type `hint` (an int passes for a float), or raises DataError."""
-    choices = typing.get_args(hint) if isinstance(hint, UnionType) else (typing.get_origin(hint) or hint,)
+    kinds = typing.get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    choices = tuple(typing.get_origin(kind) or kind for kind in kinds)
     if float in choices and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     # bool is a subclass of int in Python, and must not pass for a number here.

@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from lowbit.report import theme
-from lowbit.report.html import document, provenance, section, write_page
+from lowbit.report.html import document, header, provenance, section, write_page
 from lowbit.report.svg import inline_svg
 from lowbit.report.sweep import WIDTH, SweepResults, best_by_width, label, read_sweep, show, sweep_cells, sweep_table
 from lowbit.report.sweep_figures import draw_sweep
@@ -78,13 +78,8 @@ def _header(results: SweepResults) -> str:
         chosen = ", ".join(f"{label(key)} {show(value)}" for key, value in setting.values.items() if key != WIDTH)
         where = "the best" if width is None else f"at {width:g} bit"
         facts.append((f"{mean:.3f}", f"nats/token {where}" + (f": {chosen}" if chosen else "")))
-    cells = "".join(f"<div><dt>{escape(what)}</dt><dd>{escape(value)}</dd></div>" for value, what in facts)
-    return (
-        f'<header>\n<p class="eyebrow">lowbit · {escape(results.date[:10])} · '
-        f"commit {escape((results.git_commit or 'unknown')[:10])}</p>\n<h1>{escape(_title(results))}</h1>\n"
-        f'<p class="lede">Base: <code>{escape(" ".join([results.base, *results.overrides]))}</code></p>\n'
-        f'<dl class="facts">{cells}</dl>\n</header>'
-    )
+    eyebrow = f"lowbit · {results.date[:10]} · commit {(results.git_commit or 'unknown')[:10]}"
+    return header(eyebrow, _title(results), f"Base: {' '.join([results.base, *results.overrides])}", facts)
 
 
 def _table(results: SweepResults) -> str:
