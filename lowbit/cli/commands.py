@@ -292,7 +292,54 @@ GENERATE = Command(
     ),
 )
 
-COMMANDS: dict[str, Command] = {c.name: c for c in (TRAIN, SWEEP, EVAL, EXPORT, VERIFY, INSPECT, GENERATE)}
+TOKENIZE = Command(
+    "tokenize",
+    "turn text into the token shards that training reads",
+    "Encodes every document by itself, puts the separator after it, and writes the stream as .npy shards with a "
+    "manifest of hashes and counts. The same command goes on where it was killed, to the same bytes. A SOURCE is a "
+    "text file (.txt .md .raw, or rows of .jsonl, also .gz .bz2, or .parquet), a folder of them, or a data set of the "
+    "Hugging Face hub.",
+    (
+        "tokenize texts/ --tokenizer HuggingFaceTB/SmolLM2-135M -o tokens --valid-share 0.01",
+        "tokenize rows.parquet --field content --tokenizer model.gguf -o tokens",
+        "tokenize HuggingFaceFW/fineweb-edu --subset sample-10BT --tokenizer runs/w2 -o tokens",
+    ),
+    (
+        _argument(
+            "sources", metavar="SOURCE", nargs="+", help="text files, folders of them, or data sets like OWNER/NAME"
+        ),
+        _argument(
+            "--tokenizer",
+            metavar="MODEL",
+            required=True,
+            help="folder, hub name, .gguf file, tokenizer.json, run or packed file",
+        ),
+        _argument("-o", "--output", metavar="FOLDER", required=True, help="new folder, or one that was interrupted"),
+        _argument("--field", metavar="NAME", default="text", help="where a row has its text (default: text)"),
+        _argument(
+            "--valid-share",
+            metavar="X",
+            type=float,
+            default=0.0,
+            help="share of documents, by their hash, that goes to FOLDER/valid, and the rest to FOLDER/train",
+        ),
+        _argument(
+            "--shard-tokens",
+            metavar="N",
+            type=positive,
+            default=1 << 26,
+            help="tokens a shard (default: 67108864, 128 MiB)",
+        ),
+        _argument(
+            "--separator", metavar="TOKEN", help="token after each document, or its id (default: the tokenizer's eos)"
+        ),
+        _argument("--subset", metavar="NAME", help="of a data set that has several"),
+        _argument("--split", metavar="NAME", default="train", help="of a data set (default: train)"),
+        _argument("--revision", metavar="REV", help="branch, tag or commit of a data set (default: the newest)"),
+    ),
+)
+
+COMMANDS: dict[str, Command] = {c.name: c for c in (TOKENIZE, TRAIN, SWEEP, EVAL, EXPORT, VERIFY, INSPECT, GENERATE)}
 
 
 def overview() -> str:

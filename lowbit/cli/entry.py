@@ -61,6 +61,10 @@ def _run(arguments: list[str]) -> int:
 def _execute(name: str, values: argparse.Namespace) -> int:
     # Imported here: jax alone takes a second, and half of the commands do without it.
     match name:
+        case "tokenize":
+            from lowbit.cli import tokenize
+
+            return tokenize.run(values)
         case "train":
             from lowbit.cli import train
 

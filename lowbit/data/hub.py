@@ -46,8 +46,14 @@ class HubDataset:
         return splits[self.split].num_bytes or None if self.split in splits else None
 
     def identity(self) -> dict[str, Any]:
-        """Returns name, subset, split and commit."""
-        return {"dataset": self.name, "subset": self.subset, "split": self.split, "revision": self.revision}
+        """Returns name, subset, split, commit and field."""
+        return {
+            "dataset": self.name,
+            "subset": self.subset,
+            "split": self.split,
+            "revision": self.revision,
+            "field": self.field,
+        }
 
     def documents(self, start: int) -> Iterator[tuple[str, int]]:
         """Yields (text, UTF-8 bytes of text so far) from row `start` on.

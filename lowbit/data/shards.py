@@ -96,11 +96,6 @@ class ShardWriter:
             self._finish_shard(end, 0)
         self.written = dataclasses.replace(self.written, place=end, offset=0)
 
-    @property
-    def tokens(self) -> int:
-        """Tokens taken so far."""
-        return self.written.tokens + self._filled
-
     def _finish_shard(self, place: Place, offset: int) -> None:
         path = self.folder / f"shard-{len(self.written.shards):05d}.npy"
         try:

@@ -47,8 +47,9 @@ class TextFile:
         return self.path.stat().st_size
 
     def identity(self) -> dict[str, Any]:
-        """Returns name, size and SHA-256 of the file."""
-        return {"file": str(self.path), "size": self.size(), "sha256": file_sha256(self.path)}
+        """Returns name, field, size and SHA-256 of the file."""
+        sha256 = file_sha256(self.path)
+        return {"file": str(self.path), "field": self.field, "size": self.size(), "sha256": sha256}
 
     def documents(self, start: int) -> Iterator[tuple[str, int]]:
         """Yields documents; see `documents_from`."""

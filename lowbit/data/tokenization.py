@@ -33,7 +33,7 @@ class Progress(NamedTuple):
 
     Attributes:
       documents: tokenized by this process.
-      tokens: of the whole job, shards of earlier processes included.
+      tokens: made by this process.
       text_bytes: UTF-8 bytes tokenized by this process.
       read: how much of `size` lies behind.
       size: bytes of all sources; None if one does not know its own.
@@ -110,7 +110,7 @@ def tokenize(
     for writer in writers.values():
         writer.close(Place(len(sources), 0))
     _save(folder, job, writers)
-    if not any(writer.tokens for writer in writers.values()):
+    if not any(writer.written.tokens for writer in writers.values()):
         (folder / PROGRESS).unlink()
         raise DataError("the text is empty", "give at least one document with text in it")
     for part, writer in writers.items():
@@ -139,19 +139,20 @@ def _write_all(
     sizes = [source.size() for source in sources]
     size = None if None in sizes else sum(n for n in sizes if n is not None)
     before = [0, *np.cumsum([n or 0 for n in sizes]).tolist()]
-    documents = text_bytes = 0
+    documents = made = text_bytes = 0
     for batch in _batches(_pieces(sources, writers, valid_share)):
         encoded = tokenizer.encode([piece.text for piece in batch])
         finished = False
         for piece, ids in zip(batch, encoded, strict=True):
             tokens = np.asarray([*ids, tokenizer.separator], np.uint32)
+            made += len(tokens)
             finished |= writers[piece.part].append(piece.place, piece.size, tokens)
         if finished:
             save()
         documents += len(batch)
         text_bytes += sum(piece.size for piece in batch)
         read = before[batch[-1].place.source] + batch[-1].read
-        report(Progress(documents, sum(writer.tokens for writer in writers.values()), text_bytes, read, size))
+        report(Progress(documents, made, text_bytes, read, size))
 
 
 def _pieces(sources: Sequence[Source], writers: Mapping[str, ShardWriter], valid_share: float) -> Iterator[_Piece]:

@@ -62,23 +62,17 @@ def load_gguf(path: Path) -> Pretrained:
         that are not what the metadata states.
       TokenizerError: a tokenizer that cannot be rebuilt.
     """
-    if not path.is_file():
-        raise ModelError(f"there is no file {path}", "check the path")
-    try:
-        reader = GGUFReader(path)
-        metadata = _read_metadata(reader)
-    except (ValueError, IndexError, KeyError, OverflowError) as error:
-        raise ModelError(f"{path} is not a whole GGUF file ({error})", "download it again") from error
+    reader, metadata = _open(path)
     source = _Tensors(path, reader)
     cfg = _config(metadata, source)
     if metadata["general.architecture"] == "llama":
         source.rotary_heads = {"attn_q.weight": cfg.num_heads, "attn_k.weight": cfg.num_kv_heads}
-    params = stack_params(cfg, source, gguf_name)
+    return Pretrained(cfg, stack_params(cfg, source, gguf_name), _tokenizer_files(path, metadata))
 
-    tokenizer_files = read_tokenizer_files(path.parent)
-    if "tokenizer.json" not in tokenizer_files:
-        tokenizer_files = tokenizer_from_metadata(metadata, str(path))
-    return Pretrained(cfg, params, tokenizer_files)
+
+def load_gguf_tokenizer(path: Path) -> dict[str, bytes]:
+    """Returns the tokenizer files of a GGUF file as `load_gguf` does, without reading its tensors; raises the same."""
+    return _tokenizer_files(path, _open(path)[1])
 
 
 class _Tensors:
@@ -124,6 +118,21 @@ def half_split_rows(weight: np.ndarray, heads: int) -> np.ndarray:
     """
     rows, k = weight.shape
     return weight.reshape(heads, rows // heads // 2, 2, k).swapaxes(1, 2).reshape(rows, k)
+
+
+def _open(path: Path) -> tuple[GGUFReader, dict[str, Any]]:
+    if not path.is_file():
+        raise ModelError(f"there is no file {path}", "check the path")
+    try:
+        reader = GGUFReader(path)
+        return reader, _read_metadata(reader)
+    except (ValueError, IndexError, KeyError, OverflowError) as error:
+        raise ModelError(f"{path} is not a whole GGUF file ({error})", "download it again") from error
+
+
+def _tokenizer_files(path: Path, metadata: Mapping[str, Any]) -> dict[str, bytes]:
+    files = read_tokenizer_files(path.parent)
+    return files if "tokenizer.json" in files else tokenizer_from_metadata(metadata, str(path))
 
 
 def _read_metadata(reader: GGUFReader) -> dict[str, Any]:

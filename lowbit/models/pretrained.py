@@ -1,6 +1,7 @@
 """A pretrained model from wherever it is: a Hugging Face folder, a hub name or a GGUF file."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,15 +50,20 @@ def load(source: str | Path) -> Pretrained:
         return load_hf(path)
     if path.exists():
         raise ModelError(f"{path} is neither a folder nor a .gguf file", "name the folder that holds config.json")
-    if _HUB_NAME.fullmatch(str(source)) and not str(source).startswith("."):
+    if is_hub_name(source):
         return load_hf(download(str(source)))
     raise ModelError(
         f"there is no model at {path}", "check the path, or give a hub name such as HuggingFaceTB/SmolLM2-135M"
     )
 
 
-def download(name: str) -> Path:
-    """Returns the local folder of a hub model, downloading what is not in the cache yet.
+def is_hub_name(source: str | Path) -> bool:
+    """Whether this could be the name of a model on the hub; there may be a folder of that name all the same."""
+    return _HUB_NAME.fullmatch(str(source)) is not None
+
+
+def download(name: str, files: Sequence[str] = _HUB_FILES) -> Path:
+    """Returns the local folder of a hub model, downloading what is not in the cache yet of the files of these patterns.
 
     Raises:
       ModelError: the hub cannot be reached, or has no such model that this user may read.
@@ -66,7 +72,7 @@ def download(name: str) -> Path:
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_HUB_FILES)))
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(files)))
     except GatedRepoError as error:
         raise ModelError(
             f"the hub does not let you read {name!r} yet",

@@ -120,7 +120,8 @@ def test_a_data_set_is_streamed_from_any_row(data_set):
         assert [text for text, _ in data_set.documents(start)] == TEXTS[start:]
     assert [text for text, _ in HubDataset(data_set.name, None, "test", None, "text").documents(0)] == ["held out"]
     assert [behind for _, behind in data_set.documents(8)] == [25, 50]
-    assert data_set.identity() == {"dataset": data_set.name, "subset": None, "split": "train", "revision": None}
+    expected = {"dataset": data_set.name, "subset": None, "split": "train", "revision": None, "field": "text"}
+    assert data_set.identity() == expected
     assert data_set.size() is None  # no card states it
 
 
