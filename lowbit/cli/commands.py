@@ -339,7 +339,22 @@ TOKENIZE = Command(
     ),
 )
 
-COMMANDS: dict[str, Command] = {c.name: c for c in (TOKENIZE, TRAIN, SWEEP, EVAL, EXPORT, VERIFY, INSPECT, GENERATE)}
+REPORT = Command(
+    "report",
+    "draw the page of a training run",
+    "Writes one HTML file that opens without a network: loss, evaluations, and what the flight recorder saw of codes, "
+    "weights and scales, layer by layer. Works while the run goes on, and does without jax.",
+    ("report runs/w2", "report runs/w2 -o w2.html --overwrite"),
+    (
+        _argument("run", metavar="RUN", help="run folder"),
+        _argument("-o", "--output", metavar="FILE", help="page to write (default: report.html in the run folder)"),
+        _argument("--overwrite", action="store_true", help="replace an existing output"),
+    ),
+)
+
+COMMANDS: dict[str, Command] = {
+    c.name: c for c in (TOKENIZE, TRAIN, SWEEP, EVAL, REPORT, EXPORT, VERIFY, INSPECT, GENERATE)
+}
 
 
 def overview() -> str:

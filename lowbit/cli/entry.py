@@ -77,6 +77,10 @@ def _execute(name: str, values: argparse.Namespace) -> int:
             from lowbit.cli import evaluate
 
             return evaluate.run(values)
+        case "report":
+            from lowbit.cli import report
+
+            return report.run(values)
         case "export":
             from lowbit.cli import export
 

@@ -15,33 +15,40 @@ from lowbit.report.labels import spread
 
 HEAT = LinearSegmentedColormap.from_list("heat", ["#e8eef3", "#7fb2d6", theme.BLUE.light, "#04253d"])
 LEVELS = LinearSegmentedColormap.from_list("levels", [theme.VERMILLION.light, "#f3efe9", theme.BLUE.light])
-FEWEST = 1e-6
-"""Where a logarithmic axis ends: below one weight in a million nothing is shown."""
 
 
 class Quantity(NamedTuple):
-    """How a figure of the recorder is drawn: its axis in words, whether a share of 1 is 100 %, and whether in decades."""
+    """How a figure of the recorder is drawn.
+
+    Attributes:
+      words: what it is a share of, or a ratio of.
+      percent: whether 1 is written as 100 %.
+      decades: whether its axis is logarithmic.
+      of_a_step: whether it describes the recorded step alone: then layers are compared by their mean over all records,
+        as the last step, of the smallest learning rate, says little.
+    """
 
     words: str
     percent: bool = True
     decades: bool = False
+    of_a_step: bool = False
 
 
 QUANTITIES = {
-    "flips": Quantity("codes changed by one step", decades=True),
+    "flips": Quantity("codes changed by one step", decades=True, of_a_step=True),
     "moved": Quantity("codes other than at the start"),
-    "idle_rows": Quantity("channels without a flip in the step"),
+    "idle_rows": Quantity("channels without a flip in the step", of_a_step=True),
     "stuck_rows": Quantity("channels with every code of the start"),
     "dead_rows": Quantity("channels of a single code"),
     "clipped": Quantity("weights outside of the grid's range"),
-    "change": Quantity("|W − W₀| / |W₀|, L1"),
-    "change_l2": Quantity("|W − W₀| / |W₀|, L2"),
+    "change": Quantity("|W − W0| / |W0|, L1"),
+    "change_l2": Quantity("|W − W0| / |W0|, L2"),
     "drift": Quantity("scale / best scale", percent=False),
 }
 
 
 def draw_quantity(log: FlightLog, name: str) -> Figure:
-    """Draws one quantity of each kind of parameter: its mean over layers by step, and at the end by layer.
+    """Draws one quantity of each kind of parameter: by step (mean over layers), and by layer.
 
     Raises:
       DataError: the log does not have the quantity.
@@ -53,37 +60,40 @@ def draw_quantity(log: FlightLog, name: str) -> Figure:
         colours = list(itertools.islice(itertools.cycle(theme.SERIES), len(kinds)))
         marker = "o" if len(log.steps) == 1 else None
         for values, colour in zip(kinds.values(), colours, strict=True):
-            shown = np.maximum(values, FEWEST) if quantity.decades else values
-            left.plot(log.steps, shown.mean(axis=1), color=colour.light, marker=marker, linewidth=1.7)
-            layers = shown.shape[1]
-            if layers > 1:
-                right.plot(range(layers), shown[-1], color=colour.light, marker="o", markersize=3.5, linewidth=1.2)
-        if quantity.decades:
-            left.set_yscale("log")
+            left.plot(log.steps, values.mean(axis=1), color=colour.light, marker=marker, linewidth=1.7)
+            by_layer = values.mean(axis=0) if quantity.of_a_step else values[-1]
+            if len(by_layer) > 1:
+                right.plot(by_layer, color=colour.light, marker="o", markersize=3.5, linewidth=1.2)
+        if quantity.decades and any(np.any(values > 0) for values in kinds.values()):
+            left.set_yscale("log", nonpositive="mask")
+            left.yaxis.set_minor_locator(mticker.NullLocator())
         if quantity.percent:
             left.yaxis.set_major_formatter(mticker.FuncFormatter(lambda share, _: f"{100 * share:g} %"))
-        _name_ends(left, {name: values[:, :].mean(axis=1)[-1] for name, values in kinds.items()}, colours)
+        _name_ends(left, list(kinds), colours)
         left.set_title(f"{quantity.words}: mean over layers")
         left.set_xlabel("step")
         left.xaxis.set_major_locator(mticker.MaxNLocator(6, integer=True))
-        right.set_title(f"after step {log.steps[-1]}")
+        right.set_title("mean over records" if quantity.of_a_step else f"after step {log.steps[-1]}")
         right.set_xlabel("layer")
         right.xaxis.set_major_locator(mticker.MaxNLocator(8, integer=True))
     return figure
 
 
-def _name_ends(axes: Axes, ends: dict[str, float], colours: list[theme.Colour]) -> None:
-    """Writes each line's name beside its last value, moved apart where they would overlap."""
-    axes.figure.canvas.draw()  # limits and scale must be settled before heights mean anything
-    low, high = axes.get_ylim()
-    transform = axes.transScale.transform
-    heights = [transform((0, max(end, low)))[1] for end in ends.values()]
-    bottom, top = transform((0, low))[1], transform((0, high))[1]
-    placed = spread(heights, 0.075 * (top - bottom))
-    for name, height, colour in zip(ends, placed, colours, strict=True):
+def _name_ends(axes: Axes, names: list[str], colours: list[theme.Colour]) -> None:
+    """Writes each line's name beside its last value that is shown, moved apart where they would overlap."""
+    (low, high), decades = axes.get_ylim(), axes.get_yscale() == "log"
+    ends = []
+    for line in axes.lines:
+        values = np.asarray(line.get_ydata(), float)
+        shown = values[np.isfinite(values) & ((values > 0) | (not decades))]
+        ends.append(float(shown[-1]) if shown.size else low)
+    bottom, top, *heights = (np.log([low, high, *ends]) if decades else np.array([low, high, *ends])).tolist()
+    placed = spread([(height - bottom) / (top - bottom) for height in heights], 0.075)
+    lift = max(0.0, -min(placed))
+    for name, height, colour in zip(names, placed, colours, strict=True):
         axes.annotate(
             name,
-            (1, (height - bottom) / (top - bottom)),
+            (1, height + lift),
             xycoords="axes fraction",
             xytext=(4, 0),
             textcoords="offset points",
