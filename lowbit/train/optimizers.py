@@ -22,12 +22,14 @@ class Group:
       weight_decay: decoupled decay per unit of learning rate (AdamW's lambda).
       frozen: the parameter is a constant of the run: no gradient, no moments, no share in the gradient's norm.
       orthogonal: its updates are made orthogonal, matrix by matrix of a stack `[*s k n]`; read by `muon`.
+      schedule: share of the peak by step; None follows the run's own.
     """
 
     learning_rate: float = 1.0
     weight_decay: float = 0.0
     frozen: bool = False
     orthogonal: bool = False
+    schedule: Schedule | None = None
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "weight_decay"):
@@ -42,6 +44,7 @@ def default_groups(
     scale_learning_rate: float = 1.0,
     after: Sequence[str] = (),
     orthogonal: bool = False,
+    scale_schedule: Schedule | None = None,
 ) -> list[Rule]:
     """Returns the usual table: matrices decay, norms and biases do not, scales have a rate of their own.
 
@@ -51,12 +54,13 @@ def default_groups(
       scale_learning_rate: factor on the learning rate of everything in the collection "quant".
       after: patterns of rules that will stand before these and take what they match.
       orthogonal: whether updates of the layers' kernels are made orthogonal; those of embedding and head never are.
+      scale_schedule: of the same collection; None follows the run's own.
 
     Raises:
       RuleError: a pattern that is no regular expression.
     """
     table = [
-        Rule(r"quant/.*", Group(learning_rate=scale_learning_rate)),
+        Rule(r"quant/.*", Group(learning_rate=scale_learning_rate, schedule=scale_schedule)),
         Rule(r"params/(.*/)?(\w*norm/scale|bias)", Group()),
         *([Rule(r"params/layers/.*/kernel", Group(weight_decay=weight_decay, orthogonal=True))] if orthogonal else []),
         Rule(r"params/.*", Group(weight_decay=weight_decay)),
@@ -105,8 +109,8 @@ def adamw(
         m, v  <- moments of the clipped gradient
         p     <- p - lr * group.learning_rate * (m_hat / (sqrt(v_hat) + eps) + group.weight_decay * p)
 
-    with lr = peak * schedule(step). The peak stands in the optimizer's state (see `with_peak`), so runs
-    that differ in learning rate alone can share one compiled step, or be one `vmap`.
+    with lr = peak * schedule(step), by the group's schedule where it has one. The peak stands in the optimizer's state
+    (see `with_peak`), so runs that differ in learning rate alone can share one compiled step, or be one `vmap`.
 
     Args:
       schedule: share of the peak, by step.
@@ -183,7 +187,7 @@ def _along(
         *([optax.clip_by_global_norm(clip_norm)] if clip_norm is not None else []),
         with_standard_promotion(direction),
         _scale_and_decay_by_group(groups),
-        scale_by_peak(schedule, learning_rate),
+        scale_by_peak(schedule, learning_rate, {path: group.schedule or schedule for path, group in groups.items()}),
     )
 
 
@@ -220,16 +224,26 @@ class PeakState(NamedTuple):
     learning_rate: jax.Array
 
 
-def scale_by_peak(schedule: Schedule, peak: float) -> optax.GradientTransformation:
-    """Returns the last link of an optimizer: updates times -peak * schedule(taken), with the peak in its state."""
+def scale_by_peak(schedule: Schedule, peak: float, by_path: Mapping[str, Schedule]) -> optax.GradientTransformation:
+    """Returns the last link of an optimizer: updates times -peak * schedule(taken), with the peak in its state.
+
+    Args:
+      schedule: of the run; its rate stands in the state as the one last used.
+      peak: the learning rate that schedules are shares of.
+      by_path: the schedule of each leaf.
+    """
 
     def init(params: Any) -> PeakState:
         return PeakState(jnp.zeros((), jnp.int32), jnp.float32(peak), jnp.zeros((), jnp.float32))
 
     def update(updates: Any, state: PeakState, params: Any = None) -> tuple[Any, PeakState]:
-        rate = state.peak * schedule(state.taken)
-        scaled = jax.tree.map(lambda u: -rate.astype(u.dtype) * u, updates)
-        return scaled, PeakState(optax.safe_increment(state.taken), state.peak, rate)
+        rates = {own: state.peak * own(state.taken) for own in dict.fromkeys([schedule, *by_path.values()])}
+
+        def scale(path: Any, u: jax.Array) -> jax.Array:
+            return -rates[by_path[path_string(path)]].astype(u.dtype) * u
+
+        scaled = jax.tree_util.tree_map_with_path(scale, updates)
+        return scaled, PeakState(optax.safe_increment(state.taken), state.peak, rates[schedule])
 
     return optax.GradientTransformation(init, update)
 

@@ -30,6 +30,11 @@ SHAPES: dict[str, Callable[[jax.Array, float], jax.Array]] = {
 }
 
 
+def stop_after(schedule: Schedule, steps: int) -> Schedule:
+    """Returns the schedule, and 0 for every step after the first `steps`."""
+    return lambda step: jnp.where(step < steps, schedule(step), 0.0)
+
+
 def make_schedule(shape: str, steps: int, warmup: float = 0.0, final: float = 0.0) -> Schedule:
     """Returns a linear warm-up followed by `shape`.
 

@@ -18,7 +18,7 @@ from lowbit.train.optimizers import (
     with_peak,
     with_standard_promotion,
 )
-from lowbit.train.schedules import make_schedule
+from lowbit.train.schedules import make_schedule, stop_after
 from lowbit.tree import Rule
 
 PARAMS = {
@@ -77,6 +77,20 @@ def test_group_factor_scales_the_step():
     scale = updates["quant"]["layers"]["attn"]["q_proj"]["kernel"]["scale"]
     np.testing.assert_allclose(jnp.abs(kernel), 1e-2, rtol=1e-4)
     np.testing.assert_allclose(jnp.abs(scale), 0.25e-2, rtol=1e-4)
+
+
+def test_a_group_may_follow_a_schedule_of_its_own():
+    falling = make_schedule("linear", 4)
+    optimizer = adamw(falling, 1e-2, groups(scale_schedule=stop_after(CONSTANT, 3)), clip_norm=None)
+    state = optimizer.init(PARAMS)
+    for step, (share, own) in enumerate([(1.0, 1.0), (0.75, 1.0), (0.5, 1.0), (0.25, 0.0)]):
+        updates, state = optimizer.update(gradients(), state, PARAMS)
+        moved = dict(zip(leaf_paths(PARAMS), jax.tree.leaves(updates), strict=True))
+        # Of a constant gradient Adam makes steps of the learning rate.
+        np.testing.assert_allclose(jnp.abs(moved[KERNEL]), share * 1e-2, rtol=1e-4)
+        np.testing.assert_allclose(jnp.abs(moved[SCALE]), own * 1e-2, rtol=1e-4)
+        np.testing.assert_allclose(optax.tree.get(state, "learning_rate"), share * 1e-2, rtol=1e-6)
+        assert int(optax.tree.get(state, "taken")) == step + 1
 
 
 def test_peak_is_state():

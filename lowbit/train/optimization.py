@@ -1,0 +1,79 @@
+"""From the sections `optimizer` and `schedule` of a config to parameter groups and the optimizer that reads them."""
+
+import math
+from collections.abc import Mapping
+
+import optax
+
+from lowbit import config as configs
+from lowbit.config import ConfigDict, choose
+from lowbit.train.optimizers import Group, adamw, assign_groups, default_groups, leaf_paths, muon
+from lowbit.train.schedules import SHAPES, Schedule, make_schedule, stop_after
+from lowbit.train.state import Tree
+from lowbit.tree import Rule
+
+OPTIMIZERS = {"adamw": adamw, "muon": muon}
+"""By the name that a config gives."""
+
+
+def check_optimizer(settings: ConfigDict) -> None:
+    """Raises ConfigError for a name in `config.optimizer` that stands for nothing; numbers have their limits."""
+    choose("optimizer", settings.name, OPTIMIZERS)
+    choose("optimizer.scale_schedule", settings.scale_schedule, {"same": None, **SHAPES})
+
+
+def make_scale_schedule(config: ConfigDict, schedule: Schedule) -> Schedule | None:
+    """Returns the schedule of quantizer scales, with the run's warm-up and end; None where it is the run's own.
+
+    Raises:
+      ConfigError: an unknown shape.
+    """
+    steps, settings = configs.steps(config), config.optimizer
+    own = schedule
+    if settings.scale_schedule != "same":
+        final = 0.0 if settings.scale_schedule == "constant" else config.schedule.final
+        own = make_schedule(settings.scale_schedule, steps, config.schedule.warmup, final)
+    if settings.scale_until < 1.0:
+        own = stop_after(own, round(settings.scale_until * steps))
+    return None if own is schedule else own
+
+
+def parameter_groups(settings: ConfigDict, shapes: Tree, scale_schedule: Schedule | None = None) -> dict[str, Group]:
+    """Returns the optimizer group of each path of {"params", "quant"}, from `config.optimizer`.
+
+    Raises:
+      RuleError: a pattern of `frozen` that nothing matches.
+      ConfigError: a negative or infinite factor, or nothing left to train.
+    """
+    frozen = [Rule(pattern, Group(frozen=True)) for pattern in settings.frozen]
+    usual = default_groups(
+        leaf_paths(shapes),
+        settings.weight_decay,
+        settings.scale_learning_rate,
+        after=[rule.pattern for rule in frozen],
+        orthogonal=settings.name == "muon",
+        scale_schedule=scale_schedule,
+    )
+    return assign_groups([*frozen, *usual], shapes)
+
+
+def make_optimizer(
+    settings: ConfigDict, schedule: Schedule, groups: Mapping[str, Group]
+) -> optax.GradientTransformation:
+    """Returns what `config.optimizer` describes, for parameters in these groups.
+
+    Raises:
+      ConfigError: an unknown name, or a number out of range.
+    """
+    make = choose("optimizer", settings.name, OPTIMIZERS)
+    own = {"momentum": settings.momentum} if make is muon else {}
+    return make(
+        schedule,
+        settings.learning_rate,
+        groups,
+        b1=settings.b1,
+        b2=settings.b2,
+        eps=settings.eps,
+        clip_norm=None if math.isinf(settings.clip_norm) else settings.clip_norm,
+        **own,
+    )
