@@ -65,8 +65,11 @@ def base() -> ConfigDict:
                 },
             },
             "data": {
-                "train": (),  # .npy token files, or text files for the model's tokenizer
+                "train": (),  # .npy token files and folders that `tokenize` wrote, or texts for the model's tokenizer
                 "valid": (),  # the same, each evaluated on its own
+                "attend_across_documents": True,  # False: tokens see their own document alone, positions restart in it
+                # token between documents, or its id; "" takes what token folders say, or the tokenizer's eos token
+                "separator": config_dict.FieldReference("", field_type=object),
             },
             "quant": {
                 "method": "paretoq",  # "paretoq", "rtn", "llmqat", "absmean_ternary", "float"
@@ -97,6 +100,8 @@ def base() -> ConfigDict:
                 "momentum": 0.95,  # Muon
                 "weight_decay": 0.0,  # of matrices and embedding
                 "scale_learning_rate": 1.0,  # factor on the learning rate, for quantizer scales
+                "scale_schedule": "same",  # their shape: "same" as schedule.shape, or "cosine", "linear", "constant"
+                "scale_until": 1.0,  # share of the steps after which they stand still
                 "clip_norm": 1.0,  # global L2 norm of the gradient; inf clips nothing
                 "frozen": (),  # patterns of paths like "params/embed/.*" that stay as they start
             },

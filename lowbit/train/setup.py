@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ import optax
 from jax.sharding import Mesh
 
 from lowbit import config as configs
-from lowbit.config import ConfigDict, choose
-from lowbit.data import TextTokenizer, TokenDataset, TokenWindows, byte_lengths, encode_files
+from lowbit.config import ConfigDict
+from lowbit.data import TokenDataset, TokenWindows
 from lowbit.distill.objectives import TEACHER, distill_from
-from lowbit.errors import ConfigError, DataError, ModelError, TokenizerError, nearest
+from lowbit.errors import ConfigError, ModelError, TokenizerError, nearest
 from lowbit.linen import quantize
 from lowbit.llama import LlamaConfig, param_shapes
 from lowbit.models import Transformer
@@ -28,17 +27,16 @@ from lowbit.models.pretrained import Pretrained
 from lowbit.train import sharding
 from lowbit.train.limits import check_limits
 from lowbit.train.objectives import next_token
-from lowbit.train.optimizers import Group, adamw, assign_groups, default_groups, frozen_paths, leaf_paths, muon
+from lowbit.train.optimization import check_optimizer, make_optimizer, make_scale_schedule, parameter_groups
+from lowbit.train.optimizers import frozen_paths
 from lowbit.train.quantization import quantization_rules
-from lowbit.train.schedules import Schedule, make_schedule
+from lowbit.train.schedules import make_schedule
 from lowbit.train.sources import load_masters
 from lowbit.train.state import TrainState, Tree, split
 from lowbit.train.step import Objective
 from lowbit.train.teacher import check_distill, load_teacher
+from lowbit.train.texts import check_names, open_texts
 from lowbit.tree import Rule, init_state, resolve, unflatten
-
-OPTIMIZERS = {"adamw": adamw, "muon": muon}
-"""By the name that a config gives."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,13 +120,14 @@ def prepare(config: ConfigDict) -> Experiment:
     check_limits(config)
     steps = configs.steps(config)
     schedule = make_schedule(steps=steps, **config.schedule.to_dict())
+    scale_schedule = make_scale_schedule(config, schedule)
     mesh = sharding.make_mesh(config.mesh.to_dict())
     sharding.check_batch(mesh, config.train.batch_size, config.train.accumulate)
     sharding.check_batch(mesh, config.evaluation.batch_size, 1)
     rules = tuple(quantization_rules(config.quant))
     check_distill(config)
-    choose("optimizer", config.optimizer.name, OPTIMIZERS)
-    _check_files(config.data.train, config.data.valid)
+    check_optimizer(config.optimizer)
+    check_names(config.data.train, config.data.valid)
 
     source = load_masters(config.model.source) if config.model.source else None
     cfg, make_params, tokenizer_files = _start(config, source)
@@ -144,21 +143,19 @@ def prepare(config: ConfigDict) -> Experiment:
     groups = parameter_groups(
         config.optimizer,
         {"params": shapes, "quant": jax.eval_shape(functools.partial(init_state, rules), shapes)["quant"]},
+        scale_schedule,
     )
     optimizer = make_optimizer(config.optimizer, schedule, groups)
-    all_tokens = all(path.endswith(".npy") for path in (*config.data.train, *config.data.valid))
-    tokenizer = _load_tokenizer(tokenizer_files, cfg.vocab_size, for_text=not all_tokens)
-    open_windows = functools.partial(_windows, config.train.sequence_length, cfg.vocab_size, tokenizer)
+    texts = open_texts(config, cfg.vocab_size, tokenizer_files)
+    model = model.clone(separator=texts.separator)
     share, shares = sharding.batch_share(mesh)
     train = TokenDataset(
-        open_windows(config.data.train),
+        texts.train,
         config.train.batch_size,
         config.seed,
         process_index=share,
         process_count=shares,
     )
-    valid = {Path(path).stem: open_windows((path,)) for path in config.data.valid}
-    _check_valid(valid, config.evaluation.windows)
     teacher = load_teacher(config, source) if config.distill.weight else None
     if teacher is not None:
         check_heads(teacher.cfg, mesh)
@@ -174,14 +171,14 @@ def prepare(config: ConfigDict) -> Experiment:
         frozen=frozen_paths(groups),
         mesh=mesh,
         train=train,
-        valid=valid,
-        byte_lengths=_byte_lengths(tokenizer),
+        valid=texts.valid,
+        byte_lengths=texts.byte_lengths,
         tokenizer_files=tokenizer_files,
         teacher="" if teacher is None else teacher.fingerprint,
     )
 
 
-def make_objective(config: ConfigDict, model: nn.Module, teacher: LlamaConfig | None) -> Objective:
+def make_objective(config: ConfigDict, model: Transformer, teacher: LlamaConfig | None) -> Objective:
     """Returns what a run minimizes: cross entropy, or where a teacher of these sizes is given, the section `distill`.
 
     Raises:
@@ -191,30 +188,8 @@ def make_objective(config: ConfigDict, model: nn.Module, teacher: LlamaConfig | 
     if teacher is None:
         return next_token(model, chunks)
     # No gradient reaches the teacher: nothing of it is kept, so nothing is computed again.
-    wise = make_model(config, teacher, None).clone(remat="none")
+    wise = make_model(config, teacher, None).clone(remat="none", separator=model.separator)
     return distill_from(wise, model, config.distill.weight, config.distill.temperature, chunks)
-
-
-def make_optimizer(
-    settings: ConfigDict, schedule: Schedule, groups: Mapping[str, Group]
-) -> optax.GradientTransformation:
-    """Returns what `config.optimizer` describes, for parameters in these groups.
-
-    Raises:
-      ConfigError: an unknown name, or a number out of range.
-    """
-    make = choose("optimizer", settings.name, OPTIMIZERS)
-    momentum = {"momentum": settings.momentum} if make is muon else {}
-    return make(
-        schedule,
-        settings.learning_rate,
-        groups,
-        b1=settings.b1,
-        b2=settings.b2,
-        eps=settings.eps,
-        clip_norm=None if math.isinf(settings.clip_norm) else settings.clip_norm,
-        **momentum,
-    )
 
 
 def make_model(config: ConfigDict, cfg: LlamaConfig, rules: Sequence[Rule[Any]] | None) -> Transformer:
@@ -229,24 +204,6 @@ def make_model(config: ConfigDict, cfg: LlamaConfig, rules: Sequence[Rule[Any]] 
     return Transformer(
         cfg, jnp.dtype(settings.compute_dtype), remat=settings.remat, attention=settings.attention, transform=transform
     )
-
-
-def parameter_groups(settings: ConfigDict, shapes: Tree) -> dict[str, Group]:
-    """Returns the optimizer group of each path of {"params", "quant"}, from `config.optimizer`.
-
-    Raises:
-      RuleError: a pattern of `frozen` that nothing matches.
-      ConfigError: a negative or infinite factor, or nothing left to train.
-    """
-    frozen = [Rule(pattern, Group(frozen=True)) for pattern in settings.frozen]
-    usual = default_groups(
-        leaf_paths(shapes),
-        settings.weight_decay,
-        settings.scale_learning_rate,
-        after=[rule.pattern for rule in frozen],
-        orthogonal=settings.name == "muon",
-    )
-    return assign_groups([*frozen, *usual], shapes)
 
 
 def _quantized(rules: Sequence[Rule[Any]], module_cls: Any, prefix: str) -> Any:
@@ -278,58 +235,6 @@ def _tokenizer_files(folder: Path) -> dict[str, bytes]:
     if not (folder / "tokenizer.json").is_file():
         raise TokenizerError(f"no tokenizer.json in {folder}", "set model.tokenizer to the folder of a tokenizer")
     return {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
-
-
-def _load_tokenizer(files: Mapping[str, bytes], vocab_size: int, for_text: bool) -> TextTokenizer | None:
-    if "tokenizer.json" not in files:
-        return None
-    # Only text needs to know which token ends a document: token files hold theirs, and any id will do in its place.
-    return TextTokenizer.load(files, vocab_size=vocab_size, separator=None if for_text else 0)
-
-
-def _byte_lengths(tokenizer: TextTokenizer | None) -> np.ndarray | None:
-    try:
-        return None if tokenizer is None else byte_lengths(tokenizer)
-    except TokenizerError:  # one without bytes: nats per token can be reported all the same
-        return None
-
-
-def _windows(length: int, vocab_size: int, tokenizer: TextTokenizer | None, paths: Sequence[str]) -> TokenWindows:
-    """Token files are mapped; anything else is text for the model's tokenizer."""
-    tokens = [path for path in paths if path.endswith(".npy")]
-    if len(tokens) == len(paths):
-        return TokenWindows.open(tokens, length=length, vocab_size=vocab_size)
-    if tokens:
-        raise ConfigError(f"{tokens[0]} is a token file among texts", "give either token files or texts")
-    if tokenizer is None:
-        raise TokenizerError(
-            f"{paths[0]} is text, and the model has no tokenizer", "set model.tokenizer, or give .npy token files"
-        )
-    encoded = encode_files(paths, tokenizer)
-    if len(encoded) < length + 1:
-        raise DataError(
-            f"{', '.join(paths)} holds {len(encoded):,} tokens, and a window of {length:,} needs {length + 1:,}",
-            "give more text, or lower train.sequence_length",
-        )
-    return TokenWindows((encoded,), length)
-
-
-def _check_files(train: Sequence[str], valid: Sequence[str]) -> None:
-    if not train:
-        raise ConfigError("data.train names no file", "set --config.data.train=FILE[,FILE] (.npy tokens, or text)")
-    names = [Path(path).stem for path in valid]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise ConfigError(f"data.valid names two files called {twice[0]!r}", "results go by file name: rename one")
-
-
-def _check_valid(valid: Mapping[str, TokenWindows], wanted: int) -> None:
-    for name, windows in valid.items():
-        if len(windows) < wanted:
-            raise DataError(
-                f"evaluation.windows={wanted}, and the text {name!r} has {len(windows)}",
-                "lower evaluation.windows (0 takes all), or give more text",
-            )
 
 
 def check_heads(cfg: LlamaConfig, mesh: sharding.AnyMesh) -> None:
