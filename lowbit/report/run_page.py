@@ -12,6 +12,9 @@ from lowbit.report.flight_log import FlightLog, read_flight_log
 from lowbit.report.html import document, header, provenance, section, write_page
 from lowbit.report.svg import inline_svg
 
+FACTS = ("device", "device_count", "jax_version", "git_commit", "date")
+"""What the page says of how the run was made, as result.json names it."""
+
 SECTIONS = (
     (
         "Codes",
@@ -22,9 +25,9 @@ SECTIONS = (
     ),
     (
         "Weights",
-        ("change", "change_l2"),
+        ("change",),
         "How far the float masters have moved from where the run began, relative to their size. ParetoQ (arXiv "
-        "2502.02631) reports about 40 % at 2 bits and below, and 10 to 20 % above, after billions of tokens.",
+        "2502.02631) reports about 40 % at 2 bits and below, and 10 to 20 % above, after far more tokens than a short run sees.",
     ),
     (
         "Scales",
@@ -73,11 +76,9 @@ def render_run_page(folder: Path) -> str:
     # A run that has not come to its first record has an empty file.
     if records.is_file() and records.stat().st_size:
         sections += flight_sections(read_flight_log(records))
-    facts = {
-        key: result[key] for key in ("device", "device_count", "jax_version", "git_commit", "date") if key in result
-    }
-    command = f"python -m lowbit report {folder}"
-    return document(name, [*sections, provenance(command, {**facts, "seed": config["seed"]})])
+    facts: dict[str, Any] = {key: result[key] for key in FACTS if key in result}
+    sections.append(provenance(f"python -m lowbit report {folder}", facts | {"seed": config["seed"]}))
+    return document(name, sections)
 
 
 def flight_sections(log: FlightLog) -> list[str]:
@@ -108,8 +109,8 @@ def _header(name: str, config: dict[str, Any], result: dict[str, Any], step: int
     if result.get("tokens_per_s") is not None:
         facts.append((f"{result['tokens_per_s']:,.0f}", "tokens/s"))
     lede = (
-        f"A model trained {kind}: {step:,} steps of {train['batch_size']} x {train['sequence_length']:,} tokens, learning "
-        f"rate {config['optimizer']['learning_rate']:g}" + ("." if result else "; the run is not finished.")
+        f"A model trained {kind}: {step:,} steps of {train['batch_size']} x {train['sequence_length']:,} tokens, "
+        f"learning rate {config['optimizer']['learning_rate']:g}" + ("." if result else "; the run is not finished.")
     )
     return header(f"lowbit · {result.get('date', '')[:10]}".rstrip(" ·"), name, lede, facts)
 
