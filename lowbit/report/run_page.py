@@ -27,7 +27,8 @@ SECTIONS = (
         "Weights",
         ("change",),
         "How far the float masters have moved from where the run began, relative to their size. ParetoQ (arXiv "
-        "2502.02631) reports about 40 % at 2 bits and below, and 10 to 20 % above, after far more tokens than a short run sees.",
+        "2502.02631) reports about 40 % at 2 bits and below, and 10 to 20 % above, after many more tokens than a "
+        "short run sees.",
     ),
     (
         "Scales",
