@@ -143,8 +143,8 @@ def _map(results: SweepResults, across: str, series: str) -> Figure:
                     va="center",
                     color=theme.MUTED.light if failed else theme.INK.light,
                 )
-        axes.set_xlim(0, len(columns))
-        axes.set_ylim(len(rows), 0)
+        axes.set_xlim(-0.02, len(columns))
+        axes.set_ylim(len(rows), -0.04)
         axes.set_xticks([i + 0.48 for i in range(len(columns))], [show(x) for x in columns])
         axes.set_yticks([j + 0.47 for j in range(len(rows))], [_named(series, row) for row in rows])
         axes.tick_params(length=0)
@@ -180,9 +180,9 @@ def _best(results: SweepResults) -> Figure:
             axes.annotate(
                 "\n".join(words),
                 (bits, setting.mean(text) or 0.0),
-                xytext=(0, -11),
+                xytext=(-5, -9),  # the line falls: there is room below it
                 textcoords="offset points",
-                ha="center",
+                ha="right",
                 va="top",
                 fontsize=9,
                 color=theme.MUTED.light,
@@ -193,7 +193,9 @@ def _best(results: SweepResults) -> Figure:
         axes.xaxis.set_minor_locator(mticker.NullLocator())
         axes.set_xlabel("bits per weight of the quantized matrices, at their stored size")
         axes.set_ylabel(f"nats per token, {text} (lower is better)")
-        axes.margins(x=0.12, y=0.2)
+        axes.margins(x=0.06, y=0.16)
+        narrowest, widest = (math.log(place) for place in axes.get_xlim())
+        axes.set_xlim(left=math.exp(narrowest - 0.2 * (widest - narrowest)))  # where the first label stands
     return figure
 
 

@@ -1,6 +1,7 @@
-"""The training of one batch of points, each of which leaves the run folder of an ordinary run, without checkpoints.
+"""The training of one batch of points, each of which leaves the run folder of an ordinary run.
 
-The step, the data, the evaluation and the files are those of `lowbit.train`; a batch that was interrupted starts anew.
+The step, the data, the evaluation and the files are those of `lowbit.train`. What needs a state to itself is left out:
+there are no checkpoints, so that a batch that was interrupted starts anew, and no flight recorder.
 """
 
 import contextlib
@@ -21,9 +22,9 @@ from lowbit.errors import ConfigError
 from lowbit.evals import Evaluation, evaluate
 from lowbit.sweep.lanes import Alone, Lanes, Together
 from lowbit.sweep.points import Point
-from lowbit.train.loop import Result, as_record
 from lowbit.train.metrics import Log, Meter, finite
 from lowbit.train.quantization import quantization_rules
+from lowbit.train.results import Result, as_record
 from lowbit.train.run_folder import RunFolder
 from lowbit.train.setup import Experiment, prepare
 from lowbit.train.state import TrainState
@@ -212,6 +213,11 @@ class _Batch:
                         "lr": float(metrics["learning_rate"][index]),
                         "grad_norm": float(metrics["grad_norm"][index]),
                         "param_norm": float(metrics["param_norm"][index]),
+                        **(
+                            {"cross_entropy": float(metrics["cross_entropy"][index])}
+                            if "cross_entropy" in metrics
+                            else {}
+                        ),
                         "tokens_per_s": speed if steady else None,
                         "elapsed": self.seconds(),
                     }
