@@ -69,7 +69,7 @@ def document_separator(paths: Sequence[str], tokenizer: TextTokenizer | None) ->
       DataError: two say different ones.
     """
     stated = {path: Manifest.read(path).separator for path in paths if is_token_folder(path)}
-    if len(stated) < len(paths):
+    if not set(paths) <= stated.keys():
         if tokenizer is None:
             raise TokenizerError("nothing says which token separates documents", "name it, or give a tokenizer")
         stated["the tokenizer"] = tokenizer.separator

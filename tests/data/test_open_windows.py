@@ -89,7 +89,7 @@ def test_shards_of_another_tokenizer_and_texts_without_one_are_refused(text, fol
 
 def test_the_separator_is_that_of_the_shards_or_of_the_tokenizer(text, folder, byte_level_folder, tmp_path):
     one = TextTokenizer.load(byte_level_folder, separator=1)
-    assert document_separator([folder], None) == document_separator([folder], one) == 0
+    assert document_separator([folder], None) == document_separator([folder, folder], one) == 0
     assert document_separator([text, "t.npy"], one) == 1
     with pytest.raises(TokenizerError, match="nothing says which token separates documents"):
         document_separator(["t.npy"], None)

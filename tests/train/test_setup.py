@@ -1,8 +1,10 @@
 """What a config is turned into: pretrained weights, texts, frozen parameters, groups."""
 
+import itertools
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
@@ -11,8 +13,10 @@ from lowbit.errors import ConfigError, DataError, RuleError, TokenizerError
 from lowbit.llama import LlamaConfig, param_shapes
 from lowbit.models import save_hf
 from lowbit.train import prepare
+from lowbit.train.optimization import make_scale_schedule, parameter_groups
 from lowbit.train.optimizers import Group
-from lowbit.train.setup import parameter_groups
+from lowbit.train.schedules import make_schedule
+from lowbit.train.step import make_train_step
 from lowbit.tree import flatten, unflatten
 
 TOKENIZER = Path(__file__).parents[2] / "assets" / "quickstart" / "model"
@@ -51,7 +55,7 @@ def test_texts_go_through_the_tokenizer_of_the_model(tiny_config, tmp_path):
     assert experiment.byte_lengths[windows.arrays[0]].sum() == len(text.read_bytes())
     with pytest.raises(TokenizerError, match="4,096 tokens, the model's vocabulary 64"):
         prepare(tiny_config(*settings, f"model.tokenizer={TOKENIZER}"))
-    with pytest.raises(ConfigError, match=r"tokens\.npy is a token file among texts"):
+    with pytest.raises(DataError, match=r"tokens\.npy holds tokens, among texts"):
         prepare(tiny_config(f"data.train={tiny_config().data.train[0]},{text}"))
 
 
@@ -81,6 +85,34 @@ def test_groups_come_from_the_config(tiny_config):
     config.optimizer.frozen = ("[",)
     with pytest.raises(RuleError, match=r"rule '\[' is no regular expression"):
         parameter_groups(config.optimizer, shapes)
+
+
+def test_scales_may_follow_a_schedule_of_their_own(tiny_config):
+    def shares(*settings):
+        config = tiny_config("train.tokens=2560", "schedule.warmup=0.2", *settings)
+        run = make_schedule("cosine", 10, 0.2)
+        own = make_scale_schedule(config, run)
+        return None if own is None else [round(float(own(jnp.int32(step))), 3) for step in range(10)]
+
+    assert shares() is None
+    assert shares("optimizer.scale_schedule=constant") == [0.5] + 9 * [1.0]
+    assert shares("optimizer.scale_schedule=linear")[2:5] == [1.0, 0.875, 0.75]
+    assert shares("optimizer.scale_schedule=constant", "optimizer.scale_until=0.3") == [0.5, 1.0, 1.0] + 7 * [0.0]
+    assert shares("optimizer.scale_until=0.1") == [0.5] + 9 * [0.0]
+    with pytest.raises(ConfigError, match=r"no optimizer\.scale_schedule 'sane'\n  -> did you mean 'same'"):
+        prepare(tiny_config("optimizer.scale_schedule=sane", "model.source=absent/model"))
+
+
+def test_scales_stand_still_after_their_share_of_the_steps(tiny_config):
+    experiment = prepare(tiny_config("train.tokens=1024", "optimizer.scale_until=0.5", "optimizer.weight_decay=0.1"))
+    step = jax.jit(make_train_step(experiment.objective, experiment.optimizer))
+    states = [experiment.initial_state()]
+    for i in range(4):
+        states.append(step(states[-1], jnp.asarray(experiment.train.batch(i)))[0])
+    scales = [state.params["quant"]["layers"]["mlp"]["up_proj"]["kernel"]["scale"] for state in states]
+    weights = [state.params["params"]["layers"]["mlp"]["up_proj"]["kernel"] for state in states]
+    assert [bool((a != b).any()) for a, b in itertools.pairwise(scales)] == [True, True, False, False]
+    assert all((a != b).any() for a, b in itertools.pairwise(weights))
 
 
 def test_muon_is_one_line_and_an_unknown_optimizer_is_refused_before_the_model_is_loaded(tiny_config):
