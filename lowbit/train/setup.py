@@ -118,6 +118,7 @@ def prepare(config: ConfigDict) -> Experiment:
       LowbitError: whatever in the config cannot be: sizes, names, files, shapes.
     """
     check_limits(config)
+    check_optimizer(config.optimizer)
     steps = configs.steps(config)
     schedule = make_schedule(steps=steps, **config.schedule.to_dict())
     scale_schedule = make_scale_schedule(config, schedule)
@@ -126,7 +127,6 @@ def prepare(config: ConfigDict) -> Experiment:
     sharding.check_batch(mesh, config.evaluation.batch_size, 1)
     rules = tuple(quantization_rules(config.quant))
     check_distill(config)
-    check_optimizer(config.optimizer)
     check_names(config.data.train, config.data.valid)
 
     source = load_masters(config.model.source) if config.model.source else None
