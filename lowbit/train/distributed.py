@@ -57,7 +57,6 @@ def connect(coordinator: str = "", processes: int = 0, index: int = 0, *, lost_a
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
     )
-    atexit.register(witness.communicate, b"goodbye")
     try:
         jax.distributed.initialize(
             **given,
@@ -66,10 +65,15 @@ def connect(coordinator: str = "", processes: int = 0, index: int = 0, *, lost_a
             shutdown_timeout_seconds=lost_after,
         )
     except (ValueError, TypeError) as error:
+        witness.communicate(b"goodbye")
         raise ProcessError(
             f"nothing here says which processes make up the run ({error})",
             "give each process --coordinator HOST:PORT --processes N --process-index I",
         ) from error
+    except RuntimeError as error:
+        witness.communicate(b"goodbye")
+        raise ProcessError(f"this process cannot join a run: {error}", "connect before anything else of jax") from error
+    atexit.register(witness.communicate, b"goodbye")
 
 
 def _check(coordinator: str, processes: int, index: int) -> None:
