@@ -78,6 +78,7 @@ def base() -> ConfigDict:
                 "granularity": config_dict.FieldReference("channel", field_type=object),  # "tensor", or a group size
                 "symmetric": True,  # rtn: False is the min-max grid with a zero point
                 "variant": "fixed",  # llmqat: "reference" is the reference code, zero gradients at |w| >= 2 included
+                "estimator": "clipped",  # paretoq: of the gradient to weights: "clipped", "identity", "dsq"
                 "scale_init": "mse",  # "mse", "mean", "max", "reference"; read by paretoq and symmetric rtn
                 "scale_dtype": "float16",  # as stored in the packed file
                 "float_dtype": "float16",  # stored dtype of what is not quantized

@@ -1,23 +1,81 @@
 """Straight-through estimators: rounding that lets gradients pass, each with its formula."""
 
+import functools
+import math
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from lowbit.errors import QuantizerError, nearest
 from lowbit.numerics import groups
 from lowbit.numerics.grids import AffineGrid, per_group
 from lowbit.numerics.scales import in_units_of, stored
 
+Estimator = Callable[[Float[Array, "*s g G n"], Float[Array, "*s g G n"], AffineGrid], Float[Array, "*s g G n"]]
+"""(incoming gradient c, u = w/scale, grid with fields for groups) -> the gradient to w."""
 
-@jax.custom_vjp
-def learned_scale(w: Float[Array, "*s k n"], scale: Float[Array, "*s g m"], grid: AffineGrid) -> Float[Array, "*s k n"]:
+
+def clipped(c: Float[Array, "*s g G n"], u: Float[Array, "*s g G n"], grid: AffineGrid) -> Float[Array, "*s g G n"]:
+    """`c where low <= u <= high, else 0`: the usual straight-through estimator (ParetoQ, arXiv 2502.02631)."""
+    return jnp.where(_outside(u, grid), 0.0, c)
+
+
+def identity(c: Float[Array, "*s g G n"], u: Float[Array, "*s g G n"], grid: AffineGrid) -> Float[Array, "*s g G n"]:
+    """`c`: weights beyond the range learn as well, and can come back (arXiv 1308.3432)."""
+    return c
+
+
+DSQ_ALPHA = 0.2
+"""How far the soft staircase is from a hard one, from 0 (equal) to 0.5."""
+
+
+def soft_staircase(
+    c: Float[Array, "*s g G n"], u: Float[Array, "*s g G n"], grid: AffineGrid
+) -> Float[Array, "*s g G n"]:
+    """The slope of a staircase of tanh in place of the hard one (DSQ, arXiv 1908.05033, eq. 2 to 7).
+
+    With t the distance of u, in steps, from the threshold between the two levels around it:
+
+      c * (kappa / (2 (1 - alpha))) * (1 - tanh(kappa t)^2), kappa = log(2/alpha - 1)
+
+    Weights near a threshold move faster than those near a level; the mean over a step is c. Beyond the outermost
+    levels the slope is that at a level, and 0 outside of low .. high.
+    """
+    kappa = math.log(2.0 / DSQ_ALPHA - 1.0)
+    position = jnp.clip(u * grid.inverse_step - grid.offset, grid.first, grid.integers(jnp.asarray(grid.high)))
+    t = position - jnp.floor(position) - 0.5
+    slope = (0.5 * kappa / (1.0 - DSQ_ALPHA)) * (1.0 - jnp.square(jnp.tanh(kappa * t)))
+    return jnp.where(_outside(u, grid), 0.0, c * slope)
+
+
+def _outside(u: Float[Array, "*s g G n"], grid: AffineGrid) -> Bool[Array, "*s g G n"]:
+    return (u < grid.low) | (u > grid.high)
+
+
+ESTIMATORS: dict[str, Estimator] = {"clipped": clipped, "identity": identity, "dsq": soft_staircase}
+"""Gradients to the weights that a config can name."""
+
+
+def estimator_by_name(name: str) -> Estimator:
+    """Returns the named estimator; raises QuantizerError where there is none."""
+    if name not in ESTIMATORS:
+        raise QuantizerError(f"unknown gradient estimator {name!r}", nearest(name, ESTIMATORS))
+    return ESTIMATORS[name]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def learned_scale(
+    w: Float[Array, "*s k n"], scale: Float[Array, "*s g m"], grid: AffineGrid, estimator: Estimator = clipped
+) -> Float[Array, "*s k n"]:
     """Rounds w to the nearest level of `grid * scale`; both w and the scale learn.
 
     Forward, with u = w/scale: `level(round(clip(u, low, high)/step - offset)) * scale`.
     Backward, with the incoming gradient c (LSQ, arXiv 1902.08153; ParetoQ, arXiv 2502.02631):
 
-      to w:      c where low <= u <= high, else 0
+      to w:      as the estimator has it; `clipped`: c where low <= u <= high, else 0
       to scale:  sum over its weights of c * r / sqrt(k * n * reach),
                  r = edge_low below, edge_high above, `level - elastic * u` between
 
@@ -28,6 +86,7 @@ def learned_scale(w: Float[Array, "*s k n"], scale: Float[Array, "*s g m"], grid
       w: weights `[*s k n]`, any float dtype; the arithmetic is float32.
       scale: positive, float32, `[*s g n]`, `[*s 1 n]` or `[*s 1 1]`.
       grid: fields are numbers or arrays `[*s 1 1]`.
+      estimator: of the gradient to w.
 
     Returns:
       The quantized weights in the dtype of w.
@@ -39,20 +98,20 @@ def learned_scale(w: Float[Array, "*s k n"], scale: Float[Array, "*s g m"], grid
 
 
 def _learned_scale_fwd(
-    w: Float[Array, "*s k n"], scale: Float[Array, "*s g m"], grid: AffineGrid
+    w: Float[Array, "*s k n"], scale: Float[Array, "*s g m"], grid: AffineGrid, estimator: Estimator
 ) -> tuple[Float[Array, "*s k n"], tuple[Array, Array, AffineGrid]]:
-    return learned_scale(w, scale, grid), (w, scale, grid)
+    return learned_scale(w, scale, grid, estimator), (w, scale, grid)
 
 
 def _learned_scale_bwd(
-    residuals: tuple[Array, Array, AffineGrid], cotangent: Float[Array, "*s k n"]
+    estimator: Estimator, residuals: tuple[Array, Array, AffineGrid], cotangent: Float[Array, "*s k n"]
 ) -> tuple[Float[Array, "*s k n"], Float[Array, "*s g m"], AffineGrid]:
     w, scale, grid = residuals
     u = in_units_of(scale, w)
     c = groups.split_like(cotangent.astype(jnp.float32), scale)
     wide = per_group(grid)
     below, above = u < wide.low, u > wide.high
-    grad_w = jnp.where(below | above, 0.0, c)
+    grad_w = estimator(c, u, wide)
     inside = wide.level(wide.integers(u)) - wide.elastic * u
     inside = jnp.where((u == 0) & (jnp.asarray(wide.elastic) == 0), 0.0, inside)
     r = jnp.where(below, wide.edge_low, jnp.where(above, wide.edge_high, inside))

@@ -31,7 +31,12 @@ FLOAT = "float"
 _FAMILY = LlamaConfig(2, 2, 2, 1, num_heads=1, num_kv_heads=1, head_dim=2, tie_embeddings=False, qkv_bias=True)
 _OTHER_PATHS = tuple(path for path in param_shapes(_FAMILY) if path != EMBEDDING)
 
-OF_ONE_METHOD = {"layer_bits": ("paretoq", ()), "symmetric": ("rtn", True), "variant": ("llmqat", "fixed")}
+OF_ONE_METHOD = {
+    "layer_bits": ("paretoq", ()),
+    "symmetric": ("rtn", True),
+    "variant": ("llmqat", "fixed"),
+    "estimator": ("paretoq", "clipped"),
+}
 """Choices that only one method has, and the value that stands where there is no choice."""
 
 
@@ -43,7 +48,7 @@ def quantization_rules(quant: ConfigDict) -> list[Rule]:
 
     Raises:
       ConfigError: a key is missing (written by another version); an override of another form, or with an unknown key.
-      QuantizerError: an unknown method, width, granularity, scale start or dtype.
+      QuantizerError: an unknown method, width, granularity, scale start, estimator or dtype.
       RuleError: a pattern that is no regular expression.
     """
     settings = quant.to_dict()
@@ -72,7 +77,7 @@ def make_quantizer(settings: Mapping[str, Any]) -> Quantizer:
     """Returns the quantizer that `method`, `bits` or `layer_bits`, `granularity`, `scale_init` and the dtypes describe.
 
     Raises:
-      ConfigError: a width a layer, a symmetry or a variant for a method that has no such choice.
+      ConfigError: a width a layer, a symmetry, a variant or an estimator for a method that has no such choice.
       QuantizerError: see `quantization_rules`.
     """
     method, bits = settings["method"], settings["bits"]
@@ -87,7 +92,9 @@ def make_quantizer(settings: Mapping[str, Any]) -> Quantizer:
     shared = {"granularity": settings["granularity"], "scale_dtype": _dtype(settings["scale_dtype"])}
     match method:
         case "paretoq":
-            return paretoq(layer_bits or bits, scale_init=settings["scale_init"], **shared)
+            return paretoq(
+                layer_bits or bits, scale_init=settings["scale_init"], estimator=settings["estimator"], **shared
+            )
         case "rtn":
             return rtn(bits, symmetric=settings["symmetric"], scale_init=settings["scale_init"], **shared)
         case "llmqat":

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lowbit.errors import QuantizerError
 from lowbit.numerics import ste
 from lowbit.numerics.grids import paretoq_grid
 from lowbit.numerics.quantizers import absmean_ternary, llmqat, paretoq, rtn, stored_as
@@ -43,6 +44,72 @@ def test_learned_scale(bits, groups):
     damping = np.sqrt(k * n * reach)
     bound = np.abs(terms).sum(1) / damping * (k // groups) * 2**-23 + 1e-7 * reach
     assert np.all(np.abs(grad_scale - terms.sum(1) / damping) <= bound)
+
+
+def slope_of_soft_stairs(u, levels, low, high, alpha=0.2):
+    """DSQ's derivative between two levels of distance d: s k (1 - tanh(k (u - middle))^2) d/2."""
+    d = levels[1] - levels[0]
+    k, s = np.log(2 / alpha - 1) / d, 1 / (1 - alpha)
+    kept = np.clip(u, levels[0], levels[-1])
+    left = np.clip(np.searchsorted(levels, kept, side="right") - 1, 0, len(levels) - 2)
+    slope = s * k * (1 - np.tanh(k * (kept - levels[left] - d / 2)) ** 2) * d / 2
+    return np.where((u >= low) & (u <= high), slope, 0.0)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("bits", FORMULA)
+def test_estimators_differ_in_the_gradient_to_weights_alone(bits, groups):
+    levels, clip, _, reach = FORMULA[bits]
+    low, high = clip if isinstance(clip, tuple) else (-clip, clip)
+    levels = np.asarray(levels, np.float64)
+    scale = RNG.uniform(0.05, 0.3, (groups, 6)).astype(np.float32)
+    w = (RNG.standard_normal((32, 6)) * 0.3 * max(1, reach)).astype(np.float32)
+    c = RNG.standard_normal((32, 6)).astype(np.float32)
+    u = w / np.repeat(scale.astype(np.float64), 32 // groups, axis=0)
+    wanted = {
+        "clipped": np.where((u >= low) & (u <= high), c, 0),
+        "identity": c,
+        "dsq": c * slope_of_soft_stairs(u, levels, low, high),
+    }
+    assert set(wanted) == set(ste.ESTIMATORS)
+    results = {}
+    for name in wanted:
+        quantizer = paretoq(bits, scale_dtype=jnp.float32, estimator=name)
+        w_hat, vjp = jax.vjp(quantizer.fake, jnp.asarray(w), {"scale": jnp.asarray(scale)})
+        grad_w, grad_state = vjp(jnp.asarray(c))
+        # u is off by a rounding of its own size, which the slope turns into at most |u| * max |slope'| < 2 |u| of c.
+        bound = 2**-23 * np.abs(c) * (4 + 2 * np.abs(u) * reach)
+        assert np.all(np.abs(grad_w - wanted[name]) <= (bound if name == "dsq" else 0)), name
+        results[name] = (w_hat, grad_state)
+    for other in ("identity", "dsq"):
+        jax.tree.map(np.testing.assert_array_equal, results[other], results["clipped"])
+
+
+@pytest.mark.parametrize("bits", FORMULA)
+def test_the_soft_staircase_rises_by_one_step_between_two_levels(bits):
+    levels = np.asarray(FORMULA[bits][0], np.float64)
+    u = np.linspace(levels[0], levels[1], 10_001)
+    clip = FORMULA[bits][1]
+    slope = slope_of_soft_stairs(u, levels, *(clip if isinstance(clip, tuple) else (-clip, clip)))
+    np.testing.assert_allclose(np.trapezoid(slope, u), levels[1] - levels[0], rtol=1e-6)
+
+
+def test_layers_of_different_widths_share_an_estimator():
+    w = jnp.asarray(RNG.standard_normal((2, 16, 3)).astype(np.float32))
+    mixed = paretoq((2, 4), estimator="dsq")
+    state = mixed.init(w)
+    grads = jax.grad(lambda w: jnp.sum(mixed.fake(w, state)))(w)
+    for layer, bits in enumerate((2, 4)):
+        alone = paretoq(bits, estimator="dsq")
+        own = {"scale": state["scale"][layer]}
+        wanted = jax.grad(lambda w, alone=alone, own=own: jnp.sum(alone.fake(w, own)))(w[layer])
+        # Static and traced grids, in two programs: a rounding of u, and of its slope.
+        np.testing.assert_allclose(grads[layer], wanted, rtol=2e-5, atol=1e-6)
+
+
+def test_an_unknown_estimator_is_refused():
+    with pytest.raises(QuantizerError, match="unknown gradient estimator 'dqs'\n  -> did you mean 'dsq'"):
+        paretoq(2, estimator="dqs")
 
 
 def test_scale_gradient_at_a_binary_zero_is_zero():

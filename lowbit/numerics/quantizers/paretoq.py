@@ -21,6 +21,7 @@ def paretoq(
     granularity: Granularity = "channel",
     scale_init: str | scales.ScaleInit = "mse",
     scale_dtype: DTypeLike = jnp.float16,
+    estimator: str = "clipped",
 ) -> Quantizer:
     """Elastic binary (1), stretched elastic quant (1.58, 2) and LSQ (3, 4) with a scale that learns.
 
@@ -37,27 +38,29 @@ def paretoq(
       scale_init: "mse" (mean-square-optimal, the best start measured), "max", "mean", "reference" (the paper's code),
         or a function.
       scale_dtype: what the file stores; the scale is rounded to it in the forward pass. float32 rounds nothing.
+      estimator: of the gradient to the weights: "clipped" (the paper's), "identity" or "dsq" (`ste.ESTIMATORS`).
 
     Returns:
       A quantizer. Gradients: `ste.learned_scale`. Differences from the reference code: a weight of exactly 0 at 1 bit
       becomes +scale (there 0, which one bit cannot hold).
 
     Raises:
-      QuantizerError: another width or none, or a scale dtype that no file holds; from init, a group that does not
-        divide k, or layers that do not match.
+      QuantizerError: another width or none, an unknown estimator, or a scale dtype that no file holds; from init, a
+        group that does not divide k, or layers that do not match.
     """
     groups.check_granularity(granularity)
     scales.check_dtype(scale_dtype, "a scale")
     start = scales.by_name(scale_init)
+    to_weights = ste.estimator_by_name(estimator)
     if not isinstance(bits, Sequence):
         width = _python_number(bits)
         grid, affine = paretoq_grid(width)
-        return _learned(f"paretoq{width:g}", grid, affine, granularity, start, scale_dtype)
+        return _learned(f"paretoq{width:g}", grid, affine, granularity, start, scale_dtype, to_weights)
     widths = tuple(_python_number(width) for width in bits)
     if not widths:
         raise QuantizerError("no width was given", "give one width, or one for each layer of the stacked parameter")
     grids = [paretoq_grid(b)[1] for b in widths]
-    mixed = _traced("paretoq_mixed", widths, stack(grids), granularity, start, scale_dtype)
+    mixed = _traced("paretoq_mixed", widths, stack(grids), granularity, start, scale_dtype, to_weights)
     return mixed._replace(at_layer=lambda index: paretoq(widths[index], granularity, start, scale_dtype))
 
 
@@ -75,6 +78,7 @@ def _learned(
     granularity: Granularity,
     scale_init: scales.ScaleInit,
     scale_dtype: DTypeLike,
+    estimator: ste.Estimator,
 ) -> Quantizer:
     """One static grid for all of the parameter."""
 
@@ -82,7 +86,7 @@ def _learned(
         return {"scale": scales.start(w, granularity, scale_init, affine)}
 
     def fake(w: Float[Array, "*s k n"], state: State) -> Float[Array, "*s k n"]:
-        return ste.learned_scale(w, ste.stored_scale(state["scale"], scale_dtype), affine)
+        return ste.learned_scale(w, ste.stored_scale(state["scale"], scale_dtype), affine, estimator)
 
     def encode(w: Float[Array, "*s k n"], state: State) -> QTensor:
         return encode_affine(w, state["scale"], affine, grid, scale_dtype)
@@ -100,6 +104,7 @@ def _traced(
     granularity: Granularity,
     scale_init: scales.ScaleInit,
     scale_dtype: DTypeLike,
+    estimator: ste.Estimator,
 ) -> Quantizer:
     """A grid a layer, carried in the state."""
 
@@ -113,7 +118,7 @@ def _traced(
 
     def fake(w: Float[Array, "*s k n"], state: State) -> Float[Array, "*s k n"]:
         grid = AffineGrid(*state["grid"])
-        return ste.learned_scale(w, ste.stored_scale(state["scale"], scale_dtype), grid)
+        return ste.learned_scale(w, ste.stored_scale(state["scale"], scale_dtype), grid, estimator)
 
     def encode(w: Float[Array, "layers k n"], state: State) -> QTensor:
         raise QuantizerError(
