@@ -23,6 +23,7 @@ from lowbit.models.attention import (
     rotate,
 )
 from lowbit.models.layers import INIT_STDDEV, Dense, DotGeneral, Embed, Head, RMSNorm, untransformed
+from lowbit.models.placement import by_rows, gathered
 
 RematPolicy = Literal["none", "full", "dots"]
 Transform = Callable[[Any, str], Any]
@@ -86,6 +87,7 @@ class Block(nn.Module):
     ) -> tuple[jax.Array, None]:
         """Returns ([b t d], None); cos and sin as `rotate` takes them, mask as `causal_attention` does."""
         cfg, dtype = self.cfg, self.dtype
+        x = by_rows(x)
         attention = Attention(cfg, dtype, self.implementation, self.dot_general, name="attn")
         x = x + attention(RMSNorm(cfg.rms_norm_eps, dtype, name="attn_norm")(x), cos, sin, mask)
         mlp = MLP(cfg, dtype, self.dot_general, name="mlp")
@@ -159,18 +161,18 @@ class Transformer(nn.Module):
 
     def _decode(self, table: jax.Array, tokens: jax.Array) -> jax.Array:
         # Rows are cast after the lookup: the gradient of a frequent token then adds up in float32.
-        x = table[tokens].astype(self.dtype)
+        x = by_rows(gathered(table, cut=0)[tokens].astype(self.dtype))
         cos, sin = rotary_tables(self.cfg, tokens.shape[1])
         mask = None
         if self.separator is not None:
             positions, mask = document_positions(tokens, self.separator)
             cos, sin = cos[positions], sin[positions]
         x, _ = self.layers(x, cos, sin, mask)
-        return self.norm(x)
+        return by_rows(self.norm(x))
 
     def _kernel(self, table: jax.Array | None) -> jax.Array:
         kernel = self.lm_head() if table is None or not self.cfg.tie_embeddings else table.T
-        return kernel.astype(self.dtype)
+        return gathered(kernel.astype(self.dtype), cut=1)
 
 
 def _into_residual(cfg: LlamaConfig, dtype: DTypeLike, dot_general: DotGeneral, name: str) -> Dense:

@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding
 from lowbit import config as configs
 from lowbit.config import ConfigDict
 from lowbit.evals import Evaluation, evaluate
+from lowbit.models.placement import on_mesh
 from lowbit.train import processes, sharding
 from lowbit.train.broken import BrokenStep, examine
 from lowbit.train.checkpoints import Checkpoints, Progress, opened
@@ -262,8 +263,12 @@ def evaluator(experiment: Experiment, shardings: TrainState) -> Callable[[TrainS
     """Returns nll(state, batch i32[b t+1]) -> nats f32[b t], compiled for the mesh."""
     rows = NamedSharding(experiment.mesh, sharding.BATCH)
     nll = nll_function(experiment.model, experiment.config.train.loss_chunks)
+
+    def nats(state: TrainState, batch: jax.Array) -> jax.Array:
+        return nll(_model_variables(state), batch)
+
     compiled = jax.jit(
-        lambda state, batch: nll(_model_variables(state), batch),
+        on_mesh(experiment.mesh, nats),
         in_shardings=(shardings, rows),
         out_shardings=NamedSharding(experiment.mesh, sharding.REPLICATED),
     )

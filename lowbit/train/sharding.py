@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lowbit.errors import ConfigError, nearest
+from lowbit.models.placement import on_mesh
 from lowbit.train.optimizers import leaf_paths, path_string
 from lowbit.train.state import TrainState
 from lowbit.train.step import TrainStep
@@ -180,7 +181,7 @@ def jit_train_step(step: TrainStep, mesh: Mesh, shardings: TrainState) -> TrainS
     """Returns the step compiled for a mesh; the state passed in is consumed, metrics come back replicated."""
     batch = NamedSharding(mesh, BATCH)
     return jax.jit(
-        step,
+        on_mesh(mesh, step),
         in_shardings=(shardings, batch),
         out_shardings=(shardings, NamedSharding(mesh, REPLICATED)),
         donate_argnums=0,
