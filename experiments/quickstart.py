@@ -67,6 +67,7 @@ class Quickstart:
             with config.unlocked():
                 config.run_folder = str(out / f"qat_w{bits:g}")
                 config.log.every_steps = 2
+                config.log.recorder_every_steps = 0  # its program differs by width, and compiling it costs seconds
                 # Traced grids: the step compiled for the first width serves all.
                 config.quant.layer_bits = (bits,) * self.loaded.cfg.num_layers
         tokenizer = TextTokenizer.load(self.loaded.tokenizer_files, vocab_size=self.loaded.cfg.vocab_size)
@@ -116,7 +117,7 @@ class Quickstart:
         """Scores a model as its packed file would decode, on the held-out text."""
         settings = self.config.evaluation
         predictor = jax_predictor.predictor(model.cfg, model.decoded(), model.tokenizer_files)
-        nll = predictor.make_nll(settings.batch_size, self.config.train.sequence_length)
+        nll = predictor.make_nll(settings.batch_size, self.config.train.sequence_length, None)
         first = settings.windows or None
         return evaluate(nll, self.windows, batch_size=settings.batch_size, first=first, byte_lengths=self.byte_lengths)
 
