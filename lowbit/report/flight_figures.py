@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from lowbit.report import theme
 from lowbit.report.flight_log import FlightLog, short_name
@@ -55,7 +56,8 @@ def draw_quantity(log: FlightLog, name: str) -> Figure:
     """
     quantity, kinds = QUANTITIES[name], log.of(name)
     with theme.style():
-        figure = Figure(figsize=(10.4, 3.6), layout="constrained")
+        # Room on the left: the page's font may be wider than the one that is measured here.
+        figure = Figure(figsize=(10.4, 3.6), layout=ConstrainedLayoutEngine(rect=(0.015, 0, 0.985, 1)))
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
         colours = list(itertools.islice(itertools.cycle(theme.SERIES), len(kinds)))
         marker = "o" if len(log.steps) == 1 else None

@@ -19,9 +19,10 @@ SECTIONS = (
     (
         "Codes",
         ("flips", "moved", "stuck_rows", "clipped"),
-        "Shares by step and by layer. A code changes where its weight crosses the border between two levels; a channel "
-        "with every code of the start has learned through its scale alone; weights outside of the range of the grid "
-        "get no gradient from most quantizers.",
+        "Shares by step and by layer. A code changes where its weight crosses the border between two levels; the maps "
+        "show how many did, steps along and layers up. A channel with every code of the start has learned through its "
+        "scale alone. Weights outside of the range of the grid get no gradient from most quantizers. Last, the share "
+        "of each level, the lowest at the bottom.",
     ),
     (
         "Weights",
