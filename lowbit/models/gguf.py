@@ -70,6 +70,12 @@ def load_gguf(path: Path) -> Pretrained:
     return Pretrained(cfg, stack_params(cfg, source, gguf_name), _tokenizer_files(path, metadata))
 
 
+def read_gguf_config(path: Path) -> LlamaConfig:
+    """Returns the sizes that a file's metadata state; raises ModelError as `load_gguf`, of everything but tensors."""
+    reader, metadata = _open(path)
+    return _config(metadata, _Tensors(path, reader))
+
+
 def load_gguf_tokenizer(path: Path) -> dict[str, bytes]:
     """Returns the tokenizer files of a GGUF file as `load_gguf` does, without reading its tensors; raises the same."""
     return _tokenizer_files(path, _open(path)[1])

@@ -71,10 +71,15 @@ def load_hf(folder: Path) -> Pretrained:
       ModelError: no config.json or safetensors, a missing shard, or tensors that are not what the config states.
       TokenizerError: tokenizer files that are no JSON objects.
     """
-    cfg = LlamaConfig.from_hf(_read_json(folder / "config.json"), str(folder / "config.json"))
+    cfg = read_hf_config(folder)
     tokenizer_files = read_tokenizer_files(folder)
     params = stack_params(cfg, _agree_on_head(cfg, _Folder(folder)), hf_name)
     return Pretrained(cfg, params, tokenizer_files)
+
+
+def read_hf_config(folder: Path) -> LlamaConfig:
+    """Returns the sizes that a folder's config.json states; raises ModelError where there is none, or a wrong one."""
+    return LlamaConfig.from_hf(_read_json(folder / "config.json"), str(folder / "config.json"))
 
 
 def read_tokenizer_files(folder: Path) -> dict[str, bytes]:

@@ -46,12 +46,34 @@ def load(source: str | Path) -> Pretrained:
         return load_gguf(path)
     from lowbit.models.hf import load_hf
 
+    return load_hf(_folder(source, _HUB_FILES))
+
+
+def load_config(source: str | Path) -> LlamaConfig:
+    """Returns the sizes of what `load` would load, without reading a weight; of a hub model, config.json is fetched.
+
+    Raises:
+      ModelError: as `load`, of everything but the tensors.
+    """
+    path = Path(source).expanduser()
+    if path.suffix == ".gguf":
+        from lowbit.models.gguf import read_gguf_config
+
+        return read_gguf_config(path)
+    from lowbit.models.hf import read_hf_config
+
+    return read_hf_config(_folder(source, ("config.json",)))
+
+
+def _folder(source: str | Path, files: Sequence[str]) -> Path:
+    """The local folder of a source that is no GGUF file; of a hub model, one with the files of these patterns."""
+    path = Path(source).expanduser()
     if path.is_dir():
-        return load_hf(path)
+        return path
     if path.exists():
         raise ModelError(f"{path} is neither a folder nor a .gguf file", "name the folder that holds config.json")
     if is_hub_name(source):
-        return load_hf(download(str(source)))
+        return download(str(source), files)
     raise ModelError(
         f"there is no model at {path}", "check the path, or give a hub name such as HuggingFaceTB/SmolLM2-135M"
     )

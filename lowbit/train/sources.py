@@ -7,12 +7,20 @@ import jax
 import numpy as np
 
 from lowbit.errors import ConfigError
+from lowbit.llama import LlamaConfig
 from lowbit.models import pretrained
 from lowbit.models.pretrained import Pretrained
 from lowbit.train.quantization import FLOAT
 from lowbit.train.run_folder import RunFolder
 from lowbit.train.trained import load_trained
 from lowbit.tree import fake_quant
+
+
+def load_sizes(source: str) -> LlamaConfig:
+    """Returns the sizes of the model that `load_masters` would load, without reading a weight; raises as it does."""
+    if not is_run(source):
+        return pretrained.load_config(source)
+    return RunFolder(Path(source).expanduser()).read()[1]
 
 
 def load_masters(source: str) -> Pretrained:
