@@ -73,6 +73,7 @@ def case_config(case: Case, settings: Sequence[str], rows: int, length: int) -> 
         config.distill.update({"weight": 0.5, "teacher": "the start"})
     configs.override(config, [*settings, *filter(None, own.split(","))])
     config.train.batch_size *= data * fsdp
+    config.evaluation.batch_size = config.train.batch_size
     config.train.tokens = 1000 * config.train.batch_size * length
     return config
 

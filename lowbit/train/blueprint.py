@@ -42,6 +42,7 @@ def check_fit(config: ConfigDict, cfg: LlamaConfig, mesh: sharding.AnyMesh) -> N
     check_limits(config)
     check_distill(config)
     sharding.check_batch(mesh, config.train.batch_size, config.train.accumulate)
+    sharding.check_batch(mesh, config.evaluation.batch_size, 1)
     check_heads(cfg, mesh)
     if config.train.sequence_length > cfg.max_positions:
         raise ConfigError(

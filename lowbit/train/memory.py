@@ -21,6 +21,8 @@ from lowbit.train.setup import Experiment
 from lowbit.train.state import Tree, merge
 
 FLOAT_BYTES = 4
+UPDATE_COPIES = {"adamw": 2, "muon": 3}
+"""By optimizer: float32 copies of what is trained that its update holds, gradients among them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Memory:
       activations: what the forward pass leaves for the backward pass, for one of the batch's parts.
       layer: what the backward pass holds of the one layer it is in.
       loss: logits of one chunk with their gradient, and the head.
+      update: gradients, and what the optimizer makes of them before it is added to the parameters.
     """
 
     masters: int
@@ -48,6 +51,7 @@ class Memory:
     activations: int
     layer: int
     loss: int
+    update: int
 
     @property
     def state(self) -> int:
@@ -56,8 +60,9 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        """The most that is there at once: in the loss, or in the backward pass of a layer."""
-        return self.state + self.batch + self.activations + max(self.gradients + self.layer, self.loss)
+        """The most that is there at once: in the backward pass of a layer, in the loss, or in the update."""
+        pass_through = self.activations + max(self.gradients + self.layer, self.loss)
+        return self.state + self.batch + max(pass_through, self.update)
 
 
 def count_memory(
@@ -114,6 +119,7 @@ def count_memory(
         activations=sum(map(_leaf_bytes, kept)),
         layer=layer,
         loss=loss,
+        update=(masters + scales) * UPDATE_COPIES[config.optimizer.name],
     )
 
 
