@@ -183,7 +183,7 @@ EVAL = Command(
             metavar="FILE",
             nargs="+",
             required=True,
-            help="texts (.txt .md .jsonl, also .gz .bz2) or .npy tokens",
+            help="texts (.txt .md .jsonl .parquet, also .gz .bz2), .npy tokens, or folders that tokenize wrote",
         ),
         _argument("--windows", metavar="N", type=positive, help="only the first N windows of each text (default: all)"),
         _argument(
@@ -193,6 +193,11 @@ EVAL = Command(
             help="predictions a window (default: the model's positions, up to 1024)",
         ),
         _argument("--batch", metavar="N", type=positive, default=8, help="windows at a time (default: 8)"),
+        _argument(
+            "--within-documents",
+            action="store_true",
+            help="let tokens see their own document alone (jax backend)",
+        ),
         _argument(
             "--backend",
             choices=("jax", "numpy"),

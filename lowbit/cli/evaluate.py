@@ -17,7 +17,7 @@ from lowbit.cli.packed_file import open_model
 from lowbit.cli.sources import asks_for_rounding, kind_of, refuse_rounding
 from lowbit.cli.tables import table
 from lowbit.cli.usage import UsageError, check_output
-from lowbit.data import TextTokenizer, TokenWindows, byte_lengths, encode_files
+from lowbit.data import TextTokenizer, byte_lengths, document_separator, open_windows
 from lowbit.errors import TokenizerError
 from lowbit.evals import Evaluation, evaluate
 from lowbit.llama import LlamaConfig
@@ -34,13 +34,14 @@ class Predictor(NamedTuple):
       cfg: its sizes.
       tokenizer_files: by name; may be empty.
       backend: "jax" or "numpy".
-      make_nll: takes (windows a batch, predictions a window), returns i32[b t+1] -> nats f32[b t].
+      make_nll: takes (windows a batch, predictions a window, token that keeps documents apart or None), returns
+        i32[b t+1] -> nats f32[b t].
     """
 
     cfg: LlamaConfig
     tokenizer_files: Mapping[str, bytes]
     backend: str
-    make_nll: Callable[[int, int], Callable[[NDArray[np.int32]], Any]]
+    make_nll: Callable[[int, int, int | None], Callable[[NDArray[np.int32]], Any]]
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -55,8 +56,12 @@ def run(arguments: argparse.Namespace) -> int:
         )
     tokenizer = _tokenizer(model)
     sizes = None if tokenizer is None else _byte_lengths(tokenizer)
-    texts = {path: _windows(path, length, model.cfg.vocab_size, tokenizer) for path in arguments.data}
-    nll = model.make_nll(arguments.batch, length)
+    texts = {
+        path: open_windows([path], length=length, vocab_size=model.cfg.vocab_size, tokenizer=tokenizer)
+        for path in arguments.data
+    }
+    separator = document_separator(arguments.data, tokenizer) if arguments.within_documents else None
+    nll = model.make_nll(arguments.batch, length, separator)
     results = {
         path: evaluate(nll, windows, batch_size=arguments.batch, first=arguments.windows, byte_lengths=sizes)
         for path, windows in texts.items()
@@ -71,6 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
             "granularity": arguments.granularity,
             "scale_init": arguments.scale_init,
             "length": length,
+            "within_documents": arguments.within_documents,
             "texts": {path: _finite(dataclasses.asdict(result)) for path, result in results.items()},
         }
         _write(Path(arguments.output), json.dumps(record, indent=2, allow_nan=False) + "\n")
@@ -133,14 +139,6 @@ def _byte_lengths(tokenizer: TextTokenizer) -> NDArray[np.int64] | None:
     except TokenizerError as error:  # nats per token can be had all the same
         print(f"lowbit: no bits/byte: {error.cause}", file=sys.stderr)
         return None
-
-
-def _windows(path: str, length: int, vocab_size: int, tokenizer: TextTokenizer | None) -> TokenWindows:
-    if path.endswith(".npy"):
-        return TokenWindows.open(path, length=length, vocab_size=vocab_size)
-    if tokenizer is None:
-        raise TokenizerError(f"{path} is text, and the model has no tokenizer", "give .npy token files")
-    return TokenWindows((encode_files([path], tokenizer),), length, names=(path,))
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:

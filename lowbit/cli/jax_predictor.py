@@ -24,9 +24,9 @@ LOGITS_AT_ONCE = 1 << 26
 def predictor(cfg: LlamaConfig, params: Tree, tokenizer_files: Mapping[str, bytes]) -> Predictor:
     """Returns a predictor of plain float parameters."""
 
-    def make_nll(batch: int, length: int) -> Callable[[NDArray[np.int32]], jax.Array]:
+    def make_nll(batch: int, length: int, separator: int | None) -> Callable[[NDArray[np.int32]], jax.Array]:
         chunks = _chunks(length, batch * length * cfg.vocab_size)
-        compiled = jax.jit(nll_function(Transformer(cfg, jnp.float32), chunks))
+        compiled = jax.jit(nll_function(Transformer(cfg, jnp.float32, separator=separator), chunks))
         variables = jax.device_put({"params": params})
         return lambda tokens: compiled(variables, jnp.asarray(tokens))
 

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowbit.cli.evaluate import Predictor
+from lowbit.cli.usage import UsageError
 from lowbit.formats import PackedModel
 from lowbit.kernels import Runtime
 
@@ -17,7 +18,9 @@ def predictor(packed: PackedModel) -> Predictor:
     """Returns a predictor that runs a packed file as `generate` does."""
     runtime = Runtime(packed)
 
-    def make_nll(batch: int, length: int) -> Callable[[NDArray[np.int32]], NDArray[np.float64]]:
+    def make_nll(batch: int, length: int, separator: int | None) -> Callable[[NDArray[np.int32]], NDArray[np.float64]]:
+        if separator is not None:
+            raise UsageError("the numpy runtime does not keep documents apart", "add --backend jax")
         return lambda tokens: token_nll(runtime, tokens)
 
     return Predictor(runtime.config, packed.tokenizer, "numpy", make_nll)

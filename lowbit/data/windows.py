@@ -84,12 +84,6 @@ def document_separator(paths: Sequence[str], tokenizer: TextTokenizer | None) ->
 def _encoded(paths: Sequence[str], length: int, tokenizer: TextTokenizer | None) -> TokenWindows:
     if tokenizer is None:
         raise TokenizerError(
-            f"{paths[0]} is text, and the model has no tokenizer", "give token files, or a model with its tokenizer"
+            f"{paths[0]} is text, and the model has no tokenizer", "set model.tokenizer of a run, or give .npy tokens"
         )
-    encoded = encode_files(paths, tokenizer)
-    if len(encoded) < length + 1:
-        raise DataError(
-            f"{', '.join(paths)} holds {len(encoded):,} tokens, and a window of {length:,} needs {length + 1:,}",
-            "give more text, or shorten the windows",
-        )
-    return TokenWindows((encoded,), length, (", ".join(paths),))
+    return TokenWindows((encode_files(paths, tokenizer),), length, (", ".join(paths),))

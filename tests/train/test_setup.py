@@ -12,6 +12,7 @@ import tokenizers
 from lowbit.errors import ConfigError, DataError, RuleError, TokenizerError
 from lowbit.llama import LlamaConfig, param_shapes
 from lowbit.models import save_hf
+from lowbit.models.rotation import rotate, rotated_config
 from lowbit.train import prepare
 from lowbit.train.optimization import make_scale_schedule, parameter_groups
 from lowbit.train.optimizers import Group
@@ -42,6 +43,20 @@ def test_a_run_starts_from_pretrained_weights(tiny_config, pretrained):
         np.testing.assert_array_equal(np.asarray(flatten(state.params["params"])[path]), wanted)
     scales = flatten(state.params["quant"])
     assert set(scales) == {f"{path}/scale" for path in param_shapes(cfg) if path.endswith("_proj/kernel")}
+
+
+def test_a_run_may_start_from_turned_weights_that_predict_the_same(tiny_config, pretrained):
+    source, cfg, params = pretrained
+    settings = (f"model.source={source}", "quant.method=float", "quant.float_dtype=float32")
+    plain, turned = prepare(tiny_config(*settings)), prepare(tiny_config(*settings, "model.rotate=true"))
+    assert turned.cfg == rotated_config(cfg)
+    jax.tree.map(np.testing.assert_array_equal, turned.params, rotate(params, cfg, seed=0))
+    batch = jnp.asarray(plain.train.batch(0))
+    losses = [e.objective(e.initial_state().variables, batch)[0] for e in (plain, turned)]
+    # As in tests/models/test_rotation.py, of a loss of a few nats whose logits are that size or smaller.
+    np.testing.assert_allclose(losses[1], losses[0], rtol=5 * np.sqrt(2 * 20 * 64) * 2**-23)
+    with pytest.raises(ConfigError, match=r"model\.rotate is set, and a run from scratch has no weights to turn"):
+        prepare(tiny_config("model.rotate=true"))
 
 
 def test_texts_go_through_the_tokenizer_of_the_model(tiny_config, tmp_path):
@@ -167,7 +182,7 @@ def test_too_short_a_text_is_named(tiny_config, tmp_path):
     text = tmp_path / "haiku.txt"
     text.write_text("An old silent pond.")
     settings = (f"data.valid={text}", f"model.tokenizer={TOKENIZER}", "model.architecture.vocab_size=4096")
-    with pytest.raises(DataError, match=r"haiku\.txt holds \d+ tokens, and a window of 32 needs 33"):
+    with pytest.raises(DataError, match=r"haiku\.txt holds \d+ tokens, and a window of 32 needs at least"):
         prepare(tiny_config(*settings))
 
 
