@@ -43,6 +43,9 @@ def base() -> ConfigDict:
                 # Hugging Face folder or hub name, .gguf file, or run folder (the float masters of its newest
                 # checkpoint); "" starts `architecture` from scratch
                 "source": "",
+                # Whether the source's residual stream is turned by a random orthogonal matrix, which changes no logits; a
+                # tied model gets a head of its own by it
+                "rotate": False,
                 "tokenizer": "",  # folder with tokenizer.json; "" takes the source's own
                 "compute_dtype": "bfloat16",  # of matrix products; masters are float32 always
                 "remat": "dots",  # what is recomputed: "none", "dots" (all but matrix products), "full"
@@ -176,11 +179,12 @@ def shrink(config: ConfigDict) -> ConfigDict:
     """Returns the config cut down to two steps of a tiny model from scratch: what the variant `smoke` means.
 
     Data, quantization, optimizer and schedule stay, as does the vocabulary, so that the run's own token files fit. There
-    is no teacher, as a model from scratch has none.
+    is neither a teacher nor a rotation: both need a model to start from.
     """
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_layers": 2, "head_dim": 8}
     config.model.architecture.update({**sizes, "num_heads": 4, "num_kv_heads": 2, "max_positions": 64})
     config.model.source = ""
+    config.model.rotate = False
     config.distill.weight = 0.0
     config.train.update({"tokens": 512, "batch_size": 8, "sequence_length": 32, "accumulate": 1, "loss_chunks": 2})
     config.evaluation.update({"every_steps": 0, "windows": 8, "batch_size": 8})

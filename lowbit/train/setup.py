@@ -24,6 +24,7 @@ from lowbit.models import Transformer
 from lowbit.models.hf import TOKENIZER_FILES
 from lowbit.models.layers import untransformed
 from lowbit.models.pretrained import Pretrained
+from lowbit.models.rotation import rotate, rotated_config
 from lowbit.train import sharding
 from lowbit.train.limits import check_limits
 from lowbit.train.objectives import next_token
@@ -220,7 +221,14 @@ def _start(
     settings = config.model
     tokenizer = _tokenizer_files(Path(settings.tokenizer)) if settings.tokenizer else {}
     if source is not None:
-        return source.cfg, lambda: source.params, tokenizer or source.tokenizer_files
+        files = tokenizer or source.tokenizer_files
+        if settings.rotate:
+            return rotated_config(source.cfg), lambda: rotate(source.params, source.cfg, config.seed), files
+        return source.cfg, lambda: source.params, files
+    if settings.rotate:
+        raise ConfigError(
+            "model.rotate is set, and a run from scratch has no weights to turn", "set model.source, or leave it out"
+        )
     cfg = LlamaConfig(**settings.architecture.to_dict())
     model = make_model(config, cfg, None)
 
