@@ -56,9 +56,11 @@ class Checkpoints:
             raise ConfigError(f"checkpoint.keep={keep} keeps nothing", "keep at least 1 checkpoint")
         self.folder = folder.resolve()
         _quiet_orbax()
+        if processes.is_first():
+            self._remove_partial()  # of a process that was killed: a run killed often would fill the disk with them
         self._manager = ocp.CheckpointManager(
             self.folder,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True),
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
             item_handlers=_handlers(),
         )
 
@@ -91,7 +93,7 @@ class Checkpoints:
             )
 
     def steps(self) -> list[int]:
-        """Returns the steps of all finished checkpoints, oldest first."""
+        """Returns the steps of all checkpoints, oldest first, the one on its way included."""
         return sorted(self._manager.all_steps())
 
     def check(self, config: ConfigDict) -> None:
@@ -191,10 +193,12 @@ class Checkpoints:
             with full_disk_explained(self.folder):
                 yield
         except DiskFullError:
-            # Room for the logs, and for who cleans up; the name is that of Orbax for what it has not finished.
-            for partial in self.folder.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(partial, ignore_errors=True)
+            self._remove_partial()  # makes room for the logs
             raise
+
+    def _remove_partial(self) -> None:
+        for partial in self.folder.glob("*.orbax-checkpoint-tmp*"):  # as Orbax names what it has not finished
+            shutil.rmtree(partial, ignore_errors=True)
 
     def _restore(self, step: int, **args: Any) -> Any:
         return self._manager.restore(step, args=ocp.args.Composite(**args))

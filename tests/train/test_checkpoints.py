@@ -3,10 +3,12 @@
 import dataclasses
 import os
 import shutil
+import threading
 import time
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from lowbit.errors import CheckpointError, ConfigError
@@ -39,6 +41,10 @@ def saved(token_file, tmp_path_factory):
             state = dataclasses.replace(state, step=state.step + 1)
             checkpoints.save(state, dataclasses.replace(PROGRESS, step=step), config)
     return experiment, state, folder
+
+
+def whole(folder):
+    return sorted(path.name for path in folder.iterdir() if path.name.isdecimal())
 
 
 def aside_of(folder):
@@ -82,18 +88,56 @@ def test_constants_of_other_collections_are_passed_on_not_saved(copied):
     np.testing.assert_array_equal(restored.constants["teacher"]["w"], np.ones(3))
 
 
-@pytest.mark.parametrize("damage", ["truncate", "remove_meta", "empty"])
+def truncate(newest):
+    for file in [*newest.rglob("d/*"), *newest.rglob("manifest.ocdbt")]:
+        os.truncate(file, file.stat().st_size // 2)
+
+
+def overwrite_arrays(newest):
+    for file in newest.rglob("d/*"):
+        file.write_bytes(np.random.default_rng(0).bytes(file.stat().st_size))
+
+
+def empty(newest):
+    shutil.rmtree(newest)
+    newest.mkdir()
+
+
+def remove(name):
+    return lambda newest: shutil.rmtree(newest / name)
+
+
+def write(name, content):
+    return lambda newest: (newest / name).write_bytes(content)
+
+
+def drop_marks(newest):
+    """What says that a checkpoint is whole, and what its parts are."""
+    for name in ("_CHECKPOINT_METADATA", "commit_success.txt"):
+        (newest / name).unlink(missing_ok=True)
+    for file in newest.rglob("_METADATA"):
+        file.unlink()
+
+
+DAMAGES = {
+    "arrays cut in half": truncate,
+    "arrays of garbage": overwrite_arrays,
+    "no meta": remove("meta"),
+    "no model": remove("model"),
+    "no training": remove("training"),
+    "an empty folder": empty,
+    "meta of garbage": write("meta/metadata", b"\x00\xff garbage"),
+    "meta without contents": write("meta/metadata", b"{}"),
+    "a tree of garbage": write("model/_METADATA", b"{ not json"),
+    "no marks": drop_marks,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_broken_checkpoint_gives_way_to_the_one_before(copied, damage):
     experiment, _, folder = copied
     newest = folder / "2"
-    if damage == "truncate":
-        for file in [*newest.rglob("d/*"), *newest.rglob("manifest.ocdbt")]:
-            os.truncate(file, file.stat().st_size // 2)
-    elif damage == "remove_meta":
-        shutil.rmtree(newest / "meta")
-    else:
-        shutil.rmtree(newest)
-        newest.mkdir()
+    damage(newest)
     with opened(folder) as checkpoints, pytest.warns(UserWarning, match=r"checkpoint 2 in .* cannot be read") as caught:
         restored, progress = checkpoints.restore(experiment.abstract_state(), "fingerprint")
     assert progress.step == int(restored.step) == 1
@@ -103,11 +147,45 @@ def test_a_broken_checkpoint_gives_way_to_the_one_before(copied, damage):
     assert max(len(str(warning.message)) for warning in caught) < 300 + len(str(folder))
 
 
-def test_a_half_written_checkpoint_is_not_seen(copied):
+def test_a_half_written_checkpoint_is_not_seen_and_does_not_stay(copied):
     _, _, folder = copied
-    shutil.copytree(folder / "2", folder / "3.orbax-checkpoint-tmp-0")
+    shutil.copytree(folder / "2", folder / "3.orbax-checkpoint-tmp")
     with opened(folder) as checkpoints:
         assert checkpoints.steps() == [1, 2]
+    assert not list(folder.glob("3*"))
+
+
+class Gate:
+    """Holds back what ends a save, as a slow disk would."""
+
+    def __init__(self, monkeypatch):
+        self.entered, self.opened = threading.Event(), threading.Event()
+        finalize = ocp.JsonCheckpointHandler.finalize
+
+        def slowly(handler, directory):
+            self.entered.set()
+            assert self.opened.wait(60)
+            finalize(handler, directory)
+
+        monkeypatch.setattr(ocp.JsonCheckpointHandler, "finalize", slowly)
+
+
+def test_training_goes_on_while_a_checkpoint_is_written_and_the_last_is_waited_for(copied, monkeypatch):
+    experiment, state, folder = copied
+    gate = Gate(monkeypatch)
+    with opened(folder) as checkpoints:
+        checkpoints.save(state, dataclasses.replace(PROGRESS, step=3), experiment.config)
+        assert gate.entered.wait(60)
+        # Here the loop takes its next steps: the third has not been written to the end.
+        assert whole(folder) == ["1", "2"]
+        # A second one waits for the first, so that they never pile up.
+        threading.Timer(0.3, gate.opened.set).start()
+        before = time.monotonic()
+        checkpoints.save(state, dataclasses.replace(PROGRESS, step=4), experiment.config)
+        assert time.monotonic() - before > 0.25
+        assert "3" in whole(folder)
+    with opened(folder) as checkpoints:  # closing has waited
+        assert checkpoints.steps() == [3, 4]  # of four the newest two are kept
 
 
 def test_nothing_readable_is_an_error_and_nothing_at_all_is_a_start(copied, tmp_path):
