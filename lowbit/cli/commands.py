@@ -251,13 +251,14 @@ VERIFY = Command(
 
 INSPECT = Command(
     "inspect",
-    "show what a packed file holds",
+    "show what a packed file holds, or a folder of tokens",
     "Lists tensors with grid, shape, bits per weight and bytes, then the grids, the config, what the file was made "
-    "from, and bits per weight three ways. Reads the header alone, unless --checksums is given.",
-    ("inspect w2.lowbit", "inspect w2.lowbit --json --checksums"),
+    "from, and bits per weight three ways. Reads the header alone, unless --checksums is given. Of a folder that "
+    "tokenize wrote it lists shards, sources and counts.",
+    ("inspect w2.lowbit", "inspect w2.lowbit --json --checksums", "inspect tokens/train --checksums"),
     (
-        _PACKED,
-        _argument("--checksums", action="store_true", help="also read every tensor and compare it with its checksum"),
+        _argument("packed", metavar="PACKED", help="packed file that export wrote, or a folder that tokenize did"),
+        _argument("--checksums", action="store_true", help="also read every byte and compare it with its checksum"),
         _argument("--json", action="store_true", help="print JSON"),
     ),
 )

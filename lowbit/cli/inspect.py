@@ -1,4 +1,4 @@
-"""`inspect`: what a packed file holds."""
+"""`inspect`: what a packed file holds, or a folder of tokens."""
 
 import argparse
 import dataclasses
@@ -18,6 +18,11 @@ LEVELS_SHOWN = 16
 def run(arguments: argparse.Namespace) -> int:
     """Prints tensors, grids, config, origin and bits per weight."""
     path = Path(arguments.packed).expanduser()
+    if (path / "manifest.json").is_file():
+        from lowbit.cli import token_folder  # which reads more than numpy can
+
+        token_folder.show(path, checksums=arguments.checksums, as_json=arguments.json)
+        return 0
     packed = formats.read(path, verify=arguments.checksums)
     summary = formats.summarize(packed, path.stat().st_size)
     if arguments.json:

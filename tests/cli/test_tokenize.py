@@ -101,6 +101,25 @@ def test_mistakes_are_named(lowbit, tmp_path, arguments, message):
     assert message in done.err
 
 
+def test_inspect_shows_a_folder_and_reads_every_byte_if_asked(lowbit, rows, tmp_path):
+    folder = tmp_path / "tokens"
+    command = ["tokenize", rows, "--field", "content", "--tokenizer", TOKENIZER, "-o", folder, "--shard-tokens", 1000]
+    assert lowbit(*command).status == 0
+    done = lowbit("inspect", folder, "--checksums")
+    assert done.status == 0, done.err
+    manifest = Manifest.read(folder)
+    for line in ("shard-00001.npy +1,000 +2,128", "documents +200", f"tokens +{manifest.tokens:,}", "checksums +every"):
+        assert re.search(line, done.out), line
+    record = json.loads(lowbit("inspect", folder, "--json").out)
+    assert (record["tokens"], record["checksums_compared"]) == (manifest.tokens, False)
+    shard = folder / "shard-00001.npy"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\xff")
+    assert lowbit("inspect", folder).status == 0
+    done = lowbit("inspect", folder, "--checksums")
+    assert done.status == 2
+    assert "shard-00001.npy was changed after it was written" in done.err
+
+
 def test_equal_text_gives_equal_bytes(lowbit, rows, tmp_path):
     for name in ("one", "two"):
         command = ["tokenize", rows, "--field", "content", "--tokenizer", TOKENIZER, "-o", tmp_path / name]
