@@ -4,8 +4,8 @@
 
 The moments are drawn from a seed, three kinds in turn: while the process starts (Python, compilation, reading the
 checkpoint), between steps, and while a checkpoint is being written. In the end every array of the last checkpoint
-(parameters, scales, optimizer state), every line of metrics and evaluations but for times, and the result must be equal
-bit for bit. Exit status 1 if they are not. For GPUs set XLA_FLAGS=--xla_gpu_deterministic_ops=true.
+(parameters, scales, optimizer state), every line of the logs but for times, and the result must be equal bit for bit.
+Exit status 1 if they are not. For GPUs set XLA_FLAGS=--xla_gpu_deterministic_ops=true.
 """
 
 import argparse
@@ -66,6 +66,7 @@ class Training:
             "evaluation.every_steps": 2 * save_every,
             "checkpoint.every_steps": save_every,
             "log.progress": "false",
+            "log.recorder_every_steps": 6,
         }
         self._command = [sys.executable, "-m", "lowbit", "train", f"{ROOT}/configs/qat_quickstart.py:bits=2,smoke"]
         self._command += [f"--config.{key}={value}" for key, value in settings.items()]
@@ -121,10 +122,15 @@ class Training:
         whole = [line for line in lines if line.endswith(b"\n")]
         return int(json.loads(whole[-1])["step"]) if whole else 0
 
-    def lines(self, name: str) -> list[dict[str, Any]]:
-        """Returns a file of JSON lines, without times."""
-        rows = [json.loads(line) for line in (self.folder / name).read_text().splitlines()]
-        return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+    def logs(self) -> dict[str, list[dict[str, Any]]]:
+        """Returns the lines of metrics, evaluations and whatever else is logged, without times, by file."""
+        return {
+            path.name: [
+                {key: value for key, value in json.loads(line).items() if key not in TIMES}
+                for line in path.read_text().splitlines()
+            ]
+            for path in sorted(self.folder.glob("*.jsonl"))
+        }
 
     def result(self) -> dict[str, Any]:
         """Returns the result, without times and the folder's name."""
@@ -196,8 +202,8 @@ def compare(killed: Training, undisturbed: Training) -> dict[str, Any]:
         "arrays": len(left),
         "values": sum(int(array.size) for array in left.values()),
         "unlike_arrays": unlike,
-        "equal_metrics": killed.lines("metrics.jsonl") == undisturbed.lines("metrics.jsonl"),
-        "equal_evaluations": killed.lines("evaluations.jsonl") == undisturbed.lines("evaluations.jsonl"),
+        "equal_logs": killed.logs() == undisturbed.logs(),
+        "logged_lines": {name: len(lines) for name, lines in undisturbed.logs().items()},
         "equal_results": killed.result() == undisturbed.result(),
         "nothing_half_written": killed.partial() == [],
     }

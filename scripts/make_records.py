@@ -1,7 +1,7 @@
 """Writes the table and the curves of each dated record in experiments/ from the files of its runs.
 
-A record is a folder with a README.md and one folder a run (config.json, metrics.jsonl, evaluations.jsonl and, where it
-came back, result.json, as `lowbit train` writes them). `<!-- table:runs -->` ... `<!-- /table -->` in the README holds
+A record is a folder with a README.md and, if it is of runs, one folder a run (config.json, metrics.jsonl,
+evaluations.jsonl and, where it came back, result.json, as `lowbit train` writes them). `<!-- table:runs -->` ... `<!-- /table -->` in the README holds
 a row for each run; curves.png shows their training losses.
 """
 
@@ -79,8 +79,8 @@ def table(record: Path) -> str:
 
 
 def filled_readmes() -> dict[Path, str]:
-    """Returns the README of each record with its table brought up to date."""
-    readmes = {record / "README.md": record for record in records()}
+    """Returns the README of each record of runs, with its table brought up to date."""
+    readmes = {record / "README.md": record for record in records() if runs(record)}
     return {
         readme: fill_tables(readme.read_text(encoding="utf-8"), {"runs": table(record)})
         for readme, record in readmes.items()
