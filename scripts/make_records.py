@@ -1,8 +1,8 @@
 """Writes the table and the curves of each dated record in experiments/ from the files of its runs.
 
 A record is a folder with a README.md and, if it is of runs, one folder a run (config.json, metrics.jsonl,
-evaluations.jsonl and, where it came back, result.json, as `lowbit train` writes them). `<!-- table:runs -->` ... `<!-- /table -->` in the README holds
-a row for each run; curves.png shows their training losses.
+evaluations.jsonl and, where it came back, result.json, as `lowbit train` writes them). `<!-- table:runs -->` ...
+`<!-- /table -->` in the README holds a row for each run; curves.png shows their training losses.
 """
 
 import json
