@@ -27,6 +27,7 @@ from benchmarks.machine import machine, matmul_peak
 from benchmarks.op_times import op_seconds
 from benchmarks.shapes import SHAPES
 from benchmarks.train_cases import Bench, Case, case_config, make_bench, peak_memory, run_steps, time_steps
+from lowbit.llama.flops import kernel_weights
 from lowbit.train.run_folder import write_atomically
 
 VARIANTS = ("float", "1", "1.58", "2", "3", "4", "2+distill")
@@ -108,6 +109,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "command": "python -m benchmarks.train_throughput " + shlex.join(options.argv),
         **machine(options.seed),
         "shape": options.shape,
+        "kernel_weights": kernel_weights(cfg),
         "counting": COUNTING,
         "matmul_size": options.matmul,
         "matmul_peak_flops": peak,

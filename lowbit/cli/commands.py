@@ -1,74 +1,9 @@
 """The commands and their arguments, as data: parsers, `--help` and docs/commands.md are all made of it."""
 
-import argparse
-import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from lowbit.cli.command import Command, positive, whole
+from lowbit.cli.command import argument as _argument
 
 PROGRAM = "python -m lowbit"
-
-
-@dataclasses.dataclass(frozen=True)
-class Argument:
-    """One argument.
-
-    Attributes:
-      names: a positional's single name, or a flag's spellings with their dashes.
-      help: one line.
-      options: what else `argparse.ArgumentParser.add_argument` is told.
-    """
-
-    names: tuple[str, ...]
-    help: str
-    options: Mapping[str, Any]
-
-    @property
-    def is_flag(self) -> bool:
-        """Whether it begins with a dash."""
-        return self.names[0].startswith("-")
-
-
-@dataclasses.dataclass(frozen=True)
-class Command:
-    """One command.
-
-    Attributes:
-      name: what is typed.
-      summary: one line, for the overview.
-      description: what it does, in a few sentences.
-      examples: command lines without the program's name.
-      arguments: in the order of the help.
-    """
-
-    name: str
-    summary: str
-    description: str
-    examples: tuple[str, ...]
-    arguments: tuple[Argument, ...]
-
-    @property
-    def flags(self) -> tuple[str, ...]:
-        """Every spelling of every flag."""
-        return ("-h", "--help", *(name for a in self.arguments if a.is_flag for name in a.names))
-
-
-def _argument(*names: str, help: str, **options: Any) -> Argument:
-    return Argument(names, help, options)
-
-
-def positive(text: str) -> int:
-    """Parses a whole number of 1 or more; raises argparse's own error, which names the flag."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
-    return int(text)
-
-
-def whole(text: str) -> int:
-    """Parses a whole number of 0 or more; raises argparse's own error, which names the flag."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 0 or more")
-    return int(text)
-
 
 _PACKED = _argument("packed", metavar="PACKED", help="packed file that export wrote")
 
@@ -101,6 +36,19 @@ _DISTRIBUTED = (
     _argument("--process-index", metavar="I", type=whole, help="which of them this is, from 0; with --coordinator"),
 )
 
+_CONFIG = _argument(
+    "config", metavar="CONFIG[:VARIANTS]", help="Python file with get_config, and variants of it: x.py:bits=2"
+)
+
+_OVERRIDES = _argument(
+    "--config",
+    dest="overrides",
+    metavar="KEY=VALUE",
+    action="append",
+    default=[],
+    help="set a key of the config; --config.KEY=VALUE is the same; repeatable",
+)
+
 TRAIN = Command(
     "train",
     "fine-tune a model with its quantizers in the forward pass",
@@ -112,17 +60,8 @@ TRAIN = Command(
         "train configs/qat_smollm2.py:bits=1.58,smoke --config.optimizer.learning_rate=1e-3",
     ),
     (
-        _argument(
-            "config", metavar="CONFIG[:VARIANTS]", help="Python file with get_config, and variants of it: x.py:bits=2"
-        ),
-        _argument(
-            "--config",
-            dest="overrides",
-            metavar="KEY=VALUE",
-            action="append",
-            default=[],
-            help="set a key of the config; --config.KEY=VALUE is the same; repeatable",
-        ),
+        _CONFIG,
+        _OVERRIDES,
         _argument("--resume", action="store_true", help="go on from the newest checkpoint of the run folder"),
         *_DISTRIBUTED,
     ),
@@ -160,6 +99,32 @@ SWEEP = Command(
             help="points side by side in one program; 1: one after another; 0: each a run with checkpoints "
             "(default: the file's, or 1 on a CPU and 8 elsewhere)",
         ),
+    ),
+)
+
+ESTIMATE = Command(
+    "estimate",
+    "say what a run will cost before it is launched",
+    "Prints parameters, bytes a device, FLOPs, tokens/s, hours and sizes of files, for a config on devices that need "
+    "not be here. Reads the sizes of the model and nothing else: neither weights nor data. Speed comes from the "
+    "nearest measurement in docs/results, or from --share or --tokens-per-s. Exit status 1: it does not fit.",
+    (
+        "estimate configs/qat_smollm2.py:bits=2 --device h100",
+        "estimate configs/qat_smollm2.py:bits=2 --device tpu-v5e --mesh 4,4,1 --share 0.3",
+    ),
+    (
+        _CONFIG,
+        _OVERRIDES,
+        _argument(
+            "--devices", metavar="N", type=positive, help="how many; axes of the config that are -1 take the rest"
+        ),
+        _argument("--mesh", metavar="D,F,T", help="devices along data, fsdp and tensor, in place of the config's"),
+        _argument("--device", metavar="NAME", default="h100", help="h100 (default), h200, b200, a100, tpu-v5e, ..."),
+        _argument("--share", metavar="X", type=float, help="of the device's peak that training reaches, 0 to 1"),
+        _argument("--tokens-per-s", metavar="X", type=float, help="over all devices, where it is known"),
+        _argument("--results", metavar="FOLDER", help="of train_throughput*.json (default: docs/results)"),
+        _argument("--compile", action="store_true", help="also compile the step for devices of this machine"),
+        _argument("--json", action="store_true", help="print JSON"),
     ),
 )
 
@@ -359,7 +324,7 @@ REPORT = Command(
 )
 
 COMMANDS: dict[str, Command] = {
-    c.name: c for c in (TOKENIZE, TRAIN, SWEEP, EVAL, REPORT, EXPORT, VERIFY, INSPECT, GENERATE)
+    c.name: c for c in (TOKENIZE, ESTIMATE, TRAIN, SWEEP, EVAL, REPORT, EXPORT, VERIFY, INSPECT, GENERATE)
 }
 
 

@@ -1,6 +1,6 @@
 """`main`: one command from its arguments to its exit status.
 
-Statuses: 0 done; 1 the answer is no (`verify`); 2 a mistake that the message explains; 130, 141 and 143 stopped by
+Statuses: 0 done; 1 the answer is no (`verify`, `estimate`); 2 a mistake that the message explains; 130, 141 and 143 stopped by
 Ctrl-C, a closed pipe and SIGTERM.
 """
 
@@ -65,6 +65,10 @@ def _execute(name: str, values: argparse.Namespace) -> int:
             from lowbit.cli import tokenize
 
             return tokenize.run(values)
+        case "estimate":
+            from lowbit.cli import estimate
+
+            return estimate.run(values)
         case "train":
             from lowbit.cli import train
 

@@ -6,7 +6,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import NoReturn
 
-from lowbit.cli.commands import COMMANDS, PROGRAM, Command
+from lowbit.cli.command import Command
+from lowbit.cli.commands import COMMANDS, PROGRAM
 from lowbit.cli.usage import UsageError
 from lowbit.errors import nearest
 

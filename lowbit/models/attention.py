@@ -38,8 +38,10 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return turned.astype(x.dtype)
 
 
-def resolve_attention(kind: str, dtype: DTypeLike, head_dim: int) -> Literal["xla", "cudnn"]:
-    """Returns the implementation that `kind` means for this dtype, head and backend.
+def resolve_attention(
+    kind: str, dtype: DTypeLike, head_dim: int, backend: str | None = None
+) -> Literal["xla", "cudnn"]:
+    """Returns the implementation that `kind` means for this dtype, head and backend (None: the one that is here).
 
     "auto" is cuDNN's fused kernel where it runs (a GPU, 16-bit floats, heads of at most 128), XLA elsewhere.
 
@@ -53,7 +55,7 @@ def resolve_attention(kind: str, dtype: DTypeLike, head_dim: int) -> Literal["xl
         )
     if kind == "xla":
         return "xla"
-    backend = jax.default_backend()
+    backend = jax.default_backend() if backend is None else backend
     narrow = np.dtype(dtype) in [np.dtype(d) for d in _CUDNN_DTYPES]
     fits = narrow and head_dim % 8 == 0 and head_dim <= _CUDNN_MAX_HEAD_DIM
     if backend == "gpu" and fits:
