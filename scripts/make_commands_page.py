@@ -14,8 +14,9 @@ INTRODUCTION = f"""# Commands
 written by `scripts/make_commands_page.py`.
 
 A mistake is answered by one line that names its cause and one that says what to do, on stderr, with exit status 2.
-Other statuses: 0 done, 1 `verify` found another model or `estimate` a run that does not fit, 130 stopped by Ctrl-C, 141 the reader of the output left,
-143 `train` was stopped by SIGTERM and left a checkpoint. Outputs appear whole or not at all.
+Other statuses: 0 done, 1 `verify` found another model or `estimate` a run that does not fit, 130 stopped by Ctrl-C,
+141 the reader of the output left, 143 `train` was stopped by SIGTERM and left a checkpoint. Outputs appear whole or not
+at all.
 
 `inspect`, `generate` and `eval --backend numpy` never load jax.
 """

@@ -1,7 +1,7 @@
 """`main`: one command from its arguments to its exit status.
 
-Statuses: 0 done; 1 the answer is no (`verify`, `estimate`); 2 a mistake that the message explains; 130, 141 and 143 stopped by
-Ctrl-C, a closed pipe and SIGTERM.
+Statuses: 0 done; 1 the answer is no (`verify`, `estimate`); 2 a mistake that the message explains; 130, 141 and 143
+stopped by Ctrl-C, a closed pipe and SIGTERM.
 """
 
 import argparse
