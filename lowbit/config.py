@@ -48,7 +48,7 @@ def base() -> ConfigDict:
                 "rotate": False,
                 "tokenizer": "",  # folder with tokenizer.json; "" takes the source's own
                 "compute_dtype": "bfloat16",  # of matrix products; masters are float32 always
-                "remat": "dots",  # what is recomputed: "none", "dots" (all but matrix products), "full"
+                "remat": "dots",  # what is recomputed: "none", "dots" (not matmuls and cuDNN attention), "full"
                 "attention": "auto",  # "auto", "xla", "cudnn"
                 "architecture": {  # read only where `source` is ""
                     "vocab_size": 4096,

@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import Primitive, primitives
 
 from lowbit.errors import ModelError
 from lowbit.linen import quantize
 from lowbit.llama import LlamaConfig, param_shapes
 from lowbit.models import Block, Transformer
 from lowbit.models.attention import resolve_attention, rotary_tables, rotate
+from lowbit.models.transformer import matmuls_and_fused_attention
 from lowbit.numerics.quantizers import paretoq, rtn, stored_as, transposed
 from lowbit.tree import Rule, fake_quant, init_state
 
@@ -247,3 +249,11 @@ def test_auto_attention_asks_the_backend(monkeypatch):
     assert resolve_attention("auto", jnp.float32, 64) == "xla"
     assert resolve_attention("auto", jnp.bfloat16, 256) == "xla"
     assert resolve_attention("xla", jnp.bfloat16, 64) == "xla"
+
+
+def test_the_backward_pass_keeps_what_fused_attention_computed():
+    # cuDNN itself runs on a GPU alone; this is the name under which its forward pass stands in a traced program.
+    fused = Primitive("dot_product_attention_fwd_wrapper")
+    assert matmuls_and_fused_attention(fused) is True
+    assert not matmuls_and_fused_attention(Primitive("dot_product_attention_bwd_wrapper"))
+    assert not matmuls_and_fused_attention(primitives.exp_p)
