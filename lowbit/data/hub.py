@@ -98,7 +98,7 @@ def _datasets(name: str) -> ModuleType:
     except ImportError as error:
         raise DataError(
             f"there is no file {name}, and the data set of that name is read by `datasets`, which is not installed",
-            "check the path, or pip install datasets",
+            "check the path, or pip install 'lowbit[datasets]'",
         ) from error
     return datasets
 

@@ -98,7 +98,7 @@ def test_what_is_missing_is_said(parquet, monkeypatch):
         return real(name, *arguments)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(DataError, match=r"pyarrow, which is not installed\n  -> pip install pyarrow"):
+    with pytest.raises(DataError, match=r"pyarrow, which is not installed\n  -> pip install 'lowbit"):
         list(read_documents(path))
     with pytest.raises(DataError, match=r"no file owner/name, .* `datasets`, which is not installed\n  -> check the"):
         find_sources(["owner/name"])
