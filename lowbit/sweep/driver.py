@@ -13,7 +13,9 @@ from lowbit.sweep.programs import Group, make_groups
 from lowbit.sweep.spec import Sweep
 from lowbit.sweep.training import Program, train_batch
 from lowbit.train import prepare, run
+from lowbit.train.quantization import quantization_rules
 from lowbit.train.run_folder import RunFolder
+from lowbit.tree import resolve
 
 
 def run_sweep(
@@ -87,9 +89,12 @@ def _check(group: Group) -> int:
     """Prepares the first point of a group, which is most of what can be wrong with any; returns the model's layers."""
     point = group.points[0]
     try:
-        return prepare(point.config).cfg.num_layers
+        experiment = prepare(point.config)
+        for point in group.points:  # what is left is the number of their widths
+            resolve(quantization_rules(point.config.quant), experiment.params)
     except LowbitError as error:
         raise type(error)(f"point {point.name}: {error.cause}", error.mend) from error
+    return experiment.cfg.num_layers
 
 
 def _announce(points: Sequence[Point], groups: Sequence[Group], say: Callable[[str], None]) -> None:

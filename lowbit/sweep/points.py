@@ -10,7 +10,7 @@ from typing import Any
 
 from lowbit import config as configs
 from lowbit.config import ConfigDict
-from lowbit.errors import ConfigError
+from lowbit.errors import ConfigError, LowbitError
 from lowbit.sweep.spec import Settings, Sweep
 from lowbit.train.limits import check_limits
 from lowbit.train.quantization import quantization_rules
@@ -61,8 +61,8 @@ def make_points(sweep: Sweep, folder: Path, overrides: Sequence[str] = ()) -> li
             check_limits(config)
             configs.steps(config)
             quantization_rules(config.quant)
-        except ConfigError as error:
-            raise ConfigError(f"point {name}: {error.cause}", error.mend) from error
+        except LowbitError as error:
+            raise type(error)(f"point {name}: {error.cause}", error.mend) from error
         flat = json.loads(configs.to_json(config))
         points.append(Point(name, {key: _at(flat, key) for key in settings}, config))
     counts = collections.Counter(point.name for point in points)
@@ -84,12 +84,12 @@ def _labels(keys: Iterable[str]) -> dict[str, str]:
 
 
 def _check_overrides(overrides: Sequence[str], labels: Mapping[str, str]) -> None:
-    for assignment in overrides:
-        key = assignment.removeprefix("--").removeprefix("config.").partition("=")[0]
+    keys = [text.removeprefix("--").removeprefix("config.").partition("=")[0] for text in overrides]
+    if "run_folder" in (*keys, *labels):
+        raise ConfigError("run_folder is set, and each point has its own", "choose the sweep's folder with -o")
+    for key, assignment in zip(keys, overrides, strict=True):
         if key in labels:
             raise ConfigError(f"override {assignment!r} sets what the points differ in", "take the key out of one")
-        if key == "run_folder":
-            raise ConfigError("run_folder is set, and each point has its own", "choose the sweep's folder with -o")
 
 
 def _as_text(value: Any) -> str:

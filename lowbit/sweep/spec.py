@@ -41,11 +41,11 @@ class Sweep:
             raise ConfigError(f"points_at_once={self.points_at_once}", "give 0 or more")
 
 
-def product(axes: Mapping[str, Sequence[Any]]) -> tuple[dict[str, Any], ...]:
+def product(axes: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
     """Returns every combination of the axes' values; the last axis changes fastest.
 
     Args:
-      axes: the values of each key, such as `{"quant.bits": (1, 2), "seed": (0, 1, 2)}`.
+      axes: a tuple of values for each key, such as `{"quant.bits": (1, 2), "seed": (0, 1, 2)}`.
 
     Raises:
       ConfigError: an axis that is no sequence of values, or one without any.

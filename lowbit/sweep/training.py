@@ -29,7 +29,6 @@ from lowbit.train.run_folder import RunFolder
 from lowbit.train.setup import Experiment, prepare
 from lowbit.train.state import TrainState
 from lowbit.train.step import Metrics
-from lowbit.tree import resolve
 
 
 class Program:
@@ -40,7 +39,7 @@ class Program:
       layers: of the model.
 
     Raises:
-      LowbitError: as `lowbit.train.prepare`; widths of another number of layers.
+      LowbitError: as `lowbit.train.prepare`.
     """
 
     def __init__(self, points: Sequence[Point], layers: int):
@@ -50,8 +49,6 @@ class Program:
         self._shared = prepare(first)
         self._of_seed = {first.seed: self._shared}
         self._lanes: dict[int, Lanes] = {}
-        for point in points:
-            resolve(quantization_rules(self._traced(point.config).quant), self._shared.params)
 
     def experiment(self, point: Point) -> Experiment:
         """Returns the experiment of a point: what is compiled is shared, what is data is its own."""
