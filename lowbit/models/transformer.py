@@ -167,7 +167,7 @@ class Transformer(nn.Module):
         mask = None
         if self.separator is not None:
             positions, mask = document_positions(tokens, self.separator)
-            cos, sin = cos[positions], sin[positions]
+            cos, sin, mask = by_rows(cos[positions]), by_rows(sin[positions]), by_rows(mask)
         x, _ = self.layers(x, cos, sin, mask)
         return by_rows(self.norm(x))
 

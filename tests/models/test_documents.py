@@ -5,11 +5,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from lowbit.linen import quantize
 from lowbit.llama import LlamaConfig, param_shapes
 from lowbit.models import Transformer
 from lowbit.models.attention import causal_attention, document_positions, rotary_tables, rotate
+from lowbit.models.placement import ROWS, WIDTH, on_mesh
 from lowbit.numerics.quantizers import paretoq, stored_as
 from lowbit.tree import Rule, init_state
 
@@ -25,8 +27,8 @@ CFG = LlamaConfig(
     max_positions=32,
 )
 RULES = (Rule("layers/.*_proj/kernel", paretoq(4)), Rule(".*", stored_as(jnp.float16)))
-FIRST = jnp.asarray([[SEPARATOR, 5, 9, 11, 5]], jnp.int32)
-SECOND = jnp.asarray([[SEPARATOR, 7, 8, 30, 2, 6, 5]], jnp.int32)
+FIRST = jnp.asarray([[SEPARATOR, 5, 9, 11, 5, 17]], jnp.int32)  # of one length, so that one program computes both
+SECOND = jnp.asarray([[SEPARATOR, 7, 8, 30, 2, 6]], jnp.int32)
 PACKED = jnp.concatenate([FIRST, SECOND], axis=1)
 
 
@@ -92,13 +94,24 @@ def test_two_documents_in_a_window_are_computed_as_each_alone(quantized, remat):
 def test_without_a_separator_the_second_document_sees_the_first():
     decoder, _ = model(False, "none", separator=None)
     run = jax.jit(lambda tokens: decoder.apply({"params": PARAMS}, tokens))
-    np.testing.assert_allclose(run(PACKED)[:, :5], run(FIRST), rtol=0, atol=2e-6)
-    assert np.abs(run(PACKED)[:, 5:] - run(SECOND)).max() > 0.01
+    np.testing.assert_allclose(run(PACKED)[:, :6], run(FIRST), rtol=0, atol=2e-6)
+    assert np.abs(run(PACKED)[:, 6:] - run(SECOND)).max() > 0.01
 
 
 def test_a_separator_that_is_not_there_changes_nothing():
     logits = [jax.jit(model(False, "none", s)[0].apply)({"params": PARAMS}, PACKED) for s in (39, None)]
     np.testing.assert_allclose(logits[0], logits[1], rtol=0, atol=2e-6)
+
+
+def test_on_a_mesh_each_row_keeps_its_own_documents():
+    mesh = jax.make_mesh((2, 2, 2), (*ROWS, WIDTH), axis_types=(AxisType.Auto,) * 3)
+    decoder, _ = model(False, "none")
+    batch = jnp.concatenate([PACKED, PACKED[:, ::-1], jnp.roll(PACKED, 3, axis=1), jnp.roll(PACKED, 5, axis=1)])
+    placed = jax.device_put(batch, NamedSharding(mesh, PartitionSpec(ROWS)))
+    sharded = jax.jit(on_mesh(mesh, decoder.apply))({"params": PARAMS}, placed)
+    alone = jax.jit(decoder.apply)({"params": PARAMS}, batch)
+    # Sums of 24 or 40 products of order 1, cut in two.
+    np.testing.assert_allclose(sharded, alone, rtol=0, atol=4e-6)
 
 
 def test_cudnn_is_given_the_mask_beside_causality(monkeypatch):
@@ -115,5 +128,5 @@ def test_cudnn_is_given_the_mask_beside_causality(monkeypatch):
     packed = causal_attention(q, k, k, "cudnn", mask)
     assert seen == [("cudnn", True, (1, 1, 12, 12), np.dtype(bool))]
     monkeypatch.undo()
-    alone = causal_attention(q[:, :5], k[:, :5], k[:, :5], "xla")
-    np.testing.assert_array_equal(packed[:, :5], alone)
+    alone = causal_attention(q[:, :6], k[:, :6], k[:, :6], "xla")
+    np.testing.assert_array_equal(packed[:, :6], alone)
