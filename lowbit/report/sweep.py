@@ -135,9 +135,10 @@ def read_sweep(path: str | Path) -> SweepResults:
       DataError: the file is missing or no JSON object, or a field is not as `SweepResults` says.
     """
     item = read_json(Path(path))
-    results = typed(SweepResults, item, str(path))
-    points = [typed(SweepPoint, point, f"point {i} of {path}") for i, point in enumerate(results.points)]
-    return dataclasses.replace(results, points=points)
+    if isinstance(item, dict) and isinstance(item.get("points"), list):
+        points = [typed(SweepPoint, point, f"point {i} of {path}") for i, point in enumerate(item["points"])]
+        item = item | {"points": points}
+    return typed(SweepResults, item, str(path))
 
 
 def settings_of(results: SweepResults) -> list[Setting]:
