@@ -73,12 +73,13 @@ def test_every_width_has_a_recipe(name, bits):
     assert steps(config) > 10
 
 
-def test_coarse_grids_learn_from_the_float_model_unless_the_recipe_is_plain():
+def test_every_width_learns_from_the_float_model_unless_the_recipe_is_plain():
     spec = str(ROOT / "configs/qat_smollm2.py")
-    best, plain = load(f"{spec}:bits=2"), load(f"{spec}:bits=2,recipe=plain")
-    assert (best.distill.weight, best.train.batch_size) == (0.5, 16)
-    assert (plain.distill.weight, plain.train.batch_size) == (0.0, 32)
-    assert load(f"{spec}:bits=4").distill.weight == 0
+    for bits, batch_size in ((1, 8), (1.58, 16), (2, 16), (3, 16), (4, 16)):
+        best, plain = load(f"{spec}:bits={bits}"), load(f"{spec}:bits={bits},recipe=plain")
+        assert best.distill.weight > 0
+        assert best.train.batch_size == batch_size
+        assert (plain.distill.weight, plain.train.batch_size) == (0.0, 32)
     with pytest.raises(ConfigError, match="no recipe 'plane'\n  -> did you mean 'plain'"):
         load(f"{spec}:recipe=plane")
 
