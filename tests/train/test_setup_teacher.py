@@ -57,7 +57,7 @@ def test_the_float_model_that_the_run_starts_from_teaches(tiny_config, source):
 def test_its_loss_is_the_mix_of_both_terms(tiny_config, source, tmp_path):
     other = save_random(tmp_path / "other", seed=1, hidden_size=48, num_layers=1)
     settings = (f"model.source={source}", f"distill.teacher={other}", "distill.dtype=float32", "distill.temperature=2")
-    experiment = prepare(tiny_config(*settings, "distill.weight=0.25"))
+    experiment = prepare(tiny_config(*settings, "distill.weight=0.25", "quant.scale_init=max"))
     state = experiment.initial_state()
     batch = jnp.asarray(experiment.train.batch(0))
     loss, metrics = jax.jit(experiment.objective)(state.variables, batch)
@@ -76,7 +76,9 @@ def test_its_loss_is_the_mix_of_both_terms(tiny_config, source, tmp_path):
 
 def test_a_sharded_step_with_a_teacher_equals_that_of_one_device(tiny_config, source):
     # eps=1 keeps Adam smooth where gradients are near 0; the tolerance is that of tests/train/test_sharding.py.
-    prepared = prepare(tiny_config(f"model.source={source}", "distill.weight=0.5", "optimizer.eps=1.0"))
+    prepared = prepare(
+        tiny_config(f"model.source={source}", "distill.weight=0.5", "optimizer.eps=1.0", "quant.scale_init=max")
+    )
     tolerance = 5 * math.sqrt(256 * 60) * EPS
     start = jax.tree.map(np.asarray, prepared.initial_state())
     results = []
