@@ -13,6 +13,7 @@ from lowbit.errors import ConfigError, ModelError
 from lowbit.llama import LlamaConfig
 from lowbit.llama.flops import kernel_weights, train_flops
 from lowbit.models.attention import resolve_attention
+from lowbit.models.rotation import rotated_config
 from lowbit.train import sharding
 from lowbit.train.accelerators import Accelerator, Kind, Measurement, nearest_measurement
 from lowbit.train.blueprint import blueprint, lower_step
@@ -133,7 +134,8 @@ def estimate(
 def model_sizes(config: ConfigDict) -> LlamaConfig:
     """Returns the sizes of the model that a config trains, without reading a weight; raises ModelError."""
     if config.model.source:
-        return load_sizes(config.model.source)
+        sizes = load_sizes(config.model.source)
+        return rotated_config(sizes) if config.model.rotate else sizes
     return LlamaConfig(**config.model.architecture.to_dict())
 
 
