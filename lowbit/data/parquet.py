@@ -20,7 +20,9 @@ def read_column(path: Path, field: str, start: int) -> Iterator[tuple[str, int]]
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise DataError(f"{path} is read by pyarrow, which is not installed", "pip install 'lowbit[datasets]'") from error
+        raise DataError(
+            f"{path} is read by pyarrow, which is not installed", "pip install 'lowbit[datasets]'"
+        ) from error
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             _check_column(path, file.schema_arrow, field)
