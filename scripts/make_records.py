@@ -2,7 +2,8 @@
 
 A record is a folder with a README.md and, if it is of runs, one folder a run (config.json, metrics.jsonl,
 evaluations.jsonl and, where it came back, result.json, as `lowbit train` writes them). `<!-- table:runs -->` ...
-`<!-- /table -->` in the README holds a row for each run; curves.png shows their training losses.
+`<!-- /table -->` in the README holds a row for each run; curves.png shows their training losses. The record of a sweep
+has its sweep.json in place of runs, `<!-- table:points -->` in its README, and the figures of a sweep.
 """
 
 import json
@@ -11,7 +12,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lowbit.report import theme
 from lowbit.report.curves import draw_curves, read_metrics
+from lowbit.report.sweep import read_sweep, sweep_table
+from lowbit.report.sweep_figures import draw_sweep
 from lowbit.report.table import fill_tables
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,12 +83,33 @@ def table(record: Path) -> str:
 
 
 def filled_readmes() -> dict[Path, str]:
-    """Returns the README of each record of runs, with its table brought up to date."""
-    readmes = {record / "README.md": record for record in records() if runs(record)}
+    """Returns the README of each record of runs or of a sweep, with its table brought up to date."""
+    readmes = {record / "README.md": record for record in records() if runs(record) or (record / "sweep.json").exists()}
     return {
-        readme: fill_tables(readme.read_text(encoding="utf-8"), {"runs": table(record)})
-        for readme, record in readmes.items()
+        readme: fill_tables(readme.read_text(encoding="utf-8"), tables(record)) for readme, record in readmes.items()
     }
+
+
+def tables(record: Path) -> dict[str, str]:
+    """Returns the tables that the README of a record may ask for."""
+    if (record / "sweep.json").exists():
+        return {"points": sweep_table(read_sweep(record / "sweep.json"), "markdown")}
+    return {"runs": table(record)}
+
+
+def draw_missing(record: Path) -> list[Path]:
+    """Draws the figures of a record that are not there, and returns their paths."""
+    if (record / "sweep.json").exists():
+        figures = {record / f"{name}.png": f for name, f in draw_sweep(read_sweep(record / "sweep.json")).items()}
+    else:
+        metrics = {p.parent.name: read_metrics(p) for p in sorted(record.glob("*/metrics.jsonl"))}
+        long = {name: series for name, series in metrics.items() if len(series["loss"].values) > 2}
+        figures = {record / "curves.png": draw_curves(long)}
+    missing = [path for path in figures if not path.exists()]
+    with theme.style():
+        for path in missing:
+            figures[path].savefig(path, dpi=130)
+    return missing
 
 
 def main() -> None:
@@ -93,12 +118,8 @@ def main() -> None:
         if readme.read_text(encoding="utf-8") != text:
             readme.write_text(text, encoding="utf-8")
             print(f"wrote {readme.relative_to(ROOT)}", file=sys.stderr)
-        curves = readme.parent / "curves.png"
-        if not curves.exists():
-            metrics = {p.parent.name: read_metrics(p) for p in sorted(readme.parent.glob("*/metrics.jsonl"))}
-            long = {name: series for name, series in metrics.items() if len(series["loss"].values) > 2}
-            draw_curves(long).savefig(curves, dpi=130)
-            print(f"wrote {curves.relative_to(ROOT)}", file=sys.stderr)
+        for path in draw_missing(readme.parent):
+            print(f"wrote {path.relative_to(ROOT)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """Writes the tables of README.md and docs/*.md from the JSON files in docs/results.
 
 `<!-- table:quickstart -->` ... `<!-- /table -->` in a page holds the rows of docs/results/quickstart.json.
-To publish a run, copy its results.json there and run `make docs`.
+To publish a run, copy its results.json there and run `make docs`. `<!-- table:sweep_quickstart -->` holds the table of
+the record of that sweep in experiments/.
 """
 
 import sys
 from pathlib import Path
 
 from lowbit.report.results import read_rows
+from lowbit.report.sweep import read_sweep, sweep_table
 from lowbit.report.table import fill_tables, results_table, table_names
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,6 +19,9 @@ def filled_pages() -> dict[Path, str]:
     """Returns each page that asks for tables, with its tables brought up to date."""
     results = sorted((ROOT / "docs" / "results").glob("*.json"))
     tables = {path.stem: results_table(read_rows(path), "markdown") for path in results}
+    for path in sorted((ROOT / "experiments").glob("*_sweep_*/sweep.json")):
+        name = path.parent.name.partition("_")[2]
+        tables[name] = sweep_table(read_sweep(path), "markdown")
     # The tables of the numerics page come from the code: make_numerics_page.py.
     pages = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").glob("*.md") if p.name != "numerics.md")]
     texts = {page: page.read_text(encoding="utf-8") for page in pages}
