@@ -21,6 +21,8 @@ _SPECIAL_TOKENS: dict[str, tuple[int | None, tuple[int, ...]]] = {
     "qwen2": (None, ()),
 }
 _WHOLE_ATTENTION = "full_attention"
+# Far above any decoder; a damaged file that claims more would have its readers make lists of names without end.
+_MAX_LAYERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,10 @@ class LlamaConfig:
         for name in (*sizes, "num_kv_heads", "head_dim", "max_positions"):
             if getattr(self, name) < 1:
                 raise ModelError(f"{name} is {getattr(self, name)}", f"set {name} to at least 1")
+        if self.num_layers > _MAX_LAYERS:
+            raise ModelError(
+                f"num_layers is {self.num_layers}, more than {_MAX_LAYERS}", "download the model's config.json again"
+            )
         if not 1 < self.rope_theta < math.inf:
             raise ModelError(
                 f"rope_theta is {self.rope_theta}", "set rope_theta above 1; most models have 10000 or more"

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGUFReader, GGUFValueType
+from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 
 from lowbit.errors import ModelError
+from lowbit.gguf import CODERS, GgufTensor, read
+from lowbit.gguf.blocks import dequantize as dequantize_integers
 from lowbit.llama import LlamaConfig, rope_frequencies
 from lowbit.models.gguf_tokenizer import tokenizer_from_metadata
 from lowbit.models.hf import read_tokenizer_files
@@ -33,6 +35,8 @@ _LAYER_NAMES = {
     **{f"attn/{p}_proj/bias": f"attn_{p}.bias" for p in "qkv"},
     **{f"mlp/{p}_proj/kernel": f"ffn_{p}.weight" for p in ("gate", "up", "down")},
 }
+_FLOATS: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
+_NOT_IN_LIBRARY = ("Q1_0", "Q2_0")  # types younger than the gguf library's decoders
 _HEAD = _TOP_NAMES["lm_head/kernel"]
 # Divisors of the rotary frequencies: how converters write the scaling of Llama 3.1 and later.
 _ROPE_DIVISORS = "rope_freqs.weight"
@@ -62,8 +66,8 @@ def load_gguf(path: Path) -> Pretrained:
         that are not what the metadata states.
       TokenizerError: a tokenizer that cannot be rebuilt.
     """
-    reader, metadata = _open(path)
-    source = _Tensors(path, reader)
+    metadata, tensors = read(path)
+    source = _Tensors(path, tensors)
     cfg = _config(metadata, source)
     if metadata["general.architecture"] == "llama":
         source.rotary_heads = {"attn_q.weight": cfg.num_heads, "attn_k.weight": cfg.num_kv_heads}
@@ -72,21 +76,21 @@ def load_gguf(path: Path) -> Pretrained:
 
 def read_gguf_config(path: Path) -> LlamaConfig:
     """Returns the sizes that a file's metadata state; raises ModelError as `load_gguf`, of everything but tensors."""
-    reader, metadata = _open(path)
-    return _config(metadata, _Tensors(path, reader))
+    metadata, tensors = read(path)
+    return _config(metadata, _Tensors(path, tensors))
 
 
 def load_gguf_tokenizer(path: Path) -> dict[str, bytes]:
     """Returns the tokenizer files of a GGUF file as `load_gguf` does, without reading its tensors; raises the same."""
-    return _tokenizer_files(path, _open(path)[1])
+    return _tokenizer_files(path, read(path).metadata)
 
 
 class _Tensors:
     """The tensors of a file, dequantized one at a time (a `TensorSource`)."""
 
-    def __init__(self, path: Path, reader: GGUFReader):
+    def __init__(self, path: Path, tensors: Mapping[str, GgufTensor]):
         self.where = str(path)
-        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+        self._tensors = tensors
         # Heads of the matrices whose rows are interleaved, by the end of their name.
         self.rotary_heads: dict[str, int] = {}
 
@@ -99,20 +103,29 @@ class _Tensors:
         return set(self._tensors) - {_ROPE_DIVISORS}
 
     def read(self, name: str) -> np.ndarray:
-        """Returns a tensor as float32; raises ModelError where its type is not known to the gguf library."""
-        tensor = self._tensors[name]
-        try:
-            values = dequantize(tensor.data, tensor.tensor_type)
-        except NotImplementedError as error:
-            raise ModelError(
-                f"{name} in {self.where} has the type {tensor.tensor_type.name}, which cannot be dequantized",
-                "take a GGUF file of another type, best of all F16",
-            ) from error
+        """Returns a tensor as floats; raises ModelError for a type that nobody here can dequantize."""
+        values = self._values(name)
         heads = self.rotary_heads.get(name.split(".", 2)[-1])
         # A matrix of other rows keeps them, to be refused for its shape.
         if heads is None or values.ndim != 2 or values.shape[0] % (2 * heads):
             return values
         return half_split_rows(values, heads)
+
+    def _values(self, name: str) -> np.ndarray:
+        kind, shape, data = self._tensors[name]
+        if kind.name in _FLOATS:
+            return data.view(_FLOATS[kind.name])
+        for coder in CODERS:
+            if coder.kind == kind and kind.name in _NOT_IN_LIBRARY:
+                return dequantize_integers(data.reshape(-1, data.shape[-1]), coder).reshape(shape)
+        try:
+            values: np.ndarray = dequantize(data, GGMLQuantizationType(kind.number))
+        except NotImplementedError as error:
+            raise ModelError(
+                f"{name} in {self.where} has the type {kind.name}, which cannot be dequantized",
+                "take a GGUF file of another type, best of all F16",
+            ) from error
+        return values
 
 
 def half_split_rows(weight: np.ndarray, heads: int) -> np.ndarray:
@@ -126,30 +139,15 @@ def half_split_rows(weight: np.ndarray, heads: int) -> np.ndarray:
     return weight.reshape(heads, rows // heads // 2, 2, k).swapaxes(1, 2).reshape(rows, k)
 
 
-def _open(path: Path) -> tuple[GGUFReader, dict[str, Any]]:
-    if not path.is_file():
-        raise ModelError(f"there is no file {path}", "check the path")
-    try:
-        reader = GGUFReader(path)
-        return reader, _read_metadata(reader)
-    except (ValueError, IndexError, KeyError, OverflowError) as error:
-        raise ModelError(f"{path} is not a whole GGUF file ({error})", "download it again") from error
+def interleaved_rows(weight: np.ndarray, heads: int) -> np.ndarray:
+    """The inverse of `half_split_rows`: rows of q and k as the architecture "llama" of llama.cpp wants them."""
+    rows, k = weight.shape
+    return weight.reshape(heads, 2, rows // heads // 2, k).swapaxes(1, 2).reshape(rows, k)
 
 
 def _tokenizer_files(path: Path, metadata: Mapping[str, Any]) -> dict[str, bytes]:
     files = read_tokenizer_files(path.parent)
     return files if "tokenizer.json" in files else tokenizer_from_metadata(metadata, str(path))
-
-
-def _read_metadata(reader: GGUFReader) -> dict[str, Any]:
-    """Returns all fields as Python values; 32-bit floats as the decimal numbers they were written from."""
-    metadata = {}
-    for name, field in reader.fields.items():
-        value = field.contents()
-        if field.types and field.types[-1] == GGUFValueType.FLOAT32 and isinstance(value, float):
-            value = float(str(np.float32(value)))  # 1e-05, not 9.999999747378752e-06
-        metadata[name] = value
-    return metadata
 
 
 def _config(metadata: Mapping[str, Any], source: _Tensors) -> LlamaConfig:

@@ -1,4 +1,4 @@
-"""A pretrained model from wherever it is: a Hugging Face folder, a hub name or a GGUF file."""
+"""A pretrained model from wherever it is: a Hugging Face folder, a hub name, a GGUF file or a packed file."""
 
 import re
 from collections.abc import Sequence
@@ -30,13 +30,14 @@ def load(source: str | Path) -> Pretrained:
     """Loads a float model.
 
     Args:
-      source: a Hugging Face folder (config.json and safetensors), a `.gguf` file, or a hub name such as
-        "HuggingFaceTB/SmolLM2-135M", which is downloaded once and then read from the cache.
+      source: a Hugging Face folder (config.json and safetensors), a `.gguf` file, a packed file (any other file), or
+        a hub name such as "HuggingFaceTB/SmolLM2-135M", which is downloaded once and then read from the cache.
 
     Raises:
       ModelError: nothing is there, the hub cannot be reached, the family is not supported, or a tensor is
         missing, misshapen or unexpected.
       TokenizerError: a GGUF file whose tokenizer cannot be rebuilt.
+      FormatError: a file that is neither of both, or damaged.
     """
     # Imported here so that reading one kind of file does not load the libraries of the other.
     path = Path(source).expanduser()
@@ -44,6 +45,10 @@ def load(source: str | Path) -> Pretrained:
         from lowbit.models.gguf import load_gguf
 
         return load_gguf(path)
+    if path.is_file():
+        from lowbit.models.packed import load_packed
+
+        return load_packed(path)
     from lowbit.models.hf import load_hf
 
     return load_hf(_folder(source, _HUB_FILES))
@@ -60,18 +65,20 @@ def load_config(source: str | Path) -> LlamaConfig:
         from lowbit.models.gguf import read_gguf_config
 
         return read_gguf_config(path)
+    if path.is_file():
+        from lowbit.models.packed import read_packed_config
+
+        return read_packed_config(path)
     from lowbit.models.hf import read_hf_config
 
     return read_hf_config(_folder(source, ("config.json",)))
 
 
 def _folder(source: str | Path, files: Sequence[str]) -> Path:
-    """The local folder of a source that is no GGUF file; of a hub model, one with the files of these patterns."""
+    """The local folder of a source that is no file; of a hub model, one with the files of these patterns."""
     path = Path(source).expanduser()
     if path.is_dir():
         return path
-    if path.exists():
-        raise ModelError(f"{path} is neither a folder nor a .gguf file", "name the folder that holds config.json")
     if is_hub_name(source):
         return download(str(source), files)
     raise ModelError(

@@ -46,11 +46,14 @@ def stack_params(cfg: LlamaConfig, source: TensorSource, name_of: NameOf) -> dic
     _compare_names(expected, source)
     flat: dict[str, np.ndarray] = {}
     for path, shape in shapes.items():
-        names = layer_names(cfg, path, name_of)
-        stacked = np.empty(shape, np.float32)
-        for layer, name in enumerate(names):
-            slot = stacked[layer] if path.startswith(LAYER_PREFIX) else stacked
-            slot[...] = _oriented(path, source.read(name), slot.shape, name, source.where)
+        is_layered = path.startswith(LAYER_PREFIX)
+        stacked = np.empty(0, np.float32)
+        for layer, name in enumerate(layer_names(cfg, path, name_of)):
+            tensor = _oriented(path, source.read(name), shape[1:] if is_layered else shape, name, source.where)
+            if layer == 0:  # not before a tensor has proved that the config's sizes are no fancy
+                stacked = np.empty(shape, np.float32)
+            slot = stacked[layer] if is_layered else stacked
+            slot[...] = tensor
             if not np.isfinite(slot).all():
                 raise ModelError(
                     f"{name} in {source.where} holds NaN or infinite values",

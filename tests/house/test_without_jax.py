@@ -17,7 +17,7 @@ def modules_of(package: str) -> list[str]:
     return [name.removesuffix(".__init__") for name in names]
 
 
-@pytest.mark.parametrize("package", ["formats", "kernels"])
+@pytest.mark.parametrize("package", ["formats", "gguf", "kernels"])
 def test_imports_need_numpy_and_safetensors_alone(package):
     """Every module is imported while all other installed packages are refused."""
     modules = modules_of(package)
