@@ -1,0 +1,150 @@
+"""Every setting there is, and what follows from settings alone."""
+
+from ml_collections import ConfigDict, config_dict
+
+from lowbit.errors import ConfigError
+
+ELEMENTS: dict[str, type] = {
+    "model.architecture.eos_token_ids": int,
+    "data.train": str,
+    "data.valid": str,
+    "quant.layer_bits": float,
+    "quant.overrides": tuple,
+    "optimizer.frozen": str,
+}
+"""What the tuples of a config hold."""
+
+
+def base() -> ConfigDict:
+    """Returns every setting there is, at its usual value; the comments are the reference."""
+    config = ConfigDict(
+        {
+            "seed": 0,  # below 2**31; of the order of windows, and of the start of a model made from scratch
+            "run_folder": "",  # everything a run writes; it must not exist yet
+            "model": {
+                # Hugging Face folder or hub name, .gguf file, or run folder (the float masters of its newest
+                # checkpoint); "" starts `architecture` from scratch
+                "source": "",
+                # Whether the residual stream of the source is turned by a random orthogonal matrix: no logit changes; a
+                # tied model gets a head of its own by it
+                "rotate": False,
+                "tokenizer": "",  # folder with tokenizer.json; "" takes the source's own
+                "compute_dtype": "bfloat16",  # of matrix products; masters are float32 always
+                "remat": "dots",  # what is recomputed: "none", "dots" (not matmuls and cuDNN attention), "full"
+                "attention": "auto",  # "auto", "xla", "cudnn"
+                "architecture": {  # read only where `source` is ""
+                    "vocab_size": 4096,
+                    "hidden_size": 192,
+                    "intermediate_size": 512,
+                    "num_layers": 6,
+                    "num_heads": 6,
+                    "num_kv_heads": 2,
+                    "head_dim": 32,
+                    "rope_theta": 10_000.0,
+                    "rms_norm_eps": 1e-5,
+                    "tie_embeddings": True,
+                    "qkv_bias": False,
+                    "max_positions": 2048,
+                    "bos_token_id": 0,
+                    "eos_token_ids": (0,),
+                },
+            },
+            "data": {
+                "train": (),  # .npy token files and folders that `tokenize` wrote, or texts for the model's tokenizer
+                "valid": (),  # the same, each evaluated on its own
+                "attend_across_documents": True,  # False: tokens see their own document alone, positions restart in it
+                # token between documents, or its id; "" takes what token folders say, or the tokenizer's eos token
+                "separator": config_dict.FieldReference("", field_type=object),
+            },
+            "quant": {
+                "method": "paretoq",  # "paretoq", "rtn", "llmqat", "absmean_ternary", "float"
+                "bits": 2.0,  # 1, 1.58, 2, 3 or 4; read by methods that come in widths
+                "layer_bits": (),  # paretoq: a width a layer, in place of bits; one compiled step serves every choice
+                "granularity": config_dict.FieldReference("channel", field_type=object),  # "tensor", or a group size
+                "symmetric": True,  # rtn: False is the min-max grid with a zero point
+                "variant": "fixed",  # llmqat: "reference" is the reference code, zero gradients at |w| >= 2 included
+                "estimator": "clipped",  # paretoq: of the gradient to weights: "clipped", "identity", "dsq"
+                "scale_init": "mse",  # "mse", "mean", "max", "reference"; read by paretoq and symmetric rtn
+                "scale_dtype": "float16",  # as stored in the packed file
+                "float_dtype": "float16",  # stored dtype of what is not quantized
+                "overrides": (),  # (path pattern, {key of quant: value}), before the table's own; the first match wins
+            },
+            "distill": {
+                "weight": 0.0,  # share of the divergence from a teacher in the loss, 0 to 1; 0 needs no teacher
+                "temperature": 1.0,  # of both distributions in the divergence
+                # As model.source, but a run folder teaches what it predicts; "" is the float model that the run, or the
+                # chain of runs behind its source, started from
+                "teacher": "",
+                "dtype": "bfloat16",  # of the teacher's parameters in memory
+            },
+            "optimizer": {
+                "name": "adamw",  # "adamw", or "muon" for the layers' kernels and AdamW for everything else
+                "learning_rate": 1e-3,  # the peak
+                "b1": 0.9,  # AdamW
+                "b2": 0.95,
+                "eps": 1e-8,
+                "momentum": 0.95,  # Muon
+                "weight_decay": 0.0,  # of matrices and embedding
+                "scale_learning_rate": 1.0,  # factor on the learning rate, for quantizer scales
+                "scale_schedule": "same",  # their shape: "same" as schedule.shape, or "cosine", "linear", "constant"
+                "scale_until": 1.0,  # share of the steps after which they stand still
+                "clip_norm": 1.0,  # global L2 norm of the gradient; inf clips nothing
+                "frozen": (),  # patterns of paths like "params/embed/.*" that stay as they start
+            },
+            "schedule": {"shape": "cosine", "warmup": 0.05, "final": 0.0},  # shares of the steps, and of the peak
+            "train": {
+                "tokens": 10_000_000,  # steps = tokens // (batch_size * sequence_length)
+                "batch_size": 32,  # sequences a step, over all devices
+                "sequence_length": 1024,  # inputs; a window holds one token more
+                "accumulate": 1,  # parts that a batch is visited in
+                "loss_chunks": 8,  # pieces of a sequence whose logits are in memory at once
+            },
+            "evaluation": {
+                "every_steps": 0,  # 0: at the end alone
+                "windows": 128,  # the first so many windows of each file; 0 for all
+                "batch_size": 32,
+            },
+            "checkpoint": {
+                "every_steps": 0,  # 0: by time alone
+                "every_minutes": 10.0,  # inf: by steps alone
+                "keep": 2,
+            },
+            "log": {
+                "every_steps": 10,
+                "progress": True,
+                "tensorboard": False,
+                "recorder_every_steps": 50,  # statistics of codes and scales, and after the last step; 0: never
+            },
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # devices along each axis; -1 takes what is left
+        }
+    )
+    return config.lock()
+
+
+def shrink(config: ConfigDict) -> ConfigDict:
+    """Returns the config cut down to two steps of a tiny model from scratch: what the variant `smoke` means.
+
+    Data, quantization, optimizer and schedule stay, as does the vocabulary, so that the run's own token files fit.
+    There is neither a teacher nor a rotation: both need a model to start from.
+    """
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_layers": 2, "head_dim": 8}
+    config.model.architecture.update({**sizes, "num_heads": 4, "num_kv_heads": 2, "max_positions": 64})
+    config.model.source = ""
+    config.model.rotate = False
+    config.distill.weight = 0.0
+    config.train.update({"tokens": 512, "batch_size": 8, "sequence_length": 32, "accumulate": 1, "loss_chunks": 2})
+    config.evaluation.update({"every_steps": 0, "windows": 8, "batch_size": 8})
+    config.log.every_steps = 1
+    config.log.recorder_every_steps = 0  # compiling it takes longer than the steps
+    return config
+
+
+def steps(config: ConfigDict) -> int:
+    """Returns how many optimizer steps `train.tokens` make; raises ConfigError where it is none."""
+    per_step = config.train.batch_size * config.train.sequence_length
+    if config.train.tokens < per_step:
+        raise ConfigError(
+            f"train.tokens={config.train.tokens} is less than one step of {per_step} tokens",
+            "raise train.tokens, or lower train.batch_size or train.sequence_length",
+        )
+    return int(config.train.tokens // per_step)
