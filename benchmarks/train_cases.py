@@ -56,8 +56,12 @@ def case_config(case: Case, settings: Sequence[str], rows: int, length: int) -> 
       length: tokens of a sequence.
 
     Raises:
-      ConfigError: a method that is none, or a setting that the config does not have.
+      ConfigError: too few devices, a method that is none, or a setting that the config does not have.
     """
+    if case.devices > jax.device_count():
+        raise ConfigError(
+            f"mesh {case.mesh} needs {case.devices} devices, here are {jax.device_count()}", "make it smaller"
+        )
     method, _, own = case.name.partition(":")
     method = method.removesuffix(DISTILL)
     config = base()
@@ -110,10 +114,8 @@ def make_bench(case: Case, config: ConfigDict, cfg: LlamaConfig, seed: int) -> B
     """Compiles a case; nothing of it is on the devices yet but a batch.
 
     Raises:
-      LowbitError: a config that cannot be, or too few devices.
+      LowbitError: a config that cannot be.
     """
-    if case.devices > jax.device_count():
-        raise ConfigError(f"mesh {case.mesh} needs {case.devices} devices, here are {jax.device_count()}", "cut it")
     mesh = sharding.make_mesh(config.mesh.to_dict(), jax.devices()[: case.devices])
     experiment = blueprint(config, cfg, mesh, teacher=cfg if case.distilled else None)
     state = experiment.abstract_state()
