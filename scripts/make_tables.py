@@ -22,8 +22,9 @@ def filled_pages() -> dict[Path, str]:
     for path in sorted((ROOT / "experiments").glob("*_sweep_*/sweep.json")):
         name = path.parent.name.partition("_")[2]
         tables[name] = sweep_table(read_sweep(path), "markdown")
-    # The tables of the numerics page come from the code: make_numerics_page.py.
-    pages = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").glob("*.md") if p.name != "numerics.md")]
+    # The tables of the others come from elsewhere: make_numerics_page.py, make_recipe_page.py.
+    own = ("numerics.md", "recipe.md")
+    pages = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").glob("*.md") if p.name not in own)]
     texts = {page: page.read_text(encoding="utf-8") for page in pages}
     return {page: fill_tables(text, tables) for page, text in texts.items() if table_names(text)}
 

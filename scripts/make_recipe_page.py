@@ -1,0 +1,156 @@
+"""Writes the tables and the picture of docs/recipe.md from the runs of the dated records in experiments/.
+
+A comparison is two runs that differ in what it names. `make docs` calls this; a test compares the page with the files.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from matplotlib.figure import Figure
+
+from lowbit.report import theme
+from lowbit.report.table import fill_tables, lay_out
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "recipe.md"
+PICTURE = ROOT / "docs" / "images" / "recipe.png"
+
+PLAIN, TEACHER, RECIPE = (
+    f"2026-11-22_smollm2_{name}" for name in ("qat", "batch_and_teacher", "recipe")
+)  # records, oldest first
+TEXTS = {"smollm2_val": "held-out text", "smollm2_wikitext2_valid": "WikiText-2"}
+
+WIDTHS = (1.0, 1.58, 2.0, 3.0, 4.0)
+PLAIN_RUNS = {bits: f"{PLAIN}/w{bits:g}" for bits in WIDTHS}
+BEST_RUNS = {
+    1.0: f"{RECIPE}/w1_b8_kl.7",
+    1.58: f"{RECIPE}/w158_kl.5",
+    2.0: f"{TEACHER}/w2_b16_kl.5",
+    3.0: f"{RECIPE}/w3_kl.5",
+    4.0: f"{RECIPE}/w4_kl.5",
+}
+FLOAT_START, FLOAT_TUNED = f"{PLAIN}/float_start", f"{RECIPE}/float_finetuned_b16"
+
+
+class Comparison(NamedTuple):
+    """What is changed, at how many bits, and the runs without and with it."""
+
+    change: str
+    bits: float
+    without: str
+    with_it: str
+
+
+COMPARISONS = (
+    Comparison("batch 32 to 16", 1, f"{PLAIN}/w1", f"{TEACHER}/w1_b16"),
+    Comparison("batch 32 to 16", 2, f"{PLAIN}/w2", f"{TEACHER}/w2_b16_lr2e-3"),
+    Comparison("batch 16 to 8, learning rate 1.4e-3 to 1e-3", 2, f"{TEACHER}/w2_b16", f"{TEACHER}/w2_b8"),
+    Comparison("learning rate 2e-3 to 1e-3", 1, f"{PLAIN}/w1", f"{TEACHER}/w1_lr1e-3"),
+    Comparison("learning rate 2e-3 to 3e-3", 2, f"{PLAIN}/w2", f"{PLAIN}/w2_lr3e-3"),
+    Comparison("teacher, weight 0.5, at batch 32", 2, f"{PLAIN}/w2", f"{TEACHER}/w2_kl.5"),
+    Comparison("teacher, weight 0.5", 2, f"{TEACHER}/w2_b16", f"{TEACHER}/w2_b16_kl.5"),
+    Comparison("teacher, weight 0.5", 1, f"{TEACHER}/w1_b16", f"{TEACHER}/w1_b16_kl.5"),
+    Comparison("teacher weight 0.5 to 0.7", 2, f"{TEACHER}/w2_b16_kl.5", f"{TEACHER}/w2_b16_kl.7"),
+    Comparison("teacher weight 0.5 to 0.9", 1, f"{TEACHER}/w1_b16_kl.5", f"{RECIPE}/w1_kl.9"),
+    Comparison("teacher weight 0.5 to 0.7, batch 16 to 8", 1, f"{TEACHER}/w1_b16_kl.5", f"{RECIPE}/w1_b8_kl.7"),
+    Comparison("teacher weight 0.5 to 0.2, learning rate halved", 4, f"{RECIPE}/w4_kl.5", f"{RECIPE}/w4_kl.2_lr1e-4"),
+    Comparison(
+        "teacher fine-tuned first (10 M tokens more)",
+        2,
+        f"{TEACHER}/w2_b16_kl.7",
+        f"{RECIPE}/w2_tuned_teacher_kl.7",
+    ),
+    Comparison("groups of 64: 2.25 bits/weight", 2, f"{TEACHER}/w2_b16_kl.5", f"{RECIPE}/w2_g64"),
+    Comparison("Muon for the layers' kernels", 2, f"{TEACHER}/w2_b16_kl.5", f"{RECIPE}/w2_muon"),
+)
+
+
+def nats(run: str) -> list[float]:
+    """Returns a run's final nats/token on each of `TEXTS`; `run` is RECORD/NAME in experiments/."""
+    lines = (ROOT / "experiments" / run / "evaluations.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    final = {row["text"]: row["nll"] for row in rows if row["step"] == rows[-1]["step"]}
+    return [final[text] for text in TEXTS]
+
+
+def _cell(run: str) -> str:
+    return " / ".join(f"{value:.3f}" for value in nats(run))
+
+
+def widths_table() -> str:
+    """Returns each width's nats with the plain and the best recipe, and the distance to the fine-tuned float model."""
+    tuned = nats(FLOAT_TUNED)
+    lines = []
+    for bits in WIDTHS:
+        gap = " / ".join(f"{a - b:+.3f}" for a, b in zip(nats(BEST_RUNS[bits]), tuned, strict=True))
+        lines.append([f"{bits:g}", _cell(PLAIN_RUNS[bits]), _cell(BEST_RUNS[bits]), gap])
+    lines.append(["float, fine-tuned", "", _cell(FLOAT_TUNED), ""])
+    lines.append(["float, as it starts", "", _cell(FLOAT_START), ""])
+    return lay_out(
+        ["bits", "plain recipe", "best recipe", "to fine-tuned float"], [False, *[True] * 3], lines, "markdown"
+    )
+
+
+def comparisons_table() -> str:
+    """Returns what each change is worth: a minus is a gain."""
+    lines = []
+    for change, bits, without, with_it in COMPARISONS:
+        deltas = [f"{a - b:+.3f}" for a, b in zip(nats(with_it), nats(without), strict=True)]
+        lines.append([change, f"{bits:g}", *deltas, _cell(with_it)])
+    heads = ["change", "bits", *TEXTS.values(), "result"]
+    return lay_out(heads, [False, True, True, True, True], lines, "markdown")
+
+
+def draw() -> Figure:
+    """Draws nats/token against bits for both recipes, a panel a text, with the float models as lines."""
+    with theme.style():
+        figure = Figure(figsize=(10.4, 4.4), layout="constrained")
+        panels = figure.subplots(1, 2, sharey=True)
+        for index, (panel, title) in enumerate(zip(panels, TEXTS.values(), strict=True)):
+            for runs, colour, name in ((PLAIN_RUNS, theme.VERMILLION, "plain"), (BEST_RUNS, theme.BLUE, "best")):
+                values = [nats(runs[bits])[index] for bits in WIDTHS]
+                panel.plot(WIDTHS, values, color=colour.light, marker="o", zorder=3)
+                panel.annotate(
+                    name, (WIDTHS[0], values[0]), (9, 4), textcoords="offset points", color=colour.light, weight="bold"
+                )
+            for run, label, below in ((FLOAT_START, "float, as it starts", False), (FLOAT_TUNED, "fine-tuned", True)):
+                value = nats(run)[index]
+                panel.axhline(value, color=theme.SLATE.light, linewidth=1, linestyle=":" if below else "--")
+                panel.annotate(
+                    label,
+                    (WIDTHS[0], value),
+                    (0, -4 if below else 4),
+                    textcoords="offset points",
+                    va="top" if below else "bottom",
+                    color=theme.SLATE.light,
+                    fontsize=9,
+                )
+            panel.set_title(title)
+            panel.set_xticks(WIDTHS, [f"{bits:g}" for bits in WIDTHS])
+            panel.set_xlabel("bits per weight of the layers' matrices")
+            panel.margins(y=0.1)
+        panels[0].set_ylabel("nats per token (lower is better)")
+    return figure
+
+
+def filled_page() -> str:
+    """Returns docs/recipe.md with its tables brought up to date."""
+    tables = {"widths": widths_table(), "comparisons": comparisons_table()}
+    return fill_tables(PAGE.read_text(encoding="utf-8"), tables)
+
+
+def main() -> None:
+    """Rewrites the page if it is out of date, and draws the picture."""
+    text = filled_page()
+    if PAGE.read_text(encoding="utf-8") != text:
+        PAGE.write_text(text, encoding="utf-8")
+        print(f"wrote {PAGE.relative_to(ROOT)}", file=sys.stderr)
+    figure = draw()
+    with theme.style():
+        figure.savefig(PICTURE, dpi=130)
+
+
+if __name__ == "__main__":
+    main()
