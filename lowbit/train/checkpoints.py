@@ -55,6 +55,7 @@ class Checkpoints:
         if keep < 1:
             raise ConfigError(f"checkpoint.keep={keep} keeps nothing", "keep at least 1 checkpoint")
         self.folder = folder.resolve()
+        self._failed = False
         _quiet_orbax()
         if processes.is_first():
             self._remove_partial()  # of a process that was killed: a run killed often would fill the disk with them
@@ -184,8 +185,12 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits, and ends the threads that write; raises what `save` does."""
-        with self._full_disk_explained():
-            self._manager.close()
+        try:
+            with self._full_disk_explained():
+                self._manager.close()
+        finally:
+            if self._failed:
+                self._remove_partial()  # the threads that write have ended, which the first removal had overtaken
 
     @contextlib.contextmanager
     def _full_disk_explained(self) -> Iterator[None]:
@@ -193,6 +198,7 @@ class Checkpoints:
             with full_disk_explained(self.folder):
                 yield
         except DiskFullError:
+            self._failed = True
             self._remove_partial()  # makes room for the logs
             raise
 
