@@ -102,6 +102,7 @@ def count_memory(
     kept = _residuals(blueprint(traced, own, alone, taught), fused_attention)
     saved = _of_a_layer(kept, cfg.num_layers)
     loss = _loss_bytes(traced, own, with_teacher=teacher is not None)
+    fused = _fused_bytes(traced, own) if fused_attention and config.model.remat == "dots" else 0
     traced.model.remat = "none"
     everything = _of_a_layer(_residuals(blueprint(traced, own, alone, taught), fused_attention), cfg.num_layers)
     # What was not saved is there again while a layer is worked backwards; half of it is about what gradients of
@@ -116,7 +117,7 @@ def count_memory(
         teacher=sum(constants.values()),
         batch=FLOAT_BYTES * (config.train.batch_size // rows) * (config.train.sequence_length + 1),
         gradients=(masters + scales) * (2 if config.train.accumulate > 1 else 1),
-        activations=sum(map(_leaf_bytes, kept)),
+        activations=sum(map(_leaf_bytes, kept)) + fused,
         layer=layer,
         loss=loss,
         update=(masters + scales) * UPDATE_COPIES[config.optimizer.name],
@@ -164,6 +165,12 @@ def _residuals(experiment: Experiment, fused_attention: bool) -> list[Any]:
     length = experiment.config.train.sequence_length
     scores = (length, length)
     return [leaf for leaf in kept.values() if not (fused_attention and leaf.ndim > 3 and leaf.shape[-2:] == scores)]
+
+
+def _fused_bytes(config: ConfigDict, cfg: LlamaConfig) -> int:
+    """What the remat policy "dots" keeps of fused attention: its result, and a float32 sum for each query."""
+    heads = cfg.num_layers * config.train.batch_size * config.train.sequence_length * cfg.num_heads
+    return heads * (cfg.head_dim * np.dtype(config.model.compute_dtype).itemsize + FLOAT_BYTES)
 
 
 def _of_a_layer(leaves: Sequence[Any], layers: int) -> int:

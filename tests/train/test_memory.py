@@ -86,6 +86,10 @@ def test_fused_attention_keeps_no_scores():
     rows, length = config.train.batch_size, config.train.sequence_length
     scores = SMALL.num_layers * rows * SMALL.num_heads * length * length * 4
     assert plain.activations - fused.activations >= scores
+    # The policy "dots" recomputes plain attention, and keeps what a fused kernel returns: a result and a sum a query.
+    plain, fused = (count_memory(config_of(), SMALL, mesh_of(1, 1, 1), fused_attention=f) for f in (False, True))
+    queries = SMALL.num_layers * rows * SMALL.num_heads * length
+    assert fused.activations - plain.activations == queries * 4 * (SMALL.head_dim + 1)
 
 
 def test_each_part_grows_with_what_it_is_made_of():
