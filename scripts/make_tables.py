@@ -5,12 +5,13 @@ To publish a run, copy its results.json there and run `make docs`. `<!-- table:s
 the record of that sweep in experiments/.
 """
 
+import json
 import sys
 from pathlib import Path
 
 from lowbit.report.results import read_rows
 from lowbit.report.sweep import read_sweep, sweep_table
-from lowbit.report.table import fill_tables, results_table, table_names
+from lowbit.report.table import fill_tables, lay_out, results_table, table_names
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -22,11 +23,32 @@ def filled_pages() -> dict[Path, str]:
     for path in sorted((ROOT / "experiments").glob("*_sweep_*/sweep.json")):
         name = path.parent.name.partition("_")[2]
         tables[name] = sweep_table(read_sweep(path), "markdown")
+    tables["sweep_gain"] = sweep_gain(sorted((ROOT / "docs" / "results" / "sweeps").glob("gain_*.json")))
     # The tables of the others come from elsewhere: make_numerics_page.py, make_recipe_page.py.
     own = ("numerics.md", "recipe.md")
     pages = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").glob("*.md") if p.name not in own)]
     texts = {page: page.read_text(encoding="utf-8") for page in pages}
     return {page: fill_tables(text, tables) for page, text in texts.items() if table_names(text)}
+
+
+def sweep_gain(records: list[Path]) -> str:
+    """Returns the table of what `benchmarks.sweep_gain` measured, a line a device and way."""
+    headings = ["device", "at once", "tokens a point", "first batch", "later batches", "points an hour"]
+    lines = []
+    for path in records:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        for way in record["ways"]:
+            lines.append(
+                [
+                    record["device"],
+                    str(way["points_at_once"]),
+                    f"{record['tokens']:,}",
+                    f"{way['seconds_first_batch']:.1f} s",
+                    f"{way['seconds_later_batch']:.1f} s",
+                    f"{way['points_per_hour_later']:,.0f}",
+                ]
+            )
+    return lay_out(headings, [False, *[True] * 5], lines, "markdown")
 
 
 def main() -> None:

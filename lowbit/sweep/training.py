@@ -54,21 +54,15 @@ class Program:
         """Returns the experiment of a point: what is compiled is shared, what is data is its own."""
         config = self._traced(point.config)
         if config.seed not in self._of_seed:
-            self._of_seed[config.seed] = self._with_seed(config)
-        ours = self._of_seed[config.seed]
-        return dataclasses.replace(ours, config=config, rules=tuple(quantization_rules(config.quant)))
+            self._of_seed[config.seed] = prepare(config)  # the order of the data, and perhaps the weights at the start
+        own = self._of_seed[config.seed]
+        return dataclasses.replace(own, config=config, rules=tuple(quantization_rules(config.quant)))
 
     def lanes(self, count: int) -> Lanes:
         """Returns what trains `count` points; the same one for the same count, as it is compiled for them."""
         if count not in self._lanes:
             self._lanes[count] = Alone(self._shared) if count == 1 else Together(self._shared, count)
         return self._lanes[count]
-
-    def _with_seed(self, config: ConfigDict) -> Experiment:
-        if not config.model.source:
-            return prepare(config)
-        train = dataclasses.replace(self._shared.train, seed=config.seed)
-        return dataclasses.replace(self._shared, train=train)
 
     def _traced(self, config: ConfigDict) -> ConfigDict:
         """The config with its width as data, where the points have several."""
