@@ -74,6 +74,10 @@ class FormatError(LowbitError):
     """A packed file that is truncated, altered, of another version, or no packed file at all."""
 
 
+class KernelError(LowbitError):
+    """Compiled kernels that are missing and cannot be made, or that the system gives no room."""
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Returns `did you mean 'x'?`, or the list of choices where nothing is near."""
     names = sorted(str(c) for c in choices)
