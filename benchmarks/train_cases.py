@@ -9,15 +9,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from lowbit import config as configs
 from lowbit.config import ConfigDict, base
 from lowbit.errors import ConfigError
 from lowbit.llama import LlamaConfig
 from lowbit.llama.flops import train_flops
+from lowbit.models.attention import resolve_attention
 from lowbit.train import Experiment, TrainState, sharding
 from lowbit.train.blueprint import blueprint, lower_step
-from lowbit.train.memory import compiled_memory
+from lowbit.train.memory import compiled_memory, count_memory
 from lowbit.train.setup import make_model
 
 FLOAT, DISTILL = "float", "+distill"
@@ -139,10 +141,17 @@ def make_bench(case: Case, config: ConfigDict, cfg: LlamaConfig, seed: int) -> B
         "model_flops_per_token": flops,
         "trace_seconds": traced - began,
         "compile_seconds": compiled - traced,
-        "memory": {"compiled": compiled_memory(step)},
+        "memory": {"counted": _counted(config, cfg, mesh, case), "compiled": compiled_memory(step)},
     }
     tokens = np.random.default_rng(seed).integers(0, cfg.vocab_size, (config.train.batch_size, length + 1), np.int32)
     return Bench(case, experiment, _starter(experiment), step, sharding.shard_batch(mesh, tokens), record)
+
+
+def _counted(config: ConfigDict, cfg: LlamaConfig, mesh: Mesh, case: Case) -> dict[str, int]:
+    """What `estimate` would say of the case on the devices that are here."""
+    attention = resolve_attention(config.model.attention, config.model.compute_dtype, cfg.head_dim)
+    memory = count_memory(config, cfg, mesh, cfg if case.distilled else None, fused_attention=attention == "cudnn")
+    return dataclasses.asdict(memory) | {"peak": memory.peak}
 
 
 def _starter(experiment: Experiment) -> Any:

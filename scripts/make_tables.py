@@ -18,14 +18,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def filled_pages() -> dict[Path, str]:
     """Returns each page that asks for tables, with its tables brought up to date."""
-    results = sorted((ROOT / "docs" / "results").glob("*.json"))
+    results = [p for p in sorted((ROOT / "docs" / "results").glob("*.json")) if not p.match("train_throughput*")]
     tables = {path.stem: results_table(read_rows(path), "markdown") for path in results}
     for path in sorted((ROOT / "experiments").glob("*_sweep_*/sweep.json")):
         name = path.parent.name.partition("_")[2]
         tables[name] = sweep_table(read_sweep(path), "markdown")
     tables["sweep_gain"] = sweep_gain(sorted((ROOT / "docs" / "results" / "sweeps").glob("gain_*.json")))
-    # The tables of the others come from elsewhere: make_numerics_page.py, make_recipe_page.py.
-    own = ("numerics.md", "recipe.md")
+    # The tables of the others come from elsewhere: make_numerics_page.py, make_recipe_page.py, make_speed_page.py.
+    own = ("numerics.md", "recipe.md", "speed.md")
     pages = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").glob("*.md") if p.name not in own)]
     texts = {page: page.read_text(encoding="utf-8") for page in pages}
     return {page: fill_tables(text, tables) for page, text in texts.items() if table_names(text)}

@@ -1,7 +1,9 @@
 """`estimate`: what it prints, when it says no, and what it refuses."""
 
 import json
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,38 @@ def test_what_does_not_fit_is_said_and_is_the_status(estimate):
     done = estimate("--config.train.batch_size=1048576", "--config.train.tokens=1e9")
     assert done.status == 1
     assert "DOES NOT FIT" in done.out
+
+
+def test_estimates_on_the_cluster_page_fit(lowbit):
+    page = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8").replace("\\\n", "")
+    commands = re.findall(r"^    \S*python -m lowbit (estimate .*)$", page, re.MULTILINE)
+    assert len(commands) == 4
+    for command in commands:
+        spec, *rest = command.split()[1:]
+        done = lowbit("estimate", ROOT / spec, *rest, MODEL)  # the page's model lies on the hub
+        assert done.status == 0, command + done.out + done.err
+
+
+def test_the_schedulers_script_starts_resumes_and_ends(tmp_path):
+    """With a python that prints what it was called with."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    python.chmod(0o755)
+    run = tmp_path / "runs" / "a b"
+
+    def call():
+        command = ["bash", str(ROOT / "scripts" / "run_or_resume.sh"), str(run), "c.py:bits=2", "--distributed"]
+        environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    started = f"-m lowbit train c.py:bits=2 --distributed --config.run_folder={run}"
+    assert call() == started
+    run.mkdir(parents=True)
+    (run / "config.json").touch()
+    assert call() == f"{started} --resume"
+    (run / "result.json").touch()
+    assert call() == f"the run in {run} is finished"
 
 
 @pytest.mark.parametrize(
