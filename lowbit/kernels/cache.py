@@ -69,6 +69,10 @@ class KVCache:
         self._values[layer, :, :, self.length : end] = values.swapaxes(1, 2)
         return self._keys[layer, :, :, :end], self._values[layer, :, :, :end]
 
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns keys and values as they lie in memory, until `reserve` moves them."""
+        return self._keys, self._values
+
     def advance(self, tokens: int) -> None:
         """Counts tokens that every layer has stored."""
         self.length += tokens

@@ -1,7 +1,7 @@
 """One weight matrix as the compiled kernels read it, and its product."""
 
 import ctypes
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,9 +10,7 @@ from lowbit.errors import ConfigError, DataError, KernelError, QuantizerError, n
 from lowbit.formats import PACKINGS, BFloat16, PackedTensor
 from lowbit.kernels import library as native
 from lowbit.kernels.reference import ACTIVATION_MAX, INT32_MAX, integer_levels
-
-Activations = Literal["int8", "float32"]
-"""Rounded to 8 bits per token, with exact sums (`reference.matmul_int8`); or as they are (`reference.matmul`)."""
+from lowbit.kernels.weights import Activations
 
 TILE_ROWS, UNIT, QUAD_BYTES = 16, 32, 64
 """The layout in memory, described in native/lowbit.h."""

@@ -1,16 +1,18 @@
-"""Runs a packed Llama-family model in numpy: prompt in, tokens out, no jax."""
+"""Runs a packed Llama-family model: prompt in, tokens out, no jax. In numpy, or in compiled kernels."""
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lowbit.errors import DataError
+from lowbit.errors import ConfigError, DataError
 from lowbit.formats import PackedModel
+from lowbit.kernels import library
 from lowbit.kernels.cache import KVCache
+from lowbit.kernels.compiled import CompiledWeights
 from lowbit.kernels.decoder import attention, rms_norm, rotate, rotation, silu
 from lowbit.kernels.sampling import Sampling, sample
-from lowbit.kernels.weights import Storage, Weights
+from lowbit.kernels.weights import Activations, Storage, Weights
 from lowbit.llama import LlamaConfig, rope_frequencies
 
 PREFILL_TOKENS = 256
@@ -18,24 +20,49 @@ PREFILL_TOKENS = 256
 
 
 class Runtime:
-    """A decoder over the weights of a packed model, computed in float32.
+    """A decoder over the weights of a packed model.
+
+    With kernels "numpy" it is computed in float32, product by product: what everything else is compared with. With
+    compiled ones a whole forward pass is one call, and activations are by default rounded to 8 bits in front of each
+    packed matrix.
 
     Sequences end at the config's `max_positions`, so "dynamic" rope scaling never leaves its first form and
     cached keys stay valid.
 
     Args:
       packed: a model as `lowbit.formats.read` returns it.
-      storage: "float32" decodes the weights once, "packed" at every use (slow, least memory).
+      storage: of numpy's weights: "float32", the default, decodes them once, "packed" at every use (slow, least
+        memory). Compiled kernels have one of their own.
+      kernels: "numpy"; "auto" for the fastest compiled ones that this processor has; or their name, see
+        `library.KERNELS`.
+      activations: "float32" or "int8", see `weights.Activations`; None takes "float32" with numpy and "int8" with
+        compiled kernels.
+      threads: of compiled kernels; None takes all processors. Results do not depend on it.
 
     Raises:
       ModelError: a config of a family not supported.
       FormatError: tensors that do not fit the config, or damaged ones.
-      ConfigError: unknown storage.
+      ConfigError: unknown storage, kernels or activations, kernels that this processor lacks, or storage for compiled
+        ones.
+      KernelError: compiled kernels are asked for, and neither there nor to be made.
     """
 
-    def __init__(self, packed: PackedModel, *, storage: Storage = "float32"):
+    def __init__(
+        self,
+        packed: PackedModel,
+        *,
+        storage: Storage | None = None,
+        kernels: str = "numpy",
+        activations: Activations | None = None,
+        threads: int | None = None,
+    ):
         self.config = LlamaConfig.from_hf(packed.config)
-        self.weights = Weights(packed, self.config, storage)
+        self.kernels = library.choose(kernels)
+        self.weights: Weights | CompiledWeights
+        if self.kernels == "numpy":
+            self.weights = Weights(packed, self.config, storage or "float32", activations or "float32")
+        else:
+            self.weights = _compiled_weights(packed, self.config, storage, self.kernels, activations, threads)
         self._inv_freq, self._attention_factor = rope_frequencies(self.config)
 
     def new_cache(self, batch: int = 1) -> KVCache:
@@ -62,6 +89,10 @@ class Runtime:
         positions = np.arange(cache.length, cache.length + t)
         angles = rotation(positions, self._inv_freq, self._attention_factor)
         x = self.weights.rows("embed.embedding", tokens)
+        if isinstance(self.weights, CompiledWeights):
+            x = self.weights.forward(x, *angles, cache)
+            cache.advance(t)
+            return x
         for layer in range(self.config.num_layers):
             x = x + self._attend(x, layer, angles, cache)
             x = x + self._mlp(x, layer)
@@ -174,3 +205,18 @@ class Runtime:
                 f"token {int(outside[0])} is outside of the vocabulary of {self.config.vocab_size}",
                 "use the tokenizer that belongs to the model",
             )
+
+
+def _compiled_weights(
+    packed: PackedModel,
+    config: LlamaConfig,
+    storage: Storage | None,
+    isa: str,
+    activations: Activations | None,
+    threads: int | None,
+) -> CompiledWeights:
+    if storage is not None:
+        raise ConfigError(f"storage {storage!r} is for numpy, not for {isa} kernels", "leave storage out")
+    if threads is not None and threads < 1:
+        raise ConfigError(f"{threads} threads", "ask for one or more, or leave it out")
+    return CompiledWeights(packed, config, isa, activations or "int8", threads or library.default_threads())
