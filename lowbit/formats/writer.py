@@ -53,7 +53,7 @@ def write(path: str | os.PathLike[str], model: PackedModel, *, overwrite: bool =
     blobs = {name: _little_endian(array) for name, array in stored_arrays(model).items()}
     order = sorted(blobs, key=lambda name: (-blobs[name][1].itemsize, name))
     header = _header(model, blobs, order)
-    with _replacing(target) as file:
+    with replacing(target) as file:
         file.write(header)
         for name in order:
             file.write(_raw(blobs[name][1]))
@@ -110,8 +110,12 @@ def _sha256(array: np.ndarray) -> str:
 
 
 @contextmanager
-def _replacing(target: Path) -> Iterator[BinaryIO]:
-    """Gives a temporary file beside `target` that replaces it at the end, or is removed on any failure."""
+def replacing(target: Path) -> Iterator[BinaryIO]:
+    """Gives a temporary file beside `target` that replaces it at the end, or is removed on any failure.
+
+    Raises:
+      FormatError: the file system refuses.
+    """
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:

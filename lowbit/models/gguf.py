@@ -3,6 +3,7 @@
 The format is described at https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,11 @@ _LAYER_NAMES = {
 }
 _FLOATS: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
 _NOT_IN_LIBRARY = ("Q1_0", "Q2_0")  # types younger than the gguf library's decoders
+_NO_TOKENIZER = "no_vocab"
 _HEAD = _TOP_NAMES["lm_head/kernel"]
-# Divisors of the rotary frequencies: how converters write the scaling of Llama 3.1 and later.
-_ROPE_DIVISORS = "rope_freqs.weight"
+ROPE_DIVISORS = "rope_freqs.weight"
+"""Divisors of the rotary frequencies: how converters write the scaling of Llama 3.1 and later."""
+
 _LLAMA3_ROPE = {
     "rope_type": "llama3",
     "low_freq_factor": 1.0,
@@ -100,32 +103,34 @@ class _Tensors:
 
     def names(self) -> set[str]:
         """Returns all names but that of the rotary divisors, which are part of the config."""
-        return set(self._tensors) - {_ROPE_DIVISORS}
+        return set(self._tensors) - {ROPE_DIVISORS}
 
     def read(self, name: str) -> np.ndarray:
         """Returns a tensor as floats; raises ModelError for a type that nobody here can dequantize."""
-        values = self._values(name)
+        values = dequantized(self._tensors[name], f"{name} in {self.where}")
         heads = self.rotary_heads.get(name.split(".", 2)[-1])
         # A matrix of other rows keeps them, to be refused for its shape.
         if heads is None or values.ndim != 2 or values.shape[0] % (2 * heads):
             return values
         return half_split_rows(values, heads)
 
-    def _values(self, name: str) -> np.ndarray:
-        kind, shape, data = self._tensors[name]
-        if kind.name in _FLOATS:
-            return data.view(_FLOATS[kind.name])
-        for coder in CODERS:
-            if coder.kind == kind and kind.name in _NOT_IN_LIBRARY:
-                return dequantize_integers(data.reshape(-1, data.shape[-1]), coder).reshape(shape)
-        try:
-            values: np.ndarray = dequantize(data, GGMLQuantizationType(kind.number))
-        except NotImplementedError as error:
-            raise ModelError(
-                f"{name} in {self.where} has the type {kind.name}, which cannot be dequantized",
-                "take a GGUF file of another type, best of all F16",
-            ) from error
-        return values
+
+def dequantized(tensor: GgufTensor, where: str) -> np.ndarray:
+    """Returns a tensor's floats; raises ModelError for a type that nobody here can dequantize."""
+    kind, shape, data = tensor
+    if kind.name in _FLOATS:
+        return data.view(_FLOATS[kind.name])
+    for coder in CODERS:
+        if coder.kind == kind and kind.name in _NOT_IN_LIBRARY:
+            return dequantize_integers(data.reshape(-1, data.shape[-1]), coder).reshape(shape)
+    try:
+        values: np.ndarray = dequantize(data, GGMLQuantizationType(kind.number))
+    except NotImplementedError as error:
+        raise ModelError(
+            f"{where} has the type {kind.name}, which cannot be dequantized",
+            "take a GGUF file of another type, best of all F16",
+        ) from error
+    return values
 
 
 def half_split_rows(weight: np.ndarray, heads: int) -> np.ndarray:
@@ -147,7 +152,9 @@ def interleaved_rows(weight: np.ndarray, heads: int) -> np.ndarray:
 
 def _tokenizer_files(path: Path, metadata: Mapping[str, Any]) -> dict[str, bytes]:
     files = read_tokenizer_files(path.parent)
-    return files if "tokenizer.json" in files else tokenizer_from_metadata(metadata, str(path))
+    if "tokenizer.json" in files or metadata.get("tokenizer.ggml.model") == _NO_TOKENIZER:
+        return files
+    return tokenizer_from_metadata(metadata, str(path))
 
 
 def _config(metadata: Mapping[str, Any], source: _Tensors) -> LlamaConfig:
@@ -192,7 +199,9 @@ def _config(metadata: Mapping[str, Any], source: _Tensors) -> LlamaConfig:
             "rope_type": entry("rope.scaling.type"),
             "factor": entry("rope.scaling.factor"),
             "original_max_position_embeddings": entry("rope.scaling.original_context_length"),
-            "attention_factor": entry("rope.scaling.attn_factor"),
+            "attention_factor": _attention_factor(entry("rope.scaling.attn_factor"), entry("rope.scaling.factor")),
+            "beta_fast": entry("rope.scaling.yarn_beta_fast"),
+            "beta_slow": entry("rope.scaling.yarn_beta_slow"),
         }
     cfg = LlamaConfig.from_hf(config, source.where)
     if entry("rope.dimension_count") not in (None, cfg.head_dim):
@@ -200,9 +209,15 @@ def _config(metadata: Mapping[str, Any], source: _Tensors) -> LlamaConfig:
             f"{source.where} rotates {entry('rope.dimension_count')} of {cfg.head_dim} dimensions of each head",
             "take a model that rotates whole heads",
         )
-    if not source.has(_ROPE_DIVISORS):
+    if not source.has(ROPE_DIVISORS):
         return cfg
-    return _with_llama3_rope(config, source.read(_ROPE_DIVISORS))
+    return _with_llama3_rope(config, source.read(ROPE_DIVISORS))
+
+
+def _attention_factor(told: Any, factor: Any) -> Any:
+    """What multiplies cos and sin: llama.cpp states it in units of YaRN's own temperature, 0.1 ln(factor) + 1."""
+    known = isinstance(told, float) and isinstance(factor, float) and factor >= 1
+    return told * (0.1 * math.log(factor) + 1) if known else told
 
 
 def _with_llama3_rope(config: Mapping[str, Any], divisors: np.ndarray) -> LlamaConfig:
@@ -210,7 +225,7 @@ def _with_llama3_rope(config: Mapping[str, Any], divisors: np.ndarray) -> LlamaC
     plain = LlamaConfig.from_hf(config)
     if divisors.shape != (plain.head_dim // 2,):
         raise ModelError(
-            f"{_ROPE_DIVISORS} has shape {list(divisors.shape)}, but the config states [{plain.head_dim // 2}]",
+            f"{ROPE_DIVISORS} has shape {list(divisors.shape)}, but the config states [{plain.head_dim // 2}]",
             "download the file again",
         )
     scaling = {**_LLAMA3_ROPE, "factor": max(1.0, float(divisors.max()))}
@@ -218,7 +233,7 @@ def _with_llama3_rope(config: Mapping[str, Any], divisors: np.ndarray) -> LlamaC
     told = rope_frequencies(scaled)[0] * divisors
     if not np.allclose(told, rope_frequencies(plain)[0], rtol=1e-4, atol=0):
         raise ModelError(
-            f"{_ROPE_DIVISORS} is not the rope scaling of Llama 3.1 to 3.3",
+            f"{ROPE_DIVISORS} is not the rope scaling of Llama 3.1 to 3.3",
             "load the model from its Hugging Face folder, whose config.json names the scaling",
         )
     return scaled

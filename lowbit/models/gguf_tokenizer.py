@@ -49,6 +49,27 @@ _NORMALIZERS = {"qwen2": {"type": "NFC"}}
 _STARTS_WITH_BOS = ("llama-bpe",)
 
 
+def word_rule(pre_tokenizer: Any, normalizer: Any) -> str | None:
+    """Returns the `tokenizer.ggml.pre` of a tokenizer.json's parts, or None where they are those of no known rule."""
+    if normalizer not in (None, *_NORMALIZERS.values()):
+        return None
+    own = _what_cuts(pre_tokenizer)
+    return next((rule for rule, known in _PRE_TOKENIZERS.items() if _what_cuts(known) == own), None)
+
+
+def _what_cuts(part: Any) -> Any:
+    """A pre-tokenizer without what does not change where text is cut, and with the defaults that a file may omit."""
+    if not isinstance(part, dict):
+        return part
+    kept = {key: value for key, value in part.items() if key != "trim_offsets"}
+    if kept.get("type") == "ByteLevel":
+        kept = {"add_prefix_space": True, "use_regex": True, **kept}
+    if "pretokenizers" in kept:
+        steps = [_what_cuts(step) for step in kept["pretokenizers"]]
+        return steps[0] if len(steps) == 1 else {**kept, "pretokenizers": steps}
+    return kept
+
+
 def tokenizer_from_metadata(metadata: Mapping[str, Any], where: str) -> dict[str, bytes]:
     """Returns tokenizer.json and tokenizer_config.json for the tokenizer that GGUF metadata describes.
 
