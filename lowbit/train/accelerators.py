@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,7 @@ class Accelerator:
 
     Attributes:
       name: as on the command line.
-      matches: a part of the name by which jax calls it.
+      matches: words in the name by which jax calls it.
       backend: "gpu" or "tpu".
       peak_flops: FLOP/s of dense bfloat16 products, as its maker states it.
       memory: bytes.
@@ -92,7 +93,8 @@ def nearest_measurement(
       kind: of the method.
       mesh: size of each axis.
     """
-    found = [case for case in _cases(folder) if device.matches in case["device"] and _kind(case) == kind]
+    own = re.compile(rf"\b{re.escape(device.matches)}\b")  # an L40 is no L4
+    found = [case for case in _cases(folder) if own.search(case["device"]) and _kind(case) == kind]
     same = [case for case in found if case["mesh"] == dict(mesh)]
     usable = same or [case for case in found if math.prod(case["mesh"].values()) == 1]
     if not usable:

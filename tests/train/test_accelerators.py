@@ -42,6 +42,9 @@ def test_the_nearest_measurement_is_taken(results, weights, kind, mesh, tflops):
 def test_what_was_not_measured_is_not_guessed(results, tmp_path):
     assert nearest_measurement(results, accelerator("h100"), 10**8, "distilled", ONE) is None
     assert nearest_measurement(results, accelerator("a100"), 10**8, "quantized", ONE) is None
+    record = {"device": "NVIDIA L40S", "shape": "x", "kernel_weights": 10**8, "cases": [case("2", 100.0)]}
+    (tmp_path / "train_throughput_l40.json").write_text(json.dumps(record))
+    assert nearest_measurement(results, accelerator("l4"), 10**8, "quantized", ONE) is None
     assert nearest_measurement(tmp_path / "absent", accelerator("h100"), 10**8, "quantized", ONE) is None
 
 
