@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from lowbit.config import to_json
-from lowbit.errors import ConfigError, DataError, RuleError, RunFolderError
+from lowbit.errors import ConfigError, DataError, NonFiniteError, RuleError, RunFolderError
 from lowbit.sweep import Sweep, driver, product, run_sweep
 from lowbit.sweep.lanes import Together
 
@@ -79,7 +80,17 @@ def test_points_side_by_side_are_single_runs_as_closely_as_float32_lets_them(bas
         assert point["bits_per_weight"] == single["bits_per_weight"]
 
 
-@pytest.mark.parametrize("at_once", [0, 1, 2])
+def test_a_run_of_its_own_that_breaks_is_recorded(base, tmp_path, monkeypatch):
+    def breaks(config, *, resume):
+        Path(config.run_folder).mkdir(parents=True)
+        raise NonFiniteError("step 2: loss nan", "lower the rate")
+
+    monkeypatch.setattr(driver, "run", breaks)
+    assert run_sweep(Sweep(base, FEW, points_at_once=0), tmp_path / "sweep")
+    assert [point["error"] for point in summary(tmp_path / "sweep")["points"]] == ["step 2: loss nan"] * 2
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
 def test_a_point_that_breaks_is_recorded_and_the_others_go_on(base, tmp_path, at_once, monkeypatch):
     folder = tmp_path / "sweep"
     sweep = Sweep(base, (FEW[0] | {"optimizer.learning_rate": 1e38}, FEW[1]), points_at_once=at_once)
