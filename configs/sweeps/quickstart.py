@@ -2,7 +2,8 @@
 
 Command: python -m lowbit sweep configs/sweeps/quickstart.py -o runs/sweep_quickstart
 Hardware: 2 CPU cores.
-Time: 40 points in 8 minutes.
+Time: 13 seconds a point where the cores were free; 33 minutes for all 40, most of it beside other work.
+Expected: the record in experiments/2026-11-22_sweep_quickstart.
 """
 
 from lowbit.sweep import Sweep, product

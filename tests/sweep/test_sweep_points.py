@@ -1,10 +1,17 @@
 """What a sweep is, and what of it is refused before any work."""
 
+import ast
+from pathlib import Path
+
 import pytest
 
 from lowbit.errors import ConfigError, LowbitError, QuantizerError
 from lowbit.sweep import Sweep, load_sweep, make_points, product
 from lowbit.sweep.programs import make_groups
+
+
+ROOT = Path(__file__).parents[2]
+SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.py"))
 
 
 def sweep_of(base, axes, **options):
@@ -30,6 +37,14 @@ def test_a_product_has_every_combination_and_the_last_axis_is_fastest():
         {"quant.bits": 2, "seed": 0},
         {"quant.bits": 2, "seed": 1},
     )
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_sweeps_that_are_shipped_can_be(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)  # where the paths of a sweep start
+    text = ast.get_docstring(ast.parse(path.read_text()))
+    assert f"python -m lowbit sweep configs/sweeps/{path.name}" in text
+    assert make_points(load_sweep(str(path)), tmp_path)
 
 
 def test_points_have_stable_names_and_their_own_run_folders(base, tmp_path):
