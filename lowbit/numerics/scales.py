@@ -82,6 +82,15 @@ def mean_multiple(multiple: float) -> ScaleInit:
     return scale_init
 
 
+def percentile(percent: float) -> ScaleInit:
+    """The `percent`-th percentile of |w| over reach: the few largest weights of a group clip."""
+
+    def scale_init(grouped: Float[Array, "*s g G m"], grid: AffineGrid) -> Float[Array, "*s g m"]:
+        return jnp.quantile(jnp.abs(grouped), percent / 100.0, axis=-2) / grid.reach
+
+    return scale_init
+
+
 def mean_square_optimal(candidates: int = 35, smallest: float = 0.15) -> ScaleInit:
     """The scale of least squared error `sum (w - w_hat)^2`, one search per group.
 
@@ -137,6 +146,7 @@ SCALE_INITS: dict[str, ScaleInit] = {
     "max": absmax,
     "reference": paretoq_reference,
     "mean": mean_multiple(2.0),
+    "percentile": percentile(99.9),
     "mse": mean_square_optimal(),
 }
 """The starts that a config can name."""

@@ -1,0 +1,110 @@
+"""What a post-training method is: how one kernel is rounded, perhaps after scales are folded through its layer."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from jaxtyping import Array, Float
+
+from lowbit.numerics.quantizers import Quantizer
+from lowbit.ptq.moments import Moments
+from lowbit.ptq.target import Target
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Settings of single methods; each is read by the methods it names.
+
+    Attributes:
+      damping: gptq: what is added to the Hessian's diagonal, as a share of its mean.
+      act_order: gptq: inputs of largest second moment first.
+      static_groups: gptq: scales of all groups from the weights as they come; implied by nothing.
+      alpha: smoothquant: how much of the activations' range moves into the weights, 0 to 1.
+      threshold: int8_outliers: inputs that exceed it keep 16-bit weights.
+      seed: kmeans, product, residual: of the first centroids.
+    """
+
+    damping: float = 0.01
+    act_order: bool = False
+    static_groups: bool = False
+    alpha: float = 0.5
+    threshold: float = 6.0
+    seed: int = 0
+
+
+class Rounded(NamedTuple):
+    """One rounded kernel.
+
+    Attributes:
+      w_hat: what the model computes with, f32[k n].
+      masters: weights that `quantizer` rounds to `w_hat`, where QAT can go on; f32[k n].
+      state: of the quantizer.
+      quantizer: whose codes a packed file holds; None where no grid of one code a weight gives `w_hat`.
+      bits: bits/weight of all that has to be stored; None where the quantizer says it.
+      valid: bool[], False where the method failed in its arithmetic; None where it cannot.
+    """
+
+    w_hat: Any
+    masters: Any
+    state: dict[str, Any]
+    quantizer: Quantizer | None
+    bits: float | None = None
+    valid: Any = None
+
+
+@runtime_checkable
+class Round(Protocol):
+    """`(path in the layer, w [k n], moments or None, target, options) -> Rounded`."""
+
+    def __call__(
+        self, path: str, w: Float[Array, "k n"], moments: Moments | None, target: Target, options: Options
+    ) -> Rounded: ...
+
+
+@runtime_checkable
+class Fold(Protocol):
+    """`(flat layer, moments of each stage's inputs, target, options, multi_head) -> flat layer` of equal function."""
+
+    def __call__(
+        self,
+        flat: dict[str, Array],
+        moments: dict[str, Moments],
+        target: Target,
+        options: Options,
+        multi_head: bool,
+    ) -> dict[str, Array]: ...
+
+
+Check = Callable[[Target, Options, Sequence[int]], None]
+"""Raises QuantizerError for what the method cannot do; the sequence holds the inputs k of all kernels."""
+
+
+def anything(target: Target, options: Options, inputs: Sequence[int]) -> None:
+    """The check of a method that refuses nothing."""
+    del target, options, inputs
+
+
+class Method(NamedTuple):
+    """A row of the table of methods.
+
+    Attributes:
+      name: as the command line has it.
+      round: rounds one kernel.
+      grids: names of `lowbit.ptq.target.GRIDS` that it can do, the usual one first.
+      ranges: of `lowbit.ptq.ranges.RANGES`, the usual one first; how scales begin.
+      fold: what it does to a layer first; None for nothing.
+      reads_moments: whether `round` or `fold` needs calibration data.
+      follows_float: whether it compares with the float model's inputs (`Moments.cross`).
+      options: fields of `Options` that it reads.
+      check: what else it refuses, before any work.
+    """
+
+    name: str
+    round: Round
+    grids: tuple[str, ...]
+    ranges: tuple[str, ...]
+    fold: Fold | None = None
+    reads_moments: bool = True
+    follows_float: bool = False
+    options: tuple[str, ...] = ()
+    check: Check = anything
