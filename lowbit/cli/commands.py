@@ -177,17 +177,29 @@ EVAL = Command(
 
 EXPORT = Command(
     "export",
-    "write a packed file that runs without jax",
+    "write a packed file that runs without jax, or a model for other engines",
     "Packs the newest checkpoint of a run, or a pretrained model rounded by --method, with its tokenizer and a record "
     "of what it was made from. Prints bits per weight of the quantized matrices, of the whole model and of the file. "
-    "The file appears whole or not at all; one source and one commit of the code give equal bytes.",
+    "The file appears whole or not at all; one source and one commit of the code give equal bytes. --to gguf writes "
+    "for llama.cpp, each tensor in the smallest type that holds its codes, --to hf a folder for transformers. Both "
+    "also take a packed file, and a GGUF file that export wrote becomes the packed file again.",
     (
         "export runs/w2 -o w2.lowbit",
+        "export runs/w2 --to gguf -o w2.gguf",
         "export model.gguf --method rtn --bits 4 --granularity 64 -o rtn4.lowbit",
     ),
     (
-        _argument("source", metavar="SOURCE", help="run folder, Hugging Face folder or hub name, or .gguf file"),
-        _argument("-o", "--output", metavar="FILE", required=True, help="packed file to write"),
+        _argument("source", metavar="SOURCE", help="run folder, Hugging Face folder or hub name, .gguf or packed file"),
+        _argument("-o", "--output", metavar="FILE", required=True, help="file to write; with --to hf, a folder"),
+        _argument("--to", choices=("packed", "gguf", "hf"), default="packed", help="what to write (default: packed)"),
+        _argument(
+            "--avoid",
+            metavar="TYPE",
+            nargs="+",
+            default=(),
+            help="GGUF types not to use: Q1_0 Q2_0 for older engines, TQ1_0 to have the faster TQ2_0",
+        ),
+        _argument("--pre", metavar="NAME", help="llama.cpp's name for how the tokenizer cuts words (default: found)"),
         *_ROUNDING,
         _argument("--overwrite", action="store_true", help="replace an existing output"),
     ),
