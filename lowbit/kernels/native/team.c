@@ -1,3 +1,4 @@
+#define _GNU_SOURCE
 #include "team.h"
 
 #include <limits.h>
@@ -19,7 +20,7 @@ enum { MAX_THREADS = 255 };
 
 /* A barrier comes every few microseconds while a token is made, and a wake-up by the kernel takes 10 to 50: members
  * spin, but where a processor is shared with other programs they must give it away. */
-enum { SPINS_BEFORE_YIELD = 2000, SPINS_BEFORE_SLEEP = 20000 };
+enum { SPINS_BEFORE_YIELD = 1000, SPINS_BEFORE_SLEEP = 20000 };
 
 static pthread_mutex_t call_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_mutex_t sleep_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -28,6 +29,11 @@ static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
 static struct {
     int started; /* workers that exist */
     pid_t owner; /* threads do not survive a fork */
+    pthread_t threads[MAX_THREADS];
+#if defined(__linux__)
+    int caller_cpu;
+    cpu_set_t allowed; /* of the process */
+#endif
     void (*work)(lb_member *, void *);
     void *argument;
 } team;
@@ -81,6 +87,21 @@ typedef struct {
     unsigned seen;
 } worker;
 
+#if defined(__linux__)
+/* A worker that was woken by the caller is often put on the caller's processor, where it waits until the caller waits
+ * for it. Where there are enough others, workers are kept off it; the system chooses among the rest. */
+static void keep_off_caller(void) {
+    int cpu = sched_getcpu();
+    if (cpu < 0 || cpu == team.caller_cpu || team.started >= CPU_COUNT(&team.allowed)) return;
+    cpu_set_t others = team.allowed;
+    CPU_CLR(cpu, &others);
+    for (int i = 0; i < team.started; i++) pthread_setaffinity_np(team.threads[i], sizeof others, &others);
+    team.caller_cpu = cpu;
+}
+#else
+static void keep_off_caller(void) {}
+#endif
+
 static void *serve(void *argument) {
     worker self = *(worker *)argument;
     free(argument);
@@ -99,18 +120,24 @@ static int start_workers(int wanted) {
     if (team.owner != getpid()) {
         team.owner = getpid();
         team.started = 0;
+#if defined(__linux__)
+        if (sched_getaffinity(0, sizeof team.allowed, &team.allowed)) CPU_ZERO(&team.allowed);
+#endif
         atomic_store(&running, 0);
     }
     while (team.started < wanted) {
+#if defined(__linux__)
+        team.caller_cpu = -1;
+#endif
         worker *self = malloc(sizeof *self);
         if (!self) return -1;
         *self = (worker){team.started + 1, atomic_load(&call)};
-        pthread_t thread;
-        if (pthread_create(&thread, NULL, serve, self)) {
+        pthread_t *thread = &team.threads[team.started];
+        if (pthread_create(thread, NULL, serve, self)) {
             free(self);
             return -1;
         }
-        pthread_detach(thread);
+        pthread_detach(*thread);
         team.started++;
     }
     return 0;
@@ -126,6 +153,7 @@ int lb_team_run(void (*work)(lb_member *, void *), void *argument, int threads) 
     pthread_mutex_lock(&call_lock);
     int failed = start_workers(threads - 1);
     if (!failed) {
+        keep_off_caller();
         team.work = work;
         team.argument = argument;
         atomic_store(&arrived, 0);
