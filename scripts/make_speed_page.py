@@ -1,6 +1,7 @@
 """Fills the tables of docs/speed.md from what `benchmarks.train_throughput` measured.
 
-Results are docs/results/train_throughput_*.json; a page without any says so, and with which command to measure.
+Results are docs/results/train_throughput_*.json, and profiles (taken apart, as they slow a GPU down)
+docs/results/train_profile_*.json; a page without any says so, and with which command to measure.
 """
 
 import json
@@ -14,25 +15,25 @@ from lowbit.report.table import fill_tables, lay_out
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "speed.md"
 RESULTS = ROOT / "docs" / "results"
-PATTERN = "train_throughput*.json"
+PATTERN, PROFILES = "train_throughput*.json", "train_profile*.json"
 NOTHING = "Nothing has been measured yet."
 MESH_AXES = ("data", "fsdp", "tensor")
 
 
-def records(folder: Path) -> list[dict[str, Any]]:
+def records(folder: Path, pattern: str) -> list[dict[str, Any]]:
     """Returns the results in a folder, by file name."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(PATTERN))]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(pattern))]
 
 
 def tables(folder: Path) -> dict[str, str]:
     """Returns every table that the page may ask for, by name."""
-    found = records(folder)
+    found, profiles = records(folder, PATTERN), records(folder, PROFILES)
     return {
         "speed.one_device": one_device(found),
         "speed.meshes": meshes(found),
         "speed.memory": memory(found),
-        "speed.profile": profile(found),
-        "speed.origin": origin(found),
+        "speed.profile": profile(profiles),
+        "speed.origin": origin([*found, *profiles]),
     }
 
 
@@ -90,6 +91,8 @@ def memory(found: list[dict[str, Any]]) -> str:
     for record, case in measured(found):
         sizes = case["memory"]
         peak = sizes["peak"] if sizes["peak_is_own"] else None
+        if "counted" not in sizes:  # measured before memory was counted
+            continue
         counted, compiled = sizes["counted"]["peak"], sizes["compiled"]["total"]
         lines.append(
             [
