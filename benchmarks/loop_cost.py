@@ -1,8 +1,8 @@
 """What the loop around the step costs the host: reading, placing, bookkeeping, logging.
 
 Counted is processor time of the thread that starts steps, between one batch read and the next, and of the same steps
-started bare. It is spent while the devices compute: the loop reads a step's metrics one log point later, so that training
-is slower for it only where a step takes less than the loop's own time.
+started bare. It is spent while the devices compute: the loop reads a step's metrics one log point later, so that
+training is slower for it only where a step takes less than the loop's own time.
 
 Command: python -m benchmarks.loop_cost -o docs/results/loop_cost_cpu.json
 Hardware: any; a small random model, since the figure does not depend on its size.
@@ -37,18 +37,18 @@ def make_experiment(folder: Path, steps: int, log_every: int) -> Experiment:
     """Returns a small run of so many steps on random tokens."""
     np.save(folder / "tokens.npy", np.random.default_rng(0).integers(0, 64, 100_000).astype(np.uint16))
     config = base()
-    override(
-        shrink(config),
-        [
-            *(
-                "model.architecture.vocab_size=64",
-                f"data.train={folder / 'tokens.npy'}",
-                f"run_folder={folder / 'run'}",
-            ),
-            *(f"train.tokens={256 * steps}", f"log.every_steps={log_every}", "log.progress=false"),
-            *("checkpoint.every_minutes=inf", "log.recorder_every_steps=0"),
-        ],
-    )
+    settings = {
+        "run_folder": folder / "run",
+        "data.train": folder / "tokens.npy",
+        "model.architecture.vocab_size": 64,
+        "model.compute_dtype": "float32",
+        "train.tokens": 256 * steps,
+        "log.every_steps": log_every,
+        "log.recorder_every_steps": 0,
+        "log.progress": "false",
+        "checkpoint.every_minutes": "inf",
+    }
+    override(shrink(config), [f"{key}={value}" for key, value in settings.items()])
     return prepare(config)
 
 
