@@ -9,7 +9,6 @@ from lowbit.errors import ConfigError, LowbitError, QuantizerError
 from lowbit.sweep import Sweep, load_sweep, make_points, product
 from lowbit.sweep.programs import make_groups
 
-
 ROOT = Path(__file__).parents[2]
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.py"))
 
