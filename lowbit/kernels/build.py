@@ -73,8 +73,10 @@ def build(target: Path, command: Sequence[str] | None = None, machine: str | Non
     # In the same folder, so that the last step is a rename: nobody ever opens half a library.
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as folder:
         digest = f'-DLB_SOURCE_DIGEST="{source_digest()}"'
-        jobs = [(SOURCES / source, Path(folder, source + ".o"), (digest,)) for source in SHARED]
-        jobs += [(SOURCES / "ops.c", Path(folder, f"{s}.o"), (f"-DLB_ISA_{s}", *sets[s])) for s in sets]
+        jobs: list[tuple[Path, Path, tuple[str, ...]]] = [
+            *((SOURCES / source, Path(folder, f"{source}.o"), (digest,)) for source in SHARED),
+            *((SOURCES / "ops.c", Path(folder, f"{s}.o"), (f"-DLB_ISA_{s}", *flags)) for s, flags in sets.items()),
+        ]
         _run_all([[*cc, *FLAGS, *flags, "-c", str(source), "-o", str(to)] for source, to, flags in jobs])
         library = Path(folder, LIBRARY)
         _run_all([[*cc, "-shared", "-pthread", *(str(to) for _, to, _ in jobs), "-lm", "-o", str(library)]])

@@ -9,7 +9,7 @@ from lowbit.formats import PackedModel, PackedTensor, decode
 from lowbit.formats.tensors import located
 from lowbit.kernels import library as native
 from lowbit.kernels.cache import KVCache
-from lowbit.kernels.matrix import Activations, CompiledMatrix, aligned_empty, check_status
+from lowbit.kernels.matrix import CompiledMatrix, aligned_empty, check_status
 from lowbit.kernels.weights import check_tensors, embedding_rows
 from lowbit.llama import LlamaConfig
 
@@ -42,7 +42,7 @@ class CompiledWeights:
       QuantizerError: sums of 8-bit activations that may pass int32.
     """
 
-    def __init__(self, packed: PackedModel, config: LlamaConfig, isa: str, activations: Activations, threads: int):
+    def __init__(self, packed: PackedModel, config: LlamaConfig, isa: str, activations: str, threads: int):
         check_tensors(packed, config)
         self.isa, self.activations, self.threads = isa, activations, threads
         self._config = config
@@ -81,10 +81,9 @@ class CompiledWeights:
     @property
     def nbytes(self) -> int:
         """Bytes held, memory-mapped ones included."""
-        arrays = [*self.matrices.values(), *self._vectors.values()]
-        if "embed.embedding" not in self.matrices or isinstance(self._embedding, PackedTensor):
-            return sum(array.nbytes for array in arrays) + self._embedding.nbytes
-        return sum(array.nbytes for array in arrays)
+        held = sum(m.nbytes for m in self.matrices.values()) + sum(v.nbytes for v in self._vectors.values())
+        shared = "embed.embedding" in self.matrices and not isinstance(self._embedding, PackedTensor)
+        return held if shared else held + self._embedding.nbytes
 
     def rows(self, name: str, index: NDArray[np.integer]) -> NDArray[np.float32]:
         """Returns rows of the embedding [V d], f32[*index d]."""
@@ -102,14 +101,13 @@ class CompiledWeights:
         return product.reshape(*x.shape[:-1], -1)
 
     def forward(
-        self, x: NDArray[np.float32], cos: NDArray[np.float32], sin: NDArray[np.float32], cache: KVCache
+        self, x: NDArray[np.float32], angles: tuple[NDArray[np.float32], NDArray[np.float32]], cache: KVCache
     ) -> NDArray[np.float32]:
         """Returns the normalised last hidden states f32[b t d] of embeddings x, and stores keys and values.
 
         Args:
           x: f32[b t d], overwritten.
-          cos: f32[t head_dim/2], of the angles of the positions.
-          sin: as cos.
+          angles: cos and sin of the positions, each [t head_dim/2].
           cache: with room for t more tokens; its length does not change here.
 
         Raises:
@@ -123,7 +121,7 @@ class CompiledWeights:
         needed = self._library.lb_forward_workspace(model, b, t, cache.length + t, self.threads)
         if self._workspace.nbytes < needed:
             self._workspace = aligned_empty(2 * needed if t == 1 else needed)
-        x, cos, sin = (np.ascontiguousarray(array) for array in (x, cos, sin))
+        x, cos, sin = (np.ascontiguousarray(array) for array in (x, *angles))
         check_status(
             self._library.lb_forward(
                 self.isa.encode(),

@@ -9,6 +9,7 @@ import ctypes
 import fcntl
 import functools
 import os
+import warnings
 from collections.abc import Iterator
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t, c_uint64, c_void_p
 from pathlib import Path
@@ -168,11 +169,14 @@ def supported() -> tuple[str, ...]:
 
 
 def choose(kernels: str) -> str:
-    """Returns "numpy" or an instruction set for one of `KERNELS`; "auto" takes what `LOWBIT_KERNELS` says or the fastest.
+    """Returns "numpy" or an instruction set for one of `KERNELS`.
+
+    "auto" is what `LOWBIT_KERNELS` says, or else the fastest; where there is neither a library nor a compiler it is
+    "numpy", with a warning.
 
     Raises:
       ConfigError: an unknown name, or an instruction set that this processor lacks.
-      KernelError: as `library`.
+      KernelError: as `library`, for any but "auto".
     """
     source = ""
     if kernels == "auto" and CHOICE_VARIABLE in os.environ:
@@ -181,7 +185,13 @@ def choose(kernels: str) -> str:
         raise ConfigError(f"unknown kernels {kernels!r}{source}", nearest(kernels, KERNELS))
     if kernels == "numpy":
         return kernels
-    names = supported()
+    try:
+        names = supported()
+    except KernelError as error:
+        if kernels != "auto":
+            raise
+        warnings.warn(f"{error.cause}; numpy computes in their place, slower", RuntimeWarning, stacklevel=2)
+        return "numpy"
     if kernels == "auto":
         return names[0]
     if kernels not in names:

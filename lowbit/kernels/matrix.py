@@ -46,6 +46,7 @@ class CompiledMatrix:
         self._library = native.library()
         self.struct = native.Matrix()
         self._held: list[np.ndarray] = []
+        self._in_scale: np.ndarray | None = None
         if isinstance(w, PackedTensor):
             self._take_packed(w)
         else:
@@ -72,8 +73,8 @@ class CompiledMatrix:
         """Whether products can take 8-bit activations: the levels are whole numbers of a step, at equal distances."""
         return bool(self.struct.whole_levels)
 
-    def matmul(self, x: NDArray[np.float32], activations: Activations = "int8") -> NDArray[np.float32]:
-        """Returns x[t k] @ w, f32[t n].
+    def matmul(self, x: np.ndarray, activations: str = "int8") -> NDArray[np.float32]:
+        """Returns x f32[t k] @ w, f32[t n]; activations as in `weights.Activations`.
 
         With "int8" bit for bit `reference.matmul_int8`. Float matrices, and grids without `takes_int8`, are always
         multiplied with float activations.
@@ -86,7 +87,7 @@ class CompiledMatrix:
             raise ConfigError(f"unknown activations {activations!r}", nearest(activations, get_args(Activations)))
         if x.ndim != 2 or x.shape[1] != self.k or x.dtype != np.float32:
             raise DataError(f"activations are {x.dtype}{list(x.shape)}", f"give float32[t {self.k}]")
-        x = np.ascontiguousarray(x)
+        x = np.ascontiguousarray(x if self._in_scale is None else x * self._in_scale)
         y = np.empty((len(x), self.n), np.float32)
         mode = native.INT8 if activations == "int8" else native.FLOAT
         check_status(
@@ -125,6 +126,11 @@ class CompiledMatrix:
         s.half_scales = w.scale.dtype == np.float16
         s.scale = self._hold(_by_tile(w.scale, n))
         s.zero = None if w.zero is None else self._hold(_by_tile(w.zero, n))
+        if w.in_scale is not None:
+            if not np.isfinite(w.in_scale).all():
+                w.check_contents()
+            self._in_scale = w.in_scale.astype(np.float32)
+            self._hold(self._in_scale)
         tiles, units = -(-n // TILE_ROWS), w.groups * -(-k // w.groups // UNIT)
         codes = aligned_empty(tiles * units * s.bits * QUAD_BYTES)
         s.data = self._hold(codes)

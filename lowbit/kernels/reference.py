@@ -51,6 +51,11 @@ def kernel(w: PackedTensor) -> NDArray[np.float32]:
     return w.decode().T if w.transposed else w.decode()
 
 
+def scaled_inputs(x: NDArray[np.float32], w: PackedTensor) -> NDArray[np.float32]:
+    """Returns x[b k] times what `w` has as a factor of each input; x itself where it has none."""
+    return x if w.in_scale is None else x * w.in_scale.astype(np.float32)
+
+
 def matmul(x: NDArray[np.float32], w: PackedTensor) -> NDArray[np.float32]:
     """Returns x @ kernel(w), f32[b n]: the plain semantics."""
     return x @ kernel(w)
@@ -59,10 +64,10 @@ def matmul(x: NDArray[np.float32], w: PackedTensor) -> NDArray[np.float32]:
 def matmul_levels(x: NDArray[np.float32], w: PackedTensor) -> NDArray[np.float32]:
     """Returns the product f32[b n] with the scales applied to the sums of each group, not to the weights.
 
-    `sum_g scale[g] * (x_g @ levels[codes_g] - zero[g] * sum(x_g))`: one multiplication by a scale for each
+    `sum_g scale[g] * (x_g @ levels[codes_g] - zero[g] * sum(x_g))`, x taken times `in_scale` first: one multiplication by a scale for each
     group and output instead of one for each weight.
     """
-    x_groups = _groups_first(x, w.groups)
+    x_groups = _groups_first(scaled_inputs(x, w), w.groups)
     levels = w.levels[_codes_by_group(w)]
     sums = x_groups @ levels
     if w.zero is not None:
@@ -74,14 +79,14 @@ def matmul_int8(x: NDArray[np.float32], w: PackedTensor) -> NDArray[np.float32]:
     """Returns the product f32[b n] with activations rounded to 8 bits per token and exact integer sums.
 
     `scale_x * sum_g scale[g] * (step * acc[g] - zero[g] * sum(codes_x))`, where acc is the int32 sum of products
-    of activation codes and integer levels. Only the activations are approximated.
+    of activation codes and integer levels. Only the activations are approximated, after x was taken times `in_scale`.
 
     Raises:
       QuantizerError: levels that are no small integers times a step, or sums that may pass int32.
       DataError: activations that are not finite.
     """
     levels = integer_levels(w.levels)
-    tokens = quantize_activations(x)
+    tokens = quantize_activations(scaled_inputs(x, w))
     codes = _groups_first(tokens.codes, w.groups)
     acc = integer_matmul(codes, levels.values[_codes_by_group(w)])
     sums = acc.astype(np.float32) * levels.step

@@ -1,16 +1,18 @@
 """Runs a packed Llama-family model: prompt in, tokens out, no jax. In numpy, or in compiled kernels."""
 
 from collections.abc import Iterator, Sequence
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lowbit.errors import ConfigError, DataError
+from lowbit.errors import ConfigError, DataError, nearest
 from lowbit.formats import PackedModel
 from lowbit.kernels import library
 from lowbit.kernels.cache import KVCache
 from lowbit.kernels.compiled import CompiledWeights
-from lowbit.kernels.decoder import attention, rms_norm, rotate, rotation, silu
+from lowbit.kernels.decoder import rotation
+from lowbit.kernels.forward import forward
 from lowbit.kernels.sampling import Sampling, sample
 from lowbit.kernels.weights import Activations, Storage, Weights
 from lowbit.llama import LlamaConfig, rope_frequencies
@@ -53,7 +55,7 @@ class Runtime:
         *,
         storage: Storage | None = None,
         kernels: str = "numpy",
-        activations: Activations | None = None,
+        activations: str | None = None,
         threads: int | None = None,
     ):
         self.config = LlamaConfig.from_hf(packed.config)
@@ -90,14 +92,11 @@ class Runtime:
         angles = rotation(positions, self._inv_freq, self._attention_factor)
         x = self.weights.rows("embed.embedding", tokens)
         if isinstance(self.weights, CompiledWeights):
-            x = self.weights.forward(x, *angles, cache)
-            cache.advance(t)
-            return x
-        for layer in range(self.config.num_layers):
-            x = x + self._attend(x, layer, angles, cache)
-            x = x + self._mlp(x, layer)
+            x = self.weights.forward(x, angles, cache)
+        else:
+            x = forward(self.weights, self.config, x, angles, cache)
         cache.advance(t)
-        return self._norm(x, "norm.scale")
+        return x
 
     def head(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
         """Returns logits f32[... V] of hidden states f32[... d]."""
@@ -166,34 +165,6 @@ class Runtime:
             yield token
             tokens = np.array([[token]])
 
-    def _attend(
-        self, x: NDArray[np.float32], layer: int, angles: tuple[np.ndarray, np.ndarray], cache: KVCache
-    ) -> NDArray[np.float32]:
-        prefix = f"layers.{layer}.attn"
-        normed = self._norm(x, f"{prefix}_norm.scale")
-        queries = rotate(self._heads(normed, f"{prefix}.q_proj", self.config.num_heads), *angles)
-        keys = rotate(self._heads(normed, f"{prefix}.k_proj", self.config.num_kv_heads), *angles)
-        values = self._heads(normed, f"{prefix}.v_proj", self.config.num_kv_heads)
-        mixed = attention(queries, *cache.store(layer, keys, values))
-        return self.weights.matmul(mixed.reshape(*x.shape[:2], -1), f"{prefix}.o_proj.kernel")
-
-    def _heads(self, x: NDArray[np.float32], name: str, heads: int) -> NDArray[np.float32]:
-        """Projects x [b t d] to [b t heads head_dim]."""
-        projected = self.weights.matmul(x, f"{name}.kernel")
-        if self.config.qkv_bias:
-            projected = projected + self.weights.vector(f"{name}.bias")
-        return projected.reshape(*x.shape[:2], heads, self.config.head_dim)
-
-    def _mlp(self, x: NDArray[np.float32], layer: int) -> NDArray[np.float32]:
-        prefix = f"layers.{layer}.mlp"
-        normed = self._norm(x, f"{prefix}_norm.scale")
-        gate = silu(self.weights.matmul(normed, f"{prefix}.gate_proj.kernel"))
-        up = self.weights.matmul(normed, f"{prefix}.up_proj.kernel")
-        return self.weights.matmul(gate * up, f"{prefix}.down_proj.kernel")
-
-    def _norm(self, x: NDArray[np.float32], name: str) -> NDArray[np.float32]:
-        return rms_norm(x, self.weights.vector(name), self.config.rms_norm_eps)
-
     def _check_tokens(self, tokens: NDArray[np.integer]) -> None:
         if tokens.ndim != 2 or tokens.size == 0 or not np.issubdtype(tokens.dtype, np.integer):
             raise DataError(
@@ -212,11 +183,13 @@ def _compiled_weights(
     config: LlamaConfig,
     storage: Storage | None,
     isa: str,
-    activations: Activations | None,
+    activations: str | None,
     threads: int | None,
 ) -> CompiledWeights:
     if storage is not None:
         raise ConfigError(f"storage {storage!r} is for numpy, not for {isa} kernels", "leave storage out")
     if threads is not None and threads < 1:
         raise ConfigError(f"{threads} threads", "ask for one or more, or leave it out")
+    if activations not in (None, *get_args(Activations)):
+        raise ConfigError(f"unknown activations {activations!r}", nearest(str(activations), get_args(Activations)))
     return CompiledWeights(packed, config, isa, activations or "int8", threads or library.default_threads())

@@ -55,7 +55,7 @@ class Weights:
         packed: PackedModel,
         config: LlamaConfig,
         storage: Storage = "float32",
-        activations: Activations = "float32",
+        activations: str = "float32",
     ):
         if storage not in get_args(Storage):
             raise ConfigError(f"unknown weight storage {storage!r}", nearest(str(storage), get_args(Storage)))
