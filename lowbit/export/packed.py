@@ -82,6 +82,7 @@ def _stored(kept: QTensor | jax.Array) -> StoredTensor:
             kept.grid.name,
             zero=None if kept.zero is None else _as_numpy_scale(kept.zero),
             transposed=kept.transposed,
+            in_scale=None if kept.in_scale is None else _as_numpy_scale(kept.in_scale).reshape(-1),
         )
     if kept.dtype == jnp.bfloat16:
         return BFloat16(np.asarray(kept).view(np.uint16))

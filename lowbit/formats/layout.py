@@ -107,7 +107,7 @@ class PackedModel:
 
 
 def stored_arrays(model: PackedModel) -> dict[str, BFloat16 | np.ndarray]:
-    """Returns the flat arrays of the file by stored name: `.codes`, `.scale`, `.zero`, floats, tokenizer files.
+    """Returns the flat arrays of the file by stored name: `.codes`, `.scale`, `.zero`, `.in_scale`, floats, tokenizer files.
 
     Raises:
       FormatError: two arrays of one name.
@@ -118,6 +118,8 @@ def stored_arrays(model: PackedModel) -> dict[str, BFloat16 | np.ndarray]:
             named += [(f"{name}.codes", tensor.packed), (f"{name}.scale", tensor.scale)]
             if tensor.zero is not None:
                 named.append((f"{name}.zero", tensor.zero))
+            if tensor.in_scale is not None:
+                named.append((f"{name}.in_scale", tensor.in_scale))
         else:
             named.append((name, tensor))
     for name, content in model.tokenizer.items():
@@ -133,14 +135,19 @@ def stored_arrays(model: PackedModel) -> dict[str, BFloat16 | np.ndarray]:
 
 def packed_entry(tensor: PackedTensor) -> dict[str, Any]:
     """Returns what the header says of a quantized tensor besides its arrays; see `PACKED_ENTRY_TYPES`."""
-    return {
+    entry = {
         "grid": tensor.grid,
         "packing": tensor.packing,
         "shape": list(tensor.shape),
         "transposed": tensor.transposed,
         "zero": tensor.zero is not None,
     }
+    return entry if tensor.in_scale is None else entry | {IN_SCALE: True}
 
+
+IN_SCALE = "in_scale"
+"""The one entry that need not be there: true where the tensor has a factor an input. A reader that does not know it
+refuses the file rather than leave the factor out."""
 
 PACKED_ENTRY_TYPES: dict[str, type] = {
     "grid": str,

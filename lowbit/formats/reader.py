@@ -14,7 +14,7 @@ import numpy as np
 
 from lowbit.errors import FormatError
 from lowbit.formats.header import DTYPES, ArrayEntry, Header, header_bytes, parse_header
-from lowbit.formats.layout import TOKENIZER_PREFIX, PackedModel
+from lowbit.formats.layout import IN_SCALE, TOKENIZER_PREFIX, PackedModel
 from lowbit.formats.tensors import BFloat16, PackedTensor, StoredTensor, located
 
 
@@ -111,6 +111,7 @@ def _packed_tensor(
         grid=entry["grid"],
         packing=entry["packing"],
         transposed=entry["transposed"],
+        in_scale=_view(data, _take(left, f"{name}.{IN_SCALE}", "F16", "F32")) if IN_SCALE in entry else None,
     )
 
 

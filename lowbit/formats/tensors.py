@@ -36,6 +36,7 @@ class PackedTensor:
       grid: name of the levels, unique within a file.
       packing: one of `lowbit.formats.packing.PACKINGS`; follows from L.
       transposed: the parameter is [n k].
+      in_scale: f16 or f32 [k], a second factor, of each input; None where there is none.
     """
 
     packed: NDArray[np.uint8]
@@ -46,6 +47,7 @@ class PackedTensor:
     grid: str
     packing: str
     transposed: bool = False
+    in_scale: np.ndarray | None = None
 
     @staticmethod
     def from_codes(
@@ -56,6 +58,7 @@ class PackedTensor:
         *,
         zero: np.ndarray | None = None,
         transposed: bool = False,
+        in_scale: np.ndarray | None = None,
     ) -> "PackedTensor":
         """Packs codes u8[k n], also where transposed; the packing follows from the number of levels.
 
@@ -74,6 +77,7 @@ class PackedTensor:
             grid=grid,
             packing=packing,
             transposed=transposed,
+            in_scale=in_scale,
         )
         tensor.validate()
         return tensor
@@ -91,7 +95,7 @@ class PackedTensor:
     @property
     def nbytes(self) -> int:
         """Bytes of codes, scales and zeros."""
-        return self.packed.nbytes + self.scale.nbytes + (0 if self.zero is None else self.zero.nbytes)
+        return self.packed.nbytes + self.scale.nbytes + sum(x.nbytes for x in (self.zero, self.in_scale) if x is not None)
 
     def validate(self) -> None:
         """Checks shapes, dtypes and levels against each other, without reading the codes.
@@ -128,6 +132,12 @@ class PackedTensor:
                 f"scale is {self.scale.dtype}{list(self.scale.shape)}",
                 "store zero with the shape and dtype of scale",
             )
+        if self.in_scale is not None and (self.in_scale.shape, self.in_scale.dtype) != ((k,), self.scale.dtype):
+            raise FormatError(
+                f"in_scale is {self.in_scale.dtype}{list(self.in_scale.shape)} for {k} inputs and a scale of "
+                f"{self.scale.dtype}",
+                "store in_scale as [k], in the dtype of scale",
+            )
 
     def codes(self) -> NDArray[np.uint8]:
         """Returns the codes, u8[k n], also where transposed.
@@ -138,7 +148,7 @@ class PackedTensor:
         return self._code_rows().T
 
     def decode(self) -> NDArray[np.float32]:
-        """Returns `(levels[codes] - zero) * repeat(scale, k/g)`, f32[k n] (f32[n k] where transposed).
+        """Returns `(levels[codes] - zero) * repeat(scale, k/g) * in_scale`, f32[k n] (f32[n k] where transposed).
 
         Each operation rounds to float32 once and in this order, as the fake-quantizer of training does: the
         two agree bit for bit.
@@ -156,6 +166,10 @@ class PackedTensor:
         with np.errstate(over="ignore"):  # a huge scale becomes inf, as it does in training
             rows *= self.scale.astype(np.float32).T[:, :, None]
         matrix = rows.reshape(n, k)
+        if self.in_scale is not None:
+            _check_finite(self.in_scale, "in_scale")
+            with np.errstate(over="ignore"):
+                matrix *= self.in_scale.astype(np.float32)
         return matrix if self.transposed else matrix.T
 
     def outputs(self, index: NDArray[np.integer] | slice) -> "PackedTensor":
@@ -180,6 +194,8 @@ class PackedTensor:
         _check_finite(self.scale, "scale")
         if self.zero is not None:
             _check_finite(self.zero, "zero")
+        if self.in_scale is not None:
+            _check_finite(self.in_scale, "in_scale")
 
     def _code_rows(self) -> NDArray[np.uint8]:
         rows = unpack(self.packed, self.packing, self.shape[0])

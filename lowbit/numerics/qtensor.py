@@ -25,6 +25,7 @@ class QTensor:
       zero: like `scale`, in units of the grid; None where the grid needs none.
       grid: the levels (static).
       transposed: the array that this stands for is `[*s n k]`; codes and scales are kept as `[*s k n]`.
+      in_scale: `[*s k 1]`, a second factor, of each input; None where there is none. The stored dtype.
     """
 
     # Not annotated as arrays: under eval_shape, vmap and the like, jax rebuilds pytrees around stand-ins for them.
@@ -33,9 +34,10 @@ class QTensor:
     zero: Any
     grid: Grid = dataclasses.field(metadata={"static": True})
     transposed: bool = dataclasses.field(default=False, metadata={"static": True})
+    in_scale: Any = None
 
     def decode(self) -> Float[Array, "*s a b"]:
-        """Returns `(levels[codes] - zero) * scale` in float32, in that order of operations.
+        """Returns `(levels[codes] - zero) * scale * in_scale` in float32, in that order of operations.
 
         The order is part of the format: training's fake-quantization and the packed readers follow it, which is why
         all three agree bit for bit.
@@ -45,4 +47,6 @@ class QTensor:
         if self.zero is not None:
             values = values - self.zero.astype(jnp.float32)[..., None, :]
         decoded = groups.merge(values * scale)
+        if self.in_scale is not None:
+            decoded = decoded * self.in_scale.astype(jnp.float32)
         return jnp.swapaxes(decoded, -1, -2) if self.transposed else decoded

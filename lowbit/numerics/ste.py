@@ -126,6 +126,48 @@ learned_scale.defvjp(_learned_scale_fwd, _learned_scale_bwd)
 
 
 @jax.custom_vjp
+def signs_between(
+    w: Float[Array, "*s k n"], scale: Float[Array, "*s g m"], in_scale: Float[Array, "*s k 1"]
+) -> Float[Array, "*s k n"]:
+    """Returns `sign(w) * scale * in_scale` in the dtype of w; w and both vectors learn.
+
+    Backward, with the incoming gradient c (OneBit's code, arXiv 2402.11295):
+
+      to w:         c * scale * in_scale * (1.001 - tanh(w)^2): the slope of a tanh, which nowhere vanishes
+      to scale:     sum over its weights of c * sign(w) * in_scale
+      to in_scale:  sum over the outputs of c * sign(w) * scale
+
+    Args:
+      w: weights `[*s k n]`, any float dtype; sign(0) = 1.
+      scale: positive, float32, `[*s g n]`, `[*s 1 n]` or `[*s 1 1]`.
+      in_scale: positive, float32.
+    """
+    return (groups.merge(_signs(w, scale) * scale[..., None, :]) * in_scale).astype(w.dtype)
+
+
+def _signs(w: Float[Array, "*s k n"], scale: Float[Array, "*s g m"]) -> Float[Array, "*s g G n"]:
+    return jnp.where(groups.split_like(w, scale) >= 0, jnp.float32(1), jnp.float32(-1))
+
+
+def _signs_fwd(w: Array, scale: Array, in_scale: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+    return signs_between(w, scale, in_scale), (w, scale, in_scale)
+
+
+def _signs_bwd(residuals: tuple[Array, Array, Array], cotangent: Array) -> tuple[Array, Array, Array]:
+    w, scale, in_scale = residuals
+    c = cotangent.astype(jnp.float32)
+    slope = 1.001 - jnp.square(jnp.tanh(w.astype(jnp.float32)))
+    of_outputs = groups.merge(groups.split_like(c, scale) * scale[..., None, :])
+    of_inputs = groups.split_like(c * in_scale, scale)
+    signs = _signs(w, scale)
+    grad_in = jnp.sum(of_outputs * groups.merge(signs), axis=-1, keepdims=True)
+    return (of_outputs * in_scale * slope).astype(w.dtype), groups.reduce_to(of_inputs * signs, scale), grad_in
+
+
+signs_between.defvjp(_signs_fwd, _signs_bwd)
+
+
+@jax.custom_vjp
 def passthrough(w: Float[Array, "*dims"], w_hat: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
     """Returns `w_hat`; the whole gradient goes to w, as if `w_hat` were w."""
     return w_hat

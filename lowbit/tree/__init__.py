@@ -1,6 +1,6 @@
 """Which parameter gets what: ordered regex rules over parameter paths, and quantizers applied to whole trees."""
 
-from lowbit.tree.apply import encode, fake_quant, init_state, resolve
+from lowbit.tree.apply import encode, fake_quant, init_state, resolve, start_masters
 from lowbit.tree.paths import flatten, unflatten
 from lowbit.tree.report import BitsReport, bits_report
 from lowbit.tree.rules import Rule, assign, lookup
@@ -16,5 +16,6 @@ __all__ = [
     "init_state",
     "lookup",
     "resolve",
+    "start_masters",
     "unflatten",
 ]

@@ -74,6 +74,21 @@ def init_state(rules: Sequence[QuantizerRule], params: Tree) -> dict[str, dict[s
     return {"quant": paths.unflatten(learned), "grid": paths.unflatten(constant)}
 
 
+def start_masters(rules: Sequence[QuantizerRule], params: Tree) -> dict[str, Any]:
+    """Returns the float masters that training starts from: those quantizers that say so put others in their place.
+
+    `init_state` takes the parameters as they were before.
+
+    Raises:
+      RuleError: as `resolve`.
+    """
+    flat = paths.flatten(params)
+    for path, quantizer in resolve(rules, params).items():
+        if quantizer is not None and quantizer.masters is not None:
+            flat[path] = quantizer.masters(jnp.asarray(flat[path]))
+    return paths.unflatten(flat)
+
+
 def state_at(variables: Mapping[str, Tree], path: str) -> State:
     """Collects one parameter's state from the collections of `init_state`."""
     state = dict(paths.get(variables.get("quant", {}), path) or {})

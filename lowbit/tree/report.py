@@ -105,7 +105,7 @@ def bits_report(rules: Sequence[QuantizerRule], params: Tree) -> BitsReport:
             if isinstance(kept, QTensor):
                 quantized = True
                 code_bits += kept.grid.storage_bits * math.prod(one)
-                scales = (kept.scale,) if kept.zero is None else (kept.scale, kept.zero)
+                scales = [part for part in (kept.scale, kept.zero, kept.in_scale) if part is not None]
                 scale_bits += sum(8.0 * s.dtype.itemsize * s.size for s in scales)
             else:
                 code_bits += 8.0 * kept.dtype.itemsize * math.prod(one)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from lowbit.errors import QuantizerError, nearest
 from lowbit.numerics.quantizers.base import Quantizer, State, transposed
+from lowbit.numerics.quantizers.onebit import onebit
 from lowbit.numerics.quantizers.paretoq import paretoq
 from lowbit.numerics.quantizers.rounding import absmean_ternary, llmqat, rtn
 from lowbit.numerics.quantizers.stored import stored_as
@@ -16,6 +17,7 @@ QUANTIZERS: dict[str, Callable[..., Quantizer]] = {
     "rtn": rtn,
     "llmqat": llmqat,
     "absmean_ternary": absmean_ternary,
+    "onebit": onebit,
 }
 
 
@@ -37,6 +39,7 @@ __all__ = [
     "absmean_ternary",
     "by_name",
     "llmqat",
+    "onebit",
     "paretoq",
     "rtn",
     "stored_as",

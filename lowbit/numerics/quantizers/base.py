@@ -1,5 +1,6 @@
 """The quantizer: three pure functions and the state they share, in the manner of optax."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -36,6 +37,7 @@ class Quantizer(NamedTuple):
         during training. `init` followed by `fake` or `encode` is then the whole quantizer.
       at_layer: where stacked layers differ, the quantizer of layer i (for `[k n]`); None where they are all alike.
       standing: `(w, state) -> Standing`, for statistics; None where the parameter stays float.
+      masters: `w -> w`, what the float weights become when training starts, after `init`; None leaves them.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Quantizer(NamedTuple):
     dynamic: bool = False
     at_layer: Callable[[int], "Quantizer"] | None = None
     standing: Callable[[Array, State], Standing] | None = None
+    masters: Callable[[Array], Array] | None = None
 
     def layer(self, index: int) -> "Quantizer":
         """The quantizer of one layer of a stacked parameter."""
@@ -70,14 +73,15 @@ def transposed(quantizer: Quantizer) -> Quantizer:
     def encode(w: Array, state: State) -> QTensor | Array:
         q = quantizer.encode(swap(w), state)
         if isinstance(q, QTensor):
-            return QTensor(q.codes, q.scale, q.zero, q.grid, transposed=not q.transposed)
+            return dataclasses.replace(q, transposed=not q.transposed)
         return swap(q)
 
-    standing = quantizer.standing
+    standing, masters = quantizer.standing, quantizer.masters
     return quantizer._replace(
         name=f"{quantizer.name}_transposed",
         init=lambda w: quantizer.init(swap(w)),
         encode=encode,
         fake=lambda w, state: swap(quantizer.fake(swap(w), state)),
         standing=None if standing is None else lambda w, state: standing(swap(w), state),
+        masters=None if masters is None else lambda w: swap(masters(swap(w))),
     )
