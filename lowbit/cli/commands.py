@@ -2,6 +2,7 @@
 
 from lowbit.cli.command import Command, positive, whole
 from lowbit.cli.command import argument as _argument
+from lowbit.cli.quantize_command import QUANTIZE
 
 PROGRAM = "python -m lowbit"
 
@@ -336,7 +337,7 @@ REPORT = Command(
 )
 
 COMMANDS: dict[str, Command] = {
-    c.name: c for c in (TOKENIZE, ESTIMATE, TRAIN, SWEEP, EVAL, REPORT, EXPORT, VERIFY, INSPECT, GENERATE)
+    c.name: c for c in (TOKENIZE, ESTIMATE, TRAIN, SWEEP, QUANTIZE, EVAL, REPORT, EXPORT, VERIFY, INSPECT, GENERATE)
 }
 
 

@@ -77,6 +77,10 @@ def _execute(name: str, values: argparse.Namespace) -> int:
             from lowbit.cli import sweep
 
             return sweep.run(values)
+        case "quantize":
+            from lowbit.cli import quantize
+
+            return quantize.run(values)
         case "eval":
             from lowbit.cli import evaluate
 

@@ -1,1 +1,26 @@
-"""Post-training quantization."""
+"""Post-training quantization: a model to any width without training; a method is a pure function of one kernel."""
+
+from lowbit.ptq.calibration import Calibration, draw
+from lowbit.ptq.method import Method, Options, Rounded
+from lowbit.ptq.methods import METHODS, method_by_name
+from lowbit.ptq.model import Plan, quantize_layers
+from lowbit.ptq.result import QuantizedModel, assemble, write_run
+from lowbit.ptq.target import GRIDS, Target, make_target
+
+__all__ = [
+    "GRIDS",
+    "METHODS",
+    "Calibration",
+    "Method",
+    "Options",
+    "Plan",
+    "QuantizedModel",
+    "Rounded",
+    "Target",
+    "assemble",
+    "draw",
+    "make_target",
+    "method_by_name",
+    "quantize_layers",
+    "write_run",
+]

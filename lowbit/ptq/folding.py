@@ -4,12 +4,14 @@ What a kernel reads is divided by s, input by input, where it arises, and the ke
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lowbit.errors import QuantizerError
 from lowbit.numerics.quantizers import Quantizer
 from lowbit.ptq.method import Options
 from lowbit.ptq.moments import Moments, output_error
@@ -76,6 +78,13 @@ def smoothquant_fold(
         )
         flat = fold(flat, place, jnp.maximum(s, LEAST))
     return flat
+
+
+def check_alpha(target: Target, options: Options, inputs: Sequence[int]) -> None:
+    """Raises QuantizerError where alpha is no share."""
+    del target, inputs
+    if not 0.0 <= options.alpha <= 1.0:
+        raise QuantizerError(f"an alpha of {options.alpha:g}", "give a share from 0 to 1, such as 0.5")
 
 
 def awq_fold(

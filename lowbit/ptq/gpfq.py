@@ -21,7 +21,7 @@ def gpfq_round(path: str, w: Float[Array, "k n"], moments: Moments | None, targe
 
       u <- u + w_t y_t,    q_t = Q(<x_t, u> / |x_t|^2),    u <- u - q_t x_t
 
-    Here u is never held: <x_t, u> = sum_{s <= t} <x_t, y_s> w_s - sum_{s < t} <x_t, x_s> q_s needs second moments alone.
+    Here u is never held: <x_t, u> = sum_{s <= t} <x_t, y_s> w_s - sum_{s < t} <x_t, x_s> q_s takes second moments.
     The masters are the arguments of Q. Unlike GPTQ no later input is looked at; the error is provably bounded where
     inputs are generic. Cost: k^2 n, k steps follow each other; and a second path of activations, the float model's.
     """

@@ -18,9 +18,7 @@ LARGEST_BLOCK = 128
 """Inputs whose errors reach the weights after them in one product; changes no result, up to float32 rounding."""
 
 
-def gptq_round(
-    path: str, w: Float[Array, "k n"], moments: Moments | None, target: Target, options: Options
-) -> Rounded:
+def gptq_round(path: str, w: Float[Array, "k n"], moments: Moments | None, target: Target, options: Options) -> Rounded:
     """Optimal brain quantization in a fixed order, with lazy updates of a block of inputs at a time.
 
     With H the second moments of the inputs (the paper's 2 X X^T up to a factor that cancels) plus damping, and U the

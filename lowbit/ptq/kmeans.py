@@ -23,8 +23,8 @@ def kmeans_round(
 ) -> Rounded:
     """One codebook of 2^bits values a matrix, in units of max|w| of each scale's weights (arXiv 1510.00149, section 3).
 
-    Centroids start at equal distances, which the paper finds best, and move to the means of their weights. With one scale
-    a tensor it is the paper's weight sharing. Needs no data. Cost: a sort of the weights.
+    Centroids start at equal distances, which the paper finds best, and move to the means of their weights. With one
+    scale a tensor it is the paper's weight sharing. Needs no data. Cost: a sort of the weights.
     """
     del path, moments, options
     scale = scales.stored(jnp.max(jnp.abs(groups.split(w, target.granularity)), axis=-2), SCALE_DTYPE)

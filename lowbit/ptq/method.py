@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float
 
@@ -52,28 +52,12 @@ class Rounded(NamedTuple):
     valid: Any = None
 
 
-@runtime_checkable
-class Round(Protocol):
-    """`(path in the layer, w [k n], moments or None, target, options) -> Rounded`."""
+Round = Callable[[str, Float[Array, "k n"], Moments | None, Target, Options], Rounded]
+"""`(path in the layer, w [k n], moments of its inputs or None, target, options) -> Rounded`."""
 
-    def __call__(
-        self, path: str, w: Float[Array, "k n"], moments: Moments | None, target: Target, options: Options
-    ) -> Rounded: ...
-
-
-@runtime_checkable
-class Fold(Protocol):
-    """`(flat layer, moments of each stage's inputs, target, options, multi_head) -> flat layer` of equal function."""
-
-    def __call__(
-        self,
-        flat: dict[str, Array],
-        moments: dict[str, Moments],
-        target: Target,
-        options: Options,
-        multi_head: bool,
-    ) -> dict[str, Array]: ...
-
+Fold = Callable[[dict[str, Array], dict[str, Moments], Target, Options, bool], dict[str, Array]]
+"""`(flat layer, moments by the first path of each stage, target, options, whether each query head has its value head)
+-> flat layer` of equal function."""
 
 Check = Callable[[Target, Options, Sequence[int]], None]
 """Raises QuantizerError for what the method cannot do; the sequence holds the inputs k of all kernels."""
@@ -93,7 +77,7 @@ class Method(NamedTuple):
       grids: names of `lowbit.ptq.target.GRIDS` that it can do, the usual one first.
       ranges: of `lowbit.ptq.ranges.RANGES`, the usual one first; how scales begin.
       fold: what it does to a layer first; None for nothing.
-      reads_moments: whether `round` or `fold` needs calibration data.
+      reads_moments: whether `round` looks at its kernel's inputs; `fold` always does.
       follows_float: whether it compares with the float model's inputs (`Moments.cross`).
       options: fields of `Options` that it reads.
       check: what else it refuses, before any work.
@@ -108,3 +92,8 @@ class Method(NamedTuple):
     follows_float: bool = False
     options: tuple[str, ...] = ()
     check: Check = anything
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether it cannot do without calibration."""
+        return self.reads_moments or self.fold is not None

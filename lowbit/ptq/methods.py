@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from lowbit.errors import QuantizerError, nearest
 from lowbit.numerics import groups
 from lowbit.ptq.clipping import awq_round
-from lowbit.ptq.folding import awq_fold, smoothquant_fold
+from lowbit.ptq.folding import awq_fold, check_alpha, smoothquant_fold
 from lowbit.ptq.gpfq import gpfq_round
 from lowbit.ptq.gptq import check_gptq, gptq_round
 from lowbit.ptq.kmeans import kmeans_round
@@ -23,7 +23,9 @@ METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         Method("rtn", nearest_round, _ANY_LEVELS, _RANGES, reads_moments=False),
-        Method("zeroquant", nearest_round, ("integer", "zero_point"), ("max",), reads_moments=False, check=check_groups),
+        Method(
+            "zeroquant", nearest_round, ("integer", "zero_point"), ("max",), reads_moments=False, check=check_groups
+        ),
         Method(
             "gptq",
             gptq_round,
@@ -34,13 +36,36 @@ METHODS: dict[str, Method] = {
         ),
         Method("gpfq", gpfq_round, _ANY_LEVELS, _RANGES, follows_float=True),
         Method("awq", awq_round, ("zero_point", "integer", "paretoq", "nf4", "power"), ("max",), fold=awq_fold),
-        Method("smoothquant", nearest_round, _ANY_LEVELS, _RANGES, fold=smoothquant_fold, options=("alpha",)),
+        Method(
+            "smoothquant",
+            nearest_round,
+            _ANY_LEVELS,
+            _RANGES,
+            fold=smoothquant_fold,
+            reads_moments=False,
+            options=("alpha",),
+            check=check_alpha,
+        ),
         Method("hqq", hqq_round, ("float_zero",), ("max",), reads_moments=False),
         Method("int8_outliers", outlier_round, ("integer",), ("max",), options=("threshold",)),
         Method("kmeans", kmeans_round, ("free",), ("max",), reads_moments=False),
-        Method("product", product_round, ("vectors",), ("max",), reads_moments=False, options=("seed",), check=check_product),
         Method(
-            "residual", residual_round, ("vectors",), ("max",), reads_moments=False, options=("seed",), check=check_residual
+            "product",
+            product_round,
+            ("vectors",),
+            ("max",),
+            reads_moments=False,
+            options=("seed",),
+            check=check_product,
+        ),
+        Method(
+            "residual",
+            residual_round,
+            ("vectors",),
+            ("max",),
+            reads_moments=False,
+            options=("seed",),
+            check=check_residual,
         ),
     )
 }

@@ -58,7 +58,7 @@ def hqq_round(path: str, w: Float[Array, "k n"], moments: Moments | None, target
       e = shrink_p(w - w_hat, beta),    z = mean over the group of (code - (w - e) / s),    beta <- 1.01 beta
 
     with shrink_p(x, beta) = sign(x) relu(|x| - |x|^(p-1) / beta); the round of least mean |w - w_hat| is kept. Cost: 20
-    passes over the weights. Source: https://mobiusml.github.io/hqq_blog, code mobiusml/hqq; the zero point has any value.
+    passes over the weights. Source: https://mobiusml.github.io/hqq_blog; the zero point has any value.
     """
     del path, moments, options
     assert target.quantizer is not None

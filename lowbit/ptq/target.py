@@ -68,7 +68,7 @@ class Target:
             "bits": float(self.bits),
             "granularity": self.granularity,
             "symmetric": self.grid != "zero_point",
-            "scale_init": "mse" if self.grid == "zero_point" else self.range,
+            "scale_init": self.range,
         }
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lowbit.numerics.quantizers import paretoq, rtn
+from lowbit.numerics.quantizers import rtn
 from lowbit.ptq.gptq import gptq
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"

@@ -1,0 +1,117 @@
+"""What is left of a layer once it is quantized, and where finished layers wait for the others."""
+
+import dataclasses
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from lowbit.errors import RunFolderError
+from lowbit.numerics.quantizers import Quantizer
+from lowbit.ptq.codebook import codebook
+from lowbit.ptq.target import SCALE_DTYPE, Target
+from lowbit.train.run_folder import write_atomically
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class QuantizedKernel:
+    """One kernel of one layer.
+
+    Attributes:
+      state: of the quantizer.
+      levels: where the kernel has levels of its own: their name and values; None where it has the target's.
+      bits: bits/weight where no quantizer holds the kernel; None where one does.
+      error: squared error relative to the square of the output, on the calibration inputs; of the weights, where the
+        method saw no data.
+    """
+
+    state: dict[str, np.ndarray]
+    levels: tuple[str, tuple[float, ...]] | None
+    bits: float | None
+    error: float
+
+    def quantizer(self, target: Target) -> Quantizer | None:
+        """Returns what rounds the masters to the kernel; None where no grid does."""
+        if self.bits is not None:
+            return None
+        return target.quantizer if self.levels is None else codebook(*self.levels, target.granularity, SCALE_DTYPE)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class QuantizedLayer:
+    """One layer.
+
+    Attributes:
+      leaves: every parameter by its path in the layer, f32; kernels as masters.
+      kernels: what was quantized, by path.
+    """
+
+    leaves: dict[str, np.ndarray]
+    kernels: dict[str, QuantizedKernel]
+
+    def decoded(self, target: Target) -> dict[str, Any]:
+        """Returns the parameters that the layer computes with."""
+        flat: dict[str, Any] = dict(self.leaves)
+        for path, kernel in self.kernels.items():
+            quantizer = kernel.quantizer(target)
+            if quantizer is not None:
+                state = {key: jnp.asarray(leaf) for key, leaf in kernel.state.items()}
+                flat[path] = quantizer.fake(jnp.asarray(flat[path]), state)
+        return flat
+
+
+class FinishedLayers:
+    """A folder of finished layers, by which a killed quantization goes on; of one model, method and calibration."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]):
+        """Opens or makes the folder.
+
+        Raises:
+          RunFolderError: it holds layers of other settings.
+        """
+        self._folder = folder
+        text = json.dumps(settings, indent=2, sort_keys=True)
+        place = folder / "settings.json"
+        if place.is_file() and place.read_text() != text:
+            raise RunFolderError(
+                f"{folder} holds layers that were quantized with other settings",
+                "remove it, or give another output",
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(place, text.encode())
+
+    def read(self, index: int) -> QuantizedLayer | None:
+        """Returns a layer, None where it is not finished."""
+        place = self._place(index)
+        if not place.is_file():
+            return None
+        with np.load(place) as arrays:
+            kernels = {
+                path: QuantizedKernel(
+                    {key: arrays[f"state:{path}:{key}"] for key in kept["state"]},
+                    None if kept["levels"] is None else (kept["levels"][0], tuple(kept["levels"][1])),
+                    kept["bits"],
+                    kept["error"],
+                )
+                for path, kept in json.loads(str(arrays["kernels"])).items()
+            }
+            leaves = {name.removeprefix("leaf:"): arrays[name] for name in arrays.files if name.startswith("leaf:")}
+        return QuantizedLayer(leaves, kernels)
+
+    def write(self, index: int, layer: QuantizedLayer) -> None:
+        """Keeps a layer, whole or not at all."""
+        arrays = {f"leaf:{path}": leaf for path, leaf in layer.leaves.items()}
+        kept = {}
+        for path, kernel in layer.kernels.items():
+            arrays |= {f"state:{path}:{key}": leaf for key, leaf in kernel.state.items()}
+            kept[path] = {**dataclasses.asdict(kernel), "state": list(kernel.state)}
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, kernels=np.asarray(json.dumps(kept)), **arrays)
+        write_atomically(self._place(index), buffer.getvalue())
+
+    def _place(self, index: int) -> Path:
+        return self._folder / f"layer_{index:04d}.npz"

@@ -1,0 +1,191 @@
+"""A whole model, layer after layer, each seeing what the quantized layers before it give."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lowbit.errors import QuantizerError
+from lowbit.llama import LlamaConfig
+from lowbit.models.blockwise import LINEAR_STAGES
+from lowbit.ptq.calibration import Calibration, Devices, embedded
+from lowbit.ptq.gptq import check_valid
+from lowbit.ptq.layers import FinishedLayers, QuantizedKernel, QuantizedLayer
+from lowbit.ptq.method import Method, Options, Rounded
+from lowbit.ptq.methods import check
+from lowbit.ptq.moments import Moments, advance, moments, output_error
+from lowbit.ptq.target import Target
+from lowbit.tree import flatten, unflatten
+
+KERNELS = tuple(path for stage in LINEAR_STAGES for path in stage)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Everything that decides what a model is quantized to.
+
+    Attributes:
+      method: how.
+      target: to what.
+      options: of the method.
+      calibration: what it looks at; None for a method that needs no data.
+    """
+
+    method: Method
+    target: Target
+    options: Options
+    calibration: Calibration | None
+
+    def check(self, cfg: LlamaConfig) -> None:
+        """Refuses what cannot be, before any work.
+
+        Raises:
+          QuantizerError: see `methods.check`.
+          DataError: see `Calibration.check`.
+        """
+        inputs = (cfg.hidden_size, cfg.num_heads * cfg.head_dim, cfg.intermediate_size)
+        check(self.method, self.target, self.options, inputs)
+        if self.calibration is not None:
+            self.calibration.check(cfg)
+        elif self.method.needs_data:
+            raise QuantizerError(
+                f"{self.method.name} looks at what a model computes, and there is no calibration data",
+                "give some text or tokens, or take rtn, hqq or kmeans, which need none",
+            )
+
+    def record(self) -> dict[str, Any]:
+        """Returns it as JSON has it."""
+        options = dataclasses.asdict(self.options)
+        return {
+            "method": self.method.name,
+            "grid": self.target.grid,
+            "bits": float(self.target.bits),
+            "granularity": self.target.granularity,
+            "range": self.target.range,
+            "options": {name: options[name] for name in self.method.options},
+            "calibration": None if self.calibration is None else self.calibration.record(),
+        }
+
+
+def quantize_layers(
+    cfg: LlamaConfig,
+    params: Mapping[str, Any],
+    plan: Plan,
+    *,
+    finished: Path | None = None,
+    origin: str = "",
+    progress: Callable[[int, float], None] | None = None,
+) -> list[QuantizedLayer]:
+    """Quantizes every layer, one in the device's memory at a time.
+
+    Args:
+      cfg: the model's sizes.
+      params: float parameters with stacked layers, numpy.
+      plan: method, target, calibration.
+      finished: folder in which finished layers are kept and found again; None keeps none.
+      origin: what `params` are, so that layers of another model are not taken for theirs.
+      progress: called after each layer with its index and the seconds it took.
+
+    Raises:
+      LowbitError: as `Plan.check`, before any work.
+      QuantizerError: a Hessian that cannot be factored; the message names its kernel.
+    """
+    plan.check(cfg)
+    store = None
+    if finished is not None:
+        store = FinishedLayers(finished, {**plan.record(), "origin": origin, "model": dataclasses.asdict(cfg)})
+    walk = _Walk(cfg, params, plan)
+    layers = []
+    for index in range(cfg.num_layers):
+        began = time.monotonic()
+        flat = {path: np.asarray(leaf[index], np.float32) for path, leaf in flatten(params["layers"]).items()}
+        layer = None if store is None else store.read(index)
+        if layer is None:
+            layer = walk.quantize(flat, f"layer {index}")
+            if store is not None:
+                store.write(index, layer)
+        if index + 1 < cfg.num_layers:
+            walk.step(flat, layer)
+        layers.append(layer)
+        if progress is not None:
+            progress(index, time.monotonic() - began)
+    return layers
+
+
+class _Walk:
+    """Activations on their way through the model, quantized and, where a method compares, float."""
+
+    def __init__(self, cfg: LlamaConfig, params: Mapping[str, Any], plan: Plan):
+        self.cfg, self.plan = cfg, plan
+        self.devices = Devices.local()
+        self.hidden: jax.Array | None = None
+        self.float_hidden: jax.Array | None = None
+        if plan.calibration is not None:
+            self.hidden = embedded(params, plan.calibration, self.devices)
+            if plan.method.follows_float:
+                self.float_hidden = embedded(params, plan.calibration, self.devices)
+
+    def quantize(self, original: dict[str, np.ndarray], name: str) -> QuantizedLayer:
+        """Returns one layer, quantized stage by stage."""
+        method, target, options = self.plan.method, self.plan.target, self.plan.options
+        flat = jax.device_put(original, self.devices.first)
+        if method.fold is not None:
+            seen = {stage[0]: self.moments(stage[0], flat, flat) for stage in LINEAR_STAGES}
+            flat = method.fold(flat, seen, target, options, self.cfg.num_heads == self.cfg.num_kv_heads)
+        float_flat = flat
+        leaves, kernels = dict(flat), {}
+        for stage in LINEAR_STAGES:
+            known = self.moments(stage[0], flat, float_flat) if method.reads_moments else None
+            for path in stage:
+                w = float_flat[path]
+                rounded = method.round(path, w, known, target, options)
+                if rounded.valid is not None:
+                    check_valid(rounded.valid, f"{path} of {name}", options)
+                flat = {**flat, path: rounded.w_hat}
+                leaves[path] = rounded.masters
+                kernels[path] = _kept(rounded, w, known, target)
+        return QuantizedLayer({path: np.asarray(leaf) for path, leaf in leaves.items()}, kernels)
+
+    def moments(self, path: str, flat: dict[str, Any], float_flat: dict[str, Any]) -> Moments:
+        """The moments of the inputs of one stage."""
+        assert self.hidden is not None
+        block = jax.device_put(unflatten(flat), self.devices.everywhere)
+        if self.float_hidden is None:
+            found = moments(self.cfg, path, block, self.hidden)
+        else:
+            float_block = jax.device_put(unflatten(float_flat), self.devices.everywhere)
+            found = moments(self.cfg, path, block, self.hidden, float_block, self.float_hidden)
+        return jax.device_put(found, self.devices.first)
+
+    def step(self, original: dict[str, np.ndarray], layer: QuantizedLayer) -> None:
+        """Goes on to the inputs of the next layer."""
+        if self.hidden is None:
+            return
+        block = jax.device_put(unflatten(layer.decoded(self.plan.target)), self.devices.everywhere)
+        self.hidden = advance(self.cfg, block, self.hidden)
+        if self.float_hidden is not None:
+            block = jax.device_put(unflatten(original), self.devices.everywhere)
+            self.float_hidden = advance(self.cfg, block, self.float_hidden)
+
+
+def _kept(rounded: Rounded, w: jax.Array, known: Moments | None, target: Target) -> QuantizedKernel:
+    error = relative_error(w, rounded.w_hat, None if known is None else known.gram)
+    levels = None
+    if rounded.quantizer is not None and rounded.quantizer is not target.quantizer:
+        assert rounded.quantizer.grid is not None
+        levels = (rounded.quantizer.grid.name, rounded.quantizer.grid.levels)
+    state = {key: np.asarray(leaf) for key, leaf in rounded.state.items()}
+    return QuantizedKernel(state, levels, rounded.bits, float(error))
+
+
+@jax.jit
+def relative_error(w: jax.Array, w_hat: jax.Array, gram: jax.Array | None) -> jax.Array:
+    """Returns |x (w - w_hat)|^2 / |x w|^2 over inputs of second moments `gram` [k k]; of the weights for None."""
+    if gram is None:
+        return jnp.sum(jnp.square(w - w_hat)) / jnp.sum(jnp.square(w))
+    return jnp.sum(output_error(gram, w - w_hat)) / jnp.sum(output_error(gram, w))
