@@ -24,6 +24,13 @@ def rotary_tables(cfg: LlamaConfig, length: int) -> tuple[jax.Array, jax.Array]:
     return jnp.cos(angles) * attention_factor, jnp.sin(angles) * attention_factor
 
 
+def rotary_at(cfg: LlamaConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns cos and sin of the angles of positions i32[b t], all below `max_positions`, each f32[b t h/2]."""
+    frequencies, attention_factor = rope_frequencies(cfg)
+    angles = positions.astype(jnp.float32)[:, :, None] * jnp.asarray(frequencies)[None, None, :]
+    return jnp.cos(angles) * attention_factor, jnp.sin(angles) * attention_factor
+
+
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Turns dimension i together with i + h/2 by the position's angle; computed in float32.
 

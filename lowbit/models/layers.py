@@ -12,7 +12,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from lowbit.llama import LINEAR_NORM_EPS
+
 DotGeneral = Callable[..., jax.Array]
+
+PACKED = "packed"
+"""Collection where a kernel may stand as something else than floats, which `dot_general` then knows how to multiply."""
 
 # As in the pretraining of the family: every matrix starts from a normal of this deviation.
 INIT_STDDEV = 0.02
@@ -27,6 +32,7 @@ class Dense(nn.Module):
       use_bias: whether a bias [n] is added.
       dot_general: what multiplies; with the signature of `jax.lax.dot_general`. An activation quantizer goes here.
       stddev: deviation of the kernel at init.
+      norm: whether `layer_norm` follows the product (`LlamaConfig.linear_norm`).
     """
 
     features: int
@@ -34,16 +40,23 @@ class Dense(nn.Module):
     use_bias: bool = False
     dot_general: DotGeneral = jax.lax.dot_general
     stddev: float = INIT_STDDEV
+    norm: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns [*b n] in `dtype`."""
-        init = nn.initializers.normal(self.stddev)
-        kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
+        kernel: Any
+        if self.has_variable(PACKED, "kernel"):
+            kernel = self.get_variable(PACKED, "kernel")
+        else:
+            init = nn.initializers.normal(self.stddev)
+            kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32).astype(self.dtype)
         # Rows are flattened first: the kernel's gradient is then a plain matrix product, which on a CPU takes half
         # the time of a contraction over two axes.
         rows = x.astype(self.dtype).reshape(-1, x.shape[-1])
-        y = self.dot_general(rows, kernel.astype(self.dtype), (((1,), (0,)), ((), ())))
+        y = self.dot_general(rows, kernel, (((1,), (0,)), ((), ())))
+        if self.norm:
+            y = layer_norm(y)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             y = y + bias.astype(self.dtype)[None, :]
@@ -93,6 +106,14 @@ class Head(nn.Module):
         """Returns the kernel f32[d V]."""
         shape = (self.features, self.vocab_size)
         return self.param("kernel", nn.initializers.normal(INIT_STDDEV), shape, jnp.float32)
+
+
+def layer_norm(x: jax.Array) -> jax.Array:
+    """LayerNorm without weights over the last axis, computed in float32: [*b n] -> [*b n]."""
+    wide = x.astype(jnp.float32)
+    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+    return (centred * jax.lax.rsqrt(variance + LINEAR_NORM_EPS)).astype(x.dtype)
 
 
 def untransformed(module_cls: Any, prefix: str) -> Any:

@@ -32,29 +32,41 @@ Transform = Callable[[Any, str], Any]
 LAYERED_COLLECTIONS: Mapping[Any, Any] = {"params": 0, "quant": 0, "grid": 0, "intermediates": 0}
 
 
-class Attention(nn.Module):
-    """Grouped-query causal self-attention with rotary positions: [b t d] -> [b t d]."""
+class Projections(nn.Module):
+    """What stands before and behind the mixing of positions, whichever way positions are mixed."""
 
     cfg: LlamaConfig
     dtype: DTypeLike
-    implementation: Literal["xla", "cudnn"]
     dot_general: DotGeneral
 
-    @nn.compact
-    def __call__(self, x: jax.Array, cos: jax.Array, sin: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """Returns [b t d]; cos and sin as `rotate` takes them, mask as `causal_attention` does."""
+    def project(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Returns queries [b t heads h], keys and values [b t kv_heads h], the first two turned by their positions."""
         cfg = self.cfg
 
         def heads(name: str, count: int) -> jax.Array:
             features = count * cfg.head_dim
-            y = Dense(features, self.dtype, cfg.qkv_bias, self.dot_general, name=name)(x)
+            y = Dense(features, self.dtype, cfg.qkv_bias, self.dot_general, norm=cfg.linear_norm, name=name)(x)
             return y.reshape(*x.shape[:-1], count, cfg.head_dim)
 
         q = rotate(heads("q_proj", cfg.num_heads), cos, sin)
         k = rotate(heads("k_proj", cfg.num_kv_heads), cos, sin)
-        v = heads("v_proj", cfg.num_kv_heads)
-        mixed = causal_attention(q, k, v, self.implementation, mask).reshape(*x.shape[:-1], -1)
-        return _into_residual(cfg, self.dtype, self.dot_general, "o_proj")(mixed)
+        return q, k, heads("v_proj", cfg.num_kv_heads)
+
+    def combine(self, mixed: jax.Array) -> jax.Array:
+        """[b t heads h] -> [b t d], to be added to the residual stream."""
+        return _into_residual(self.cfg, self.dtype, self.dot_general, "o_proj")(mixed.reshape(*mixed.shape[:2], -1))
+
+
+class Attention(Projections):
+    """Grouped-query causal self-attention with rotary positions: [b t d] -> [b t d]."""
+
+    implementation: Literal["xla", "cudnn"]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, cos: jax.Array, sin: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Returns [b t d]; cos and sin as `rotate` takes them, mask as `causal_attention` does."""
+        q, k, v = self.project(x, cos, sin)
+        return self.combine(causal_attention(q, k, v, self.implementation, mask))
 
 
 class MLP(nn.Module):
@@ -67,9 +79,9 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns [b t d]."""
-        width = self.cfg.intermediate_size
-        gate = Dense(width, self.dtype, dot_general=self.dot_general, name="gate_proj")(x)
-        up = Dense(width, self.dtype, dot_general=self.dot_general, name="up_proj")(x)
+        width, norm = self.cfg.intermediate_size, self.cfg.linear_norm
+        gate = Dense(width, self.dtype, dot_general=self.dot_general, norm=norm, name="gate_proj")(x)
+        up = Dense(width, self.dtype, dot_general=self.dot_general, norm=norm, name="up_proj")(x)
         return _into_residual(self.cfg, self.dtype, self.dot_general, "down_proj")(nn.silu(gate) * up)
 
 
@@ -88,7 +100,7 @@ class Block(nn.Module):
         """Returns ([b t d], None); cos and sin as `rotate` takes them, mask as `causal_attention` does."""
         cfg, dtype = self.cfg, self.dtype
         x = by_rows(x)
-        attention = Attention(cfg, dtype, self.implementation, self.dot_general, name="attn")
+        attention = Attention(cfg, dtype, self.dot_general, self.implementation, name="attn")
         x = x + attention(RMSNorm(cfg.rms_norm_eps, dtype, name="attn_norm")(x), cos, sin, mask)
         mlp = MLP(cfg, dtype, self.dot_general, name="mlp")
         return x + mlp(RMSNorm(cfg.rms_norm_eps, dtype, name="mlp_norm")(x)), None
@@ -179,7 +191,9 @@ class Transformer(nn.Module):
 def _into_residual(cfg: LlamaConfig, dtype: DTypeLike, dot_general: DotGeneral, name: str) -> Dense:
     """A dense layer that adds to the residual stream: starts smaller, as the 2 L of them sum (GPT-2)."""
     stddev = INIT_STDDEV / (2 * cfg.num_layers) ** 0.5
-    return Dense(cfg.hidden_size, dtype, dot_general=dot_general, stddev=stddev, name=name)
+    return Dense(
+        cfg.hidden_size, dtype, dot_general=dot_general, stddev=stddev, norm=cfg.linear_norm, name=name
+    )
 
 
 def matmuls_and_fused_attention(primitive: Any, *args: Any, **params: Any) -> Any:

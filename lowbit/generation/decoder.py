@@ -1,0 +1,87 @@
+"""One pass of the decoder over new tokens and a cache, and what multiplies in it."""
+
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+
+from lowbit.errors import ConfigError, nearest
+from lowbit.generation.cache import CacheKind, KVCache
+from lowbit.generation.packed import PackedWeight, decode, even_levels, packed_matmul, packed_matmul_int8
+from lowbit.generation.weights import Weights
+from lowbit.llama import LlamaConfig
+from lowbit.models.attention import rotary_at
+from lowbit.models.decoding import CachedLayers
+
+Activations = Literal["float", "int8"]
+"""What packed matrices are multiplied with: activations as they are, or rounded to 8 bits a token with integer sums.
+
+Float matrices, and packed ones whose levels are no even steps of whole numbers, meet float activations either way."""
+
+
+class Decoder(NamedTuple):
+    """What a compiled program depends on beside shapes: hashable, a static argument.
+
+    Attributes:
+      cfg: sizes and constants.
+      dtype: name of the dtype of activations and matmuls.
+      cache: how keys and values are held.
+      activations: see `Activations`.
+    """
+
+    cfg: LlamaConfig
+    dtype: str
+    cache: CacheKind
+    activations: Activations
+
+    def forward(self, weights: Weights, tokens: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
+        """Returns (normed last states [b t d], cache) of tokens i32[b t] that follow those in the cache."""
+        x = self._embed(weights, tokens)
+        cos, sin = rotary_at(self.cfg, cache.positions(tokens.shape[1]))
+        layers = CachedLayers(self.cfg, jnp.dtype(self.dtype), _DOT_GENERALS[self.activations])
+        result: Any = layers.apply(weights.layers, x, cos, sin, cache)
+        hidden, filled = result
+        return hidden, filled.advance(tokens.shape[1])
+
+    def logits(self, weights: Weights, hidden: jax.Array) -> jax.Array:
+        """Returns f32[b V] of states [b d]."""
+        head, inputs = (weights.embedding, 1) if weights.head is None else (weights.head, 0)
+        multiply = _DOT_GENERALS[self.activations]
+        return multiply(hidden, head, (((1,), (inputs,)), ((), ())), preferred_element_type=jnp.float32)
+
+    def _embed(self, weights: Weights, tokens: jax.Array) -> jax.Array:
+        table = weights.embedding
+        index = tokens.reshape(-1)
+        rows = decode(table.rows(index)) if isinstance(table, PackedWeight) else table[index]
+        return rows.reshape(*tokens.shape, -1).astype(self.dtype)
+
+
+def check_activations(name: str) -> None:
+    """Refuses what is no way to multiply.
+
+    Raises:
+      ConfigError: an unknown name.
+    """
+    if name not in get_args(Activations):
+        raise ConfigError(f"unknown activations {name!r}", nearest(name, get_args(Activations)))
+
+
+def _float_dot_general(
+    x: jax.Array, kernel: Any, dimension_numbers: Any, precision: Any = None, preferred_element_type: Any = None
+) -> jax.Array:
+    """`jax.lax.dot_general`, with kernels that may be packed."""
+    if isinstance(kernel, PackedWeight):
+        return packed_matmul(x, kernel).astype(preferred_element_type or x.dtype)
+    return jax.lax.dot_general(x, kernel, dimension_numbers, precision, preferred_element_type)
+
+
+def _int8_dot_general(
+    x: jax.Array, kernel: Any, dimension_numbers: Any, precision: Any = None, preferred_element_type: Any = None
+) -> jax.Array:
+    """The same, with 8-bit activations wherever codes can meet them."""
+    if isinstance(kernel, PackedWeight) and even_levels(kernel.levels) is not None:
+        return packed_matmul_int8(x, kernel).astype(preferred_element_type or x.dtype)
+    return _float_dot_general(x, kernel, dimension_numbers, precision, preferred_element_type)
+
+
+_DOT_GENERALS = {"float": _float_dot_general, "int8": _int8_dot_general}

@@ -1,0 +1,113 @@
+"""A model's weights on the device, as floats of the compute dtype or packed as in the file."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from lowbit.errors import ModelError
+from lowbit.formats import PackedModel, PackedTensor, StoredTensor, decode
+from lowbit.generation.packed import PackedWeight
+from lowbit.kernels import unstacked_shapes
+from lowbit.llama import LlamaConfig, param_shapes
+from lowbit.models.packed import packed_name
+from lowbit.models.stacking import is_transposed, layer_names
+from lowbit.tree import flatten, unflatten
+from lowbit.tree.paths import Tree
+
+EMBEDDING, HEAD = "embed/embedding", "lm_head/kernel"
+
+
+class Weights(NamedTuple):
+    """What a decoder multiplies by.
+
+    Attributes:
+      layers: {"params", "packed"}: the variables of `CachedLayers`.
+      embedding: [V d] in the compute dtype, or packed with an output a token.
+      head: [d V] in the compute dtype, packed, or None where the embedding is the head as well.
+    """
+
+    layers: dict[str, Any]
+    embedding: Any
+    head: Any
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the device."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
+
+
+def from_params(params: Tree, dtype: DTypeLike) -> Weights:
+    """Returns the weights of a float parameter tree, fake-quantized or not; matrices are cast to `dtype` once."""
+    return _assemble({path: _device(path, w, dtype) for path, w in flatten(params).items()})
+
+
+def from_packed(cfg: LlamaConfig, packed: PackedModel, dtype: DTypeLike) -> Weights:
+    """Returns the weights of a packed model, its codes still packed; what the file holds as floats is cast to `dtype`.
+
+    Raises:
+      ModelError: tensors that are not those of the config, layers of one matrix that differ in grid or groups, or an
+        embedding packed along the vocabulary.
+    """
+    shapes = unstacked_shapes(cfg)
+    if odd := sorted(shapes.keys() ^ packed.tensors.keys()):
+        raise ModelError(
+            f"the tensors of the packed model are not those of its config: see {', '.join(odd[:4])}", "export it again"
+        )
+    flat: dict[str, Any] = {}
+    for path in param_shapes(cfg):
+        names = layer_names(cfg, path, packed_name)
+        tensors = [packed.tensors[name] for name in names]
+        if any(isinstance(tensor, PackedTensor) for tensor in tensors):
+            stacked = _stack(path, tensors)
+            flat[path] = stacked if len(tensors) > 1 or names[0].startswith("layers.") else _single(stacked)
+        else:
+            floats = [decode(tensor) for tensor in tensors]
+            flat[path] = _device(path, np.stack(floats) if names[0].startswith("layers.") else floats[0], dtype)
+    return _assemble(flat)
+
+
+def _assemble(flat: dict[str, Any]) -> Weights:
+    embedding, head = flat.pop(EMBEDDING), flat.pop(HEAD, None)
+    parts = {
+        "params": {path: w for path, w in flat.items() if not isinstance(w, PackedWeight)},
+        "packed": {path: w for path, w in flat.items() if isinstance(w, PackedWeight)},
+    }
+    return Weights({name: unflatten(part) for name, part in parts.items()}, embedding, head)
+
+
+def _device(path: str, w: Any, dtype: DTypeLike) -> jax.Array:
+    """Matrices in the dtype that multiplies them; norms and biases in float32, as they are used."""
+    is_matrix = path == EMBEDDING or path.endswith("/kernel")
+    return jnp.asarray(w).astype(dtype if is_matrix else jnp.float32)
+
+
+def _stack(path: str, tensors: list[StoredTensor]) -> PackedWeight:
+    """The layers of one matrix, outputs first."""
+    packed = [tensor for tensor in tensors if isinstance(tensor, PackedTensor)]
+    kinds = {(t.levels.tobytes(), t.shape, t.scale.shape, t.scale.dtype.str, t.zero is None) for t in packed}
+    if len(packed) < len(tensors) or len(kinds) > 1:
+        raise ModelError(
+            f"the layers of {path} are packed in different ways, and one program cannot serve them all",
+            "run it with decoded weights",
+        )
+    first = packed[0]
+    if first.transposed == is_transposed(path):
+        raise ModelError(
+            f"{path} is packed across the direction in which it is multiplied",
+            "run it with decoded weights, or export it with one scale for each output",
+        )
+    return PackedWeight(
+        packed=jnp.asarray(np.stack([t.packed for t in packed])),
+        scale=jnp.asarray(np.stack([t.scale for t in packed])),
+        zero=None if first.zero is None else jnp.asarray(np.stack([t.zero for t in packed if t.zero is not None])),
+        levels=tuple(float(level) for level in first.levels),
+        k=first.shape[0],
+    )
+
+
+def _single(stacked: PackedWeight) -> PackedWeight:
+    first: PackedWeight = jax.tree.map(lambda leaf: leaf[0], stacked)
+    return first
