@@ -10,7 +10,6 @@ Expected: docs/sweeps.md.
 """
 
 import argparse
-import itertools
 import json
 import shlex
 import statistics
@@ -26,7 +25,7 @@ import numpy as np
 from benchmarks.machine import machine
 from lowbit.models import pretrained
 from lowbit.report.sweep import read_sweep
-from lowbit.sweep import Sweep, run_sweep
+from lowbit.sweep import Sweep, product, run_sweep
 from lowbit.train.run_folder import write_atomically
 
 MODEL = "assets/quickstart/model"
@@ -51,11 +50,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def points_of(count: int) -> list[dict[str, Any]]:
     """Returns so many points that differ in width, learning rate and, once these are used up, seed."""
-    settings = itertools.product(itertools.count(), RATES, WIDTHS)
-    return [
-        {"quant.bits": bits, "optimizer.learning_rate": rate, "seed": seed}
-        for seed, rate, bits in itertools.islice(settings, count)
-    ]
+    grid = list(product({"optimizer.learning_rate": RATES, "quant.bits": WIDTHS}))
+    return [grid[i % len(grid)] | {"seed": i // len(grid)} for i in range(count)]
 
 
 def measure(at_once: int, batches: int, overrides: Sequence[str], folder: Path) -> dict[str, Any]:
