@@ -14,6 +14,7 @@ from lowbit.export.gguf_layout import slots
 from lowbit.export.gguf_metadata import model_metadata, rope_divisors
 from lowbit.export.gguf_record import record
 from lowbit.export.gguf_tokenizer import tokenizer_metadata
+from lowbit.export.packed import check_standard
 from lowbit.formats import PackedModel, PackedTensor, StoredTensor
 from lowbit.formats.writer import replacing
 from lowbit.gguf import CODERS, F32, GgufTensor, write
@@ -80,6 +81,15 @@ def to_gguf(packed: PackedModel, name: str, avoid: Collection[str] = (), pre: st
     if unknown:
         raise ModelError(f"there is no type {unknown[0]!r} to avoid", "choose from " + ", ".join(LOW_BIT_TYPES))
     cfg = LlamaConfig.from_hf(packed.config)
+    check_standard(cfg, "llama.cpp")
+    with_factors = [
+        name for name, t in packed.tensors.items() if isinstance(t, PackedTensor) and t.in_scale is not None
+    ]
+    if with_factors:
+        raise ModelError(
+            f"{with_factors[0]} has a factor for each input, which no type of GGUF holds",
+            "export to hf, which decodes the weights, or run the packed file itself",
+        )
     odd = sorted(packed.tensors.keys() ^ unstacked_shapes(cfg).keys())
     if odd:
         raise ModelError(f"the tensors are not those of the config: see {', '.join(odd[:4])}", "export it again")

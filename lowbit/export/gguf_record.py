@@ -14,10 +14,10 @@ from lowbit.formats import BFloat16, PackedModel, PackedTensor, StoredTensor
 from lowbit.formats.layout import canonical_json
 from lowbit.gguf import GgufFile, coder_for, read
 from lowbit.llama import LlamaConfig
-from lowbit.models.gguf import dequantized, load_gguf_tokenizer
+from lowbit.models.gguf import CONFIG_KEY, dequantized, load_gguf_tokenizer
 
 KEY = "lowbit.packed"
-"""JSON `{"config", "meta", "grids", "tensors", "floats"}`; absent from files of other programs."""
+"""JSON `{"meta", "grids", "tensors", "floats"}`; absent from files of other programs."""
 
 _SCALE, _ZERO = "lowbit.scale.", "lowbit.zero."
 _BFLOAT16 = "bfloat16"
@@ -52,8 +52,8 @@ def record(packed: PackedModel, blocks: Mapping[str, Blocks]) -> dict[str, Any]:
             if tensor.zero is not None:
                 arrays[_ZERO + name] = tensor.zero.astype(np.float32).reshape(-1)
     grids = {grid: [float(level) for level in levels] for grid, levels in packed.grids().items()}
-    told = {"config": packed.config, "meta": packed.meta, "grids": grids, "tensors": tensors, "floats": floats}
-    return {KEY: canonical_json(told, "what a GGUF file says of the packed model"), **arrays}
+    told = {"meta": packed.meta, "grids": grids, "tensors": tensors, "floats": floats}
+    return {CONFIG_KEY: canonical_json(packed.config, "the config"), KEY: canonical_json(told, "the record"), **arrays}
 
 
 def is_recorded(path: Path) -> bool:
@@ -79,9 +79,10 @@ def from_gguf(path: Path) -> PackedModel:
         )
     try:
         told = json.loads(file.metadata[KEY])
-        cfg = LlamaConfig.from_hf(told["config"], f"{KEY} of {path}")
+        config = json.loads(file.metadata[CONFIG_KEY])
+        cfg = LlamaConfig.from_hf(config, f"{CONFIG_KEY} of {path}")
         tensors = {slot.packed: _tensor(file, slot, told) for slot in slots(cfg)}
-        packed = PackedModel(tensors, told["config"], load_gguf_tokenizer(path), told["meta"])
+        packed = PackedModel(tensors, config, load_gguf_tokenizer(path), told["meta"])
     except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
         raise ModelError(
             f"{KEY} of {path} does not fit the tensors of the file ({type(error).__name__}: {error})",

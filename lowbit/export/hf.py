@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 from lowbit.errors import ModelError
-from lowbit.export.packed import unpack_params
+from lowbit.export.packed import check_standard, unpack_params
 from lowbit.formats import PackedModel, write
 from lowbit.kernels import unstacked_shapes
 from lowbit.llama import LlamaConfig
@@ -28,10 +28,12 @@ def to_hf(packed: PackedModel, folder: Path) -> Literal["float16", "float32"]:
       folder: must not exist, or be empty.
 
     Raises:
-      ModelError: the folder has content, or the tensors are not those of the config.
+      ModelError: the folder has content, the config has norms that transformers does not compute, or the tensors are
+        not those of the config.
       FormatError: damaged codes.
     """
     cfg = LlamaConfig.from_hf(packed.config)
+    check_standard(cfg, "transformers")
     odd = sorted(packed.tensors.keys() ^ unstacked_shapes(cfg).keys())
     if odd:
         raise ModelError(f"the tensors are not those of the config: see {', '.join(odd[:4])}", "export it again")

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lowbit.errors import ModelError
 from lowbit.formats import BFloat16, PackedModel, PackedTensor, StoredTensor, decode
 from lowbit.llama import LAYER_PREFIX, LlamaConfig
 from lowbit.numerics.qtensor import QTensor
@@ -92,6 +93,19 @@ def _stored(kept: QTensor | jax.Array) -> StoredTensor:
 def _as_numpy_scale(scale: jax.Array) -> np.ndarray:
     """Scales are float16 or float32 in a file; a bfloat16 one widens to float32 without loss."""
     return np.asarray(scale.astype(jnp.float32) if scale.dtype == jnp.bfloat16 else scale)
+
+
+def check_standard(cfg: LlamaConfig, engine: str) -> None:
+    """Refuses an architecture that only this package computes.
+
+    Raises:
+      ModelError: the config has a norm behind every linear layer.
+    """
+    if cfg.linear_norm:
+        raise ModelError(
+            f"the model has a norm behind every linear layer, which {engine} does not compute",
+            "run the packed file itself, or train without model.linear_norm",
+        )
 
 
 def unpack_params(cfg: LlamaConfig, packed: PackedModel) -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@
 The format is described at https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,6 +41,9 @@ _FLOATS: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f
 _NOT_IN_LIBRARY = ("Q1_0", "Q2_0")  # types younger than the gguf library's decoders
 _NO_TOKENIZER = "no_vocab"
 _HEAD = _TOP_NAMES["lm_head/kernel"]
+CONFIG_KEY = "lowbit.config"
+"""The config.json of a file that lowbit's export wrote, as JSON: it says more than llama.cpp's own keys can."""
+
 ROPE_DIVISORS = "rope_freqs.weight"
 """Divisors of the rotary frequencies: how converters write the scaling of Llama 3.1 and later."""
 
@@ -168,6 +172,9 @@ def _config(metadata: Mapping[str, Any], source: _Tensors) -> LlamaConfig:
     if metadata.get("split.count", 1) not in (0, 1):
         raise ModelError(f"{source.where} is one of several parts", "merge them with llama.cpp's llama-gguf-split")
 
+    if CONFIG_KEY in metadata:
+        return LlamaConfig.from_hf(_json(metadata[CONFIG_KEY]), f"{CONFIG_KEY} of {source.where}")
+
     def entry(key: str) -> Any:
         return metadata.get(f"{architecture}.{key}")
 
@@ -212,6 +219,14 @@ def _config(metadata: Mapping[str, Any], source: _Tensors) -> LlamaConfig:
     if not source.has(ROPE_DIVISORS):
         return cfg
     return _with_llama3_rope(config, source.read(ROPE_DIVISORS))
+
+
+def _json(text: Any) -> Any:
+    """What a text says, or the value itself where it is no JSON text, to be refused by who reads it."""
+    try:
+        return json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        return text
 
 
 def _attention_factor(told: Any, factor: Any) -> Any:
