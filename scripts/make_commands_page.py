@@ -18,7 +18,7 @@ Other statuses: 0 done, 1 `verify` found another model or `estimate` a run that 
 141 the reader of the output left, 143 `train` was stopped by SIGTERM and left a checkpoint. Outputs appear whole or not
 at all.
 
-`inspect`, `generate` and `eval --backend numpy` never load jax.
+`inspect`, `generate` and `eval` with the numpy backend never load jax.
 """
 
 

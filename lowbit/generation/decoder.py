@@ -1,6 +1,6 @@
 """One pass of the decoder over new tokens and a cache, and what multiplies in it."""
 
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +9,10 @@ from lowbit.errors import ConfigError, nearest
 from lowbit.generation.cache import CacheKind, KVCache
 from lowbit.generation.packed import PackedWeight, decode, even_levels, packed_matmul, packed_matmul_int8
 from lowbit.generation.weights import Weights
+from lowbit.kernels.weights import Activations
 from lowbit.llama import LlamaConfig
 from lowbit.models.attention import rotary_at
 from lowbit.models.decoding import CachedLayers
-
-Activations = Literal["float", "int8"]
-"""What packed matrices are multiplied with: activations as they are, or rounded to 8 bits a token with integer sums.
-
-Float matrices, and packed ones whose levels are no even steps of whole numbers, meet float activations either way."""
 
 
 class Decoder(NamedTuple):
@@ -26,13 +22,14 @@ class Decoder(NamedTuple):
       cfg: sizes and constants.
       dtype: name of the dtype of activations and matmuls.
       cache: how keys and values are held.
-      activations: see `Activations`.
+      activations: what packed matrices are multiplied with: "int8", rounded to 8 bits a token with integer sums, or
+        "float32", as they are. Float matrices, and packed ones without `even_levels`, meet them as they are either way.
     """
 
     cfg: LlamaConfig
     dtype: str
     cache: CacheKind
-    activations: Activations
+    activations: str
 
     def forward(self, weights: Weights, tokens: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
         """Returns (normed last states [b t d], cache) of tokens i32[b t] that follow those in the cache."""
@@ -84,4 +81,4 @@ def _int8_dot_general(
     return _float_dot_general(x, kernel, dimension_numbers, precision, preferred_element_type)
 
 
-_DOT_GENERALS = {"float": _float_dot_general, "int8": _int8_dot_general}
+_DOT_GENERALS = {"float32": _float_dot_general, "int8": _int8_dot_general}

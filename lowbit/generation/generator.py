@@ -13,7 +13,7 @@ from lowbit.errors import ConfigError, DataError
 from lowbit.formats import PackedModel
 from lowbit.generation import loop
 from lowbit.generation.cache import KVCache, cache_kind
-from lowbit.generation.decoder import Activations, Decoder, check_activations
+from lowbit.generation.decoder import Decoder, check_activations
 from lowbit.generation.weights import Weights, from_packed, from_params
 from lowbit.kernels.sampling import Sampling
 from lowbit.llama import LlamaConfig
@@ -80,7 +80,7 @@ class Generator:
           QuantizerError: a kind that the cache cannot hold.
           ConfigError: a capacity below 1.
         """
-        decoder = Decoder(cfg, jnp.dtype(dtype).name, cache_kind(cache), "float")
+        decoder = Decoder(cfg, jnp.dtype(dtype).name, cache_kind(cache), "float32")
         return cls(decoder, from_params(params, dtype), capacity)
 
     @classmethod
@@ -90,7 +90,7 @@ class Generator:
         *,
         dtype: DTypeLike = jnp.float32,
         cache: str = "float32",
-        activations: Activations = "float",
+        activations: str = "float32",
         capacity: int | None = None,
     ) -> "Generator":
         """Returns a generator of a packed model, whose codes stay packed on the device.

@@ -25,6 +25,7 @@ class PackedWeight:
       packed: u8[*s n row_bytes], see `lowbit.formats.packing`.
       scale: f16 or f32 [*s g n], or [*s 1 1] for one scale for the whole matrix.
       zero: like scale, subtracted from the level before scaling; or None.
+      in_scale: f16 or f32 [*s k], a second factor, of each input; or None.
       levels: what code i stands for, in units of the scale (static).
       k: inputs (static): the last byte of a row may be filled up.
     """
@@ -33,6 +34,7 @@ class PackedWeight:
     packed: Any
     scale: Any
     zero: Any
+    in_scale: Any
     levels: tuple[float, ...] = dataclasses.field(metadata={"static": True})
     k: int = dataclasses.field(metadata={"static": True})
 
@@ -73,7 +75,7 @@ def unpack(packed: jax.Array, num_levels: int, k: int) -> jax.Array:
 
 
 def decode(w: PackedWeight) -> jax.Array:
-    """Returns `(levels[codes] - zero) * scale` as f32[*s n k], outputs first, bit for bit as the file's reader."""
+    """Returns `(levels[codes] - zero) * scale * in_scale`, f32[*s n k], bit for bit as the file's reader."""
     codes = unpack(w.packed, len(w.levels), w.k)
     even = even_levels(w.levels)
     if even is None:
@@ -83,7 +85,8 @@ def decode(w: PackedWeight) -> jax.Array:
     grouped = values.reshape(*values.shape[:-1], w.scale.shape[-2], -1)
     if w.zero is not None:
         grouped = grouped - _by_rows(w.zero)
-    return (grouped * _by_rows(w.scale)).reshape(values.shape)
+    decoded = (grouped * _by_rows(w.scale)).reshape(values.shape)
+    return decoded if w.in_scale is None else decoded * w.in_scale.astype(jnp.float32)[..., None, :]
 
 
 def packed_matmul(x: jax.Array, w: PackedWeight) -> jax.Array:
@@ -117,6 +120,8 @@ def packed_matmul_int8(x: jax.Array, w: PackedWeight) -> jax.Array:
             f"take groups of at most {INT32_MAX // largest}, or float activations",
         )
     dtype = jnp.int8 if min(ends) >= -128 and max(ends) <= 127 else jnp.int32
+    if w.in_scale is not None:
+        x = x.astype(jnp.float32) * w.in_scale.astype(jnp.float32)[None, :]
     codes, scale = quantize_activations(x)
     codes = codes.reshape(len(x), groups, size)
     # [g b G] by [g n G]: groups are a batch axis on both sides.

@@ -87,7 +87,10 @@ def _device(path: str, w: Any, dtype: DTypeLike) -> jax.Array:
 def _stack(path: str, tensors: list[StoredTensor]) -> PackedWeight:
     """The layers of one matrix, outputs first."""
     packed = [tensor for tensor in tensors if isinstance(tensor, PackedTensor)]
-    kinds = {(t.levels.tobytes(), t.shape, t.scale.shape, t.scale.dtype.str, t.zero is None) for t in packed}
+    kinds = {
+        (t.levels.tobytes(), t.shape, t.scale.shape, t.scale.dtype.str, t.zero is None, t.in_scale is None)
+        for t in packed
+    }
     if len(packed) < len(tensors) or len(kinds) > 1:
         raise ModelError(
             f"the layers of {path} are packed in different ways, and one program cannot serve them all",
@@ -99,10 +102,16 @@ def _stack(path: str, tensors: list[StoredTensor]) -> PackedWeight:
             f"{path} is packed across the direction in which it is multiplied",
             "run it with decoded weights, or export it with one scale for each output",
         )
+
+    def stacked(parts: list[np.ndarray | None]) -> jax.Array | None:
+        present = [part for part in parts if part is not None]
+        return jnp.asarray(np.stack(present)) if present else None
+
     return PackedWeight(
-        packed=jnp.asarray(np.stack([t.packed for t in packed])),
-        scale=jnp.asarray(np.stack([t.scale for t in packed])),
-        zero=None if first.zero is None else jnp.asarray(np.stack([t.zero for t in packed if t.zero is not None])),
+        packed=stacked([t.packed for t in packed]),
+        scale=stacked([t.scale for t in packed]),
+        zero=stacked([t.zero for t in packed]),
+        in_scale=stacked([t.in_scale for t in packed]),
         levels=tuple(float(level) for level in first.levels),
         k=first.shape[0],
     )

@@ -4,7 +4,7 @@ from lowbit.kernels.cache import KVCache
 from lowbit.kernels.reference import matmul, matmul_int8, matmul_levels
 from lowbit.kernels.runtime import Runtime
 from lowbit.kernels.sampling import Sampling
-from lowbit.kernels.text import Tokenizer, generate_text
+from lowbit.kernels.text import Tokenizer, generate_text, prompt_tokens
 from lowbit.kernels.weights import Weights, unstacked_shapes
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "matmul",
     "matmul_int8",
     "matmul_levels",
+    "prompt_tokens",
     "unstacked_shapes",
 ]

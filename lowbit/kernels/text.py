@@ -81,21 +81,29 @@ class Tokenizer:
             yield rest
 
 
+def prompt_tokens(tokenizer: Tokenizer, prompt: str, config: LlamaConfig) -> list[int]:
+    """Returns the tokens of a prompt; of an empty one, the config's bos token.
+
+    Raises:
+      DataError: an empty prompt for a model without a bos token.
+    """
+    tokens = tokenizer.encode(prompt)
+    if tokens:
+        return tokens
+    if config.bos_token_id is None:
+        raise DataError("the prompt is empty and the model has no bos token", "give a prompt")
+    return [config.bos_token_id]
+
+
 def generate_text(
     runtime: Runtime, tokenizer: Tokenizer, prompt: str, max_new_tokens: int, **sampling: Any
 ) -> Iterator[str]:
     """Yields what follows a prompt, its first space included; `sampling` goes to `Runtime.generate`.
 
-    An empty prompt starts from the config's bos token.
-
     Raises:
-      DataError: an empty prompt for a model without a bos token; otherwise as `Runtime.generate`.
+      DataError: as `prompt_tokens` and `Runtime.generate`.
     """
-    tokens = tokenizer.encode(prompt)
-    if not tokens:
-        if runtime.config.bos_token_id is None:
-            raise DataError("the prompt is empty and the model has no bos token", "give a prompt")
-        tokens = [runtime.config.bos_token_id]
+    tokens = prompt_tokens(tokenizer, prompt, runtime.config)
     return tokenizer.stream(runtime.generate(tokens, max_new_tokens, **sampling), tokens)
 
 

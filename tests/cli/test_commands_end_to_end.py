@@ -169,7 +169,7 @@ def test_generate_streams_text_and_equal_seeds_agree(lowbit, packed):
     assert first.status == 0, first.err
     assert first.out.startswith("The ship")
     assert len(first.out) > len("The ship\n")
-    assert re.fullmatch(r"12 tokens; the first after \d+\.\d\d s, then [\d.]+ tokens/s\n", first.err)
+    assert re.fullmatch(r"12 tokens; the first after \d+\.\d\d s \(prompt of \d+: [\d.]+ tokens/s\), then [\d.]+ tokens/s\n", first.err)
     assert lowbit(*arguments, "--seed", 1, "--storage", "packed").out == first.out
     assert lowbit(*arguments, "--seed", 2).out != first.out
 

@@ -1,0 +1,89 @@
+"""`generate --backend jax`: a packed file, a run or a float model, on whatever device jax has."""
+
+import argparse
+from collections.abc import Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+
+from lowbit.cli.generate import Writer
+from lowbit.cli.packed_file import open_model
+from lowbit.cli.sources import kind_of
+from lowbit.cli.usage import UsageError
+from lowbit.export.packed import unpack_params
+from lowbit.formats import PackedModel
+from lowbit.generation import Generator
+from lowbit.generation.loop import NO_TOKEN
+from lowbit.kernels import Sampling, Tokenizer, prompt_tokens
+from lowbit.llama import LlamaConfig
+from lowbit.models import pretrained
+from lowbit.tree import unflatten
+from lowbit.tree.paths import Tree
+
+CACHES = {"32": "float32", "16": "bfloat16", "8": "int8", "4": "int4"}
+"""What --kv-bits names."""
+
+
+def writer(arguments: argparse.Namespace) -> Writer:
+    """Returns the model that SOURCE and the flags describe, its programs compiled for the prompt.
+
+    Raises:
+      LowbitError: the source cannot be read or run, or a flag does not fit it.
+    """
+    sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
+    generator, files = _generator(arguments)
+    cfg = generator.decoder.cfg
+    tokenizer = Tokenizer(PackedModel({}, cfg.to_hf(), dict(files)))
+
+    def stream(prompt: list[int]) -> Iterator[int]:
+        chosen = generator.stream([prompt], arguments.tokens, sampling=sampling, seeds=[arguments.seed])
+        return (int(token) for (token,) in chosen if token != NO_TOKEN)
+
+    def whole(prompt: list[int]) -> Iterator[int]:
+        made = generator.generate([prompt], arguments.tokens, sampling=sampling, seeds=[arguments.seed])
+        return iter(made.rows()[0])
+
+    generate = whole if arguments.no_stream else stream
+
+    def encode(text: str) -> list[int]:
+        prompt = prompt_tokens(tokenizer, text, cfg)
+        # Compiling takes seconds that are none of the model's speed: the programs run once before the clock does.
+        for _ in zip(range(2), generate(prompt), strict=False):
+            pass
+        return prompt
+
+    return Writer(encode, generate, tokenizer.stream, not arguments.no_stream)
+
+
+def _generator(arguments: argparse.Namespace) -> tuple[Generator, Mapping[str, bytes]]:
+    """The model, and the files of its tokenizer."""
+    dtype = arguments.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    bits = arguments.kv_bits or str(8 * jnp.dtype(dtype).itemsize)
+    if kind_of(arguments.source) != "packed":
+        for name in ("storage", "activations"):
+            if getattr(arguments, name) is not None:
+                raise UsageError(f"--{name} is for packed files, and {arguments.source} is none", f"leave out --{name}")
+        cfg, params, files = _floats(arguments)
+        return Generator.from_params(cfg, params, dtype=dtype, cache=CACHES[bits]), files
+    packed, cfg = open_model(arguments.source, verify=arguments.verify)
+    if arguments.storage == "float32":
+        if arguments.activations == "int8":
+            raise UsageError("--activations int8 needs the codes of the file", "leave out --storage")
+        params = unflatten(unpack_params(cfg, packed))
+        return Generator.from_params(cfg, params, dtype=dtype, cache=CACHES[bits]), packed.tokenizer
+    activations = arguments.activations or "float32"
+    generator = Generator.from_packed(packed, dtype=dtype, cache=CACHES[bits], activations=activations)
+    return generator, packed.tokenizer
+
+
+def _floats(arguments: argparse.Namespace) -> tuple[LlamaConfig, Tree, Mapping[str, bytes]]:
+    """A run's newest checkpoint, as its packed file would decode it, or a float model as it is."""
+    if not arguments.verify:
+        raise UsageError(f"--no-verify is for packed files, and {arguments.source} is none", "leave it out")
+    if kind_of(arguments.source) == "run":
+        from lowbit.cli import quantized
+
+        run = quantized.from_run(arguments.source)
+        return run.cfg, run.decoded(), run.tokenizer_files
+    loaded = pretrained.load(arguments.source)
+    return loaded.cfg, loaded.params, loaded.tokenizer_files
