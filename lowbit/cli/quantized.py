@@ -27,6 +27,7 @@ READS: dict[str, tuple[str, ...]] = {
     "rtn": ("bits", "granularity", "scale_init"),
     "llmqat": ("bits", "granularity"),
     "absmean_ternary": ("granularity",),
+    "onebit": ("granularity", "scale_init"),
     FLOAT: (),
 }
 """Which of the settings with a flag each method reads; any other flag beside it is a mistake."""

@@ -28,6 +28,10 @@ def base() -> ConfigDict:
                 # Whether the residual stream of the source is turned by a random orthogonal matrix: no logit changes; a
                 # tied model gets a head of its own by it
                 "rotate": False,
+                # Whether scales begin as the source, a run of the same grid, left them, not at quant.scale_init
+                "source_scales": False,
+                # OneBit: a LayerNorm without weights behind every linear layer of the blocks; the teacher has none
+                "linear_norm": False,
                 "tokenizer": "",  # folder with tokenizer.json; "" takes the source's own
                 "compute_dtype": "bfloat16",  # of matrix products; masters are float32 always
                 "remat": "dots",  # what is recomputed: "none", "dots" (not matmuls and cuDNN attention), "full"
@@ -57,14 +61,16 @@ def base() -> ConfigDict:
                 "separator": config_dict.FieldReference("", field_type=object),
             },
             "quant": {
-                "method": "paretoq",  # "paretoq", "rtn", "llmqat", "absmean_ternary", "float"
+                "method": "paretoq",  # "paretoq", "rtn", "llmqat", "absmean_ternary", "onebit", "float"
                 "bits": 2.0,  # 1, 1.58, 2, 3 or 4; read by methods that come in widths
                 "layer_bits": (),  # paretoq: a width a layer, in place of bits; one compiled step serves every choice
                 "granularity": config_dict.FieldReference("channel", field_type=object),  # "tensor", or a group size
                 "symmetric": True,  # rtn: False is the min-max grid with a zero point
                 "variant": "fixed",  # llmqat: "reference" is the reference code, zero gradients at |w| >= 2 included
                 "estimator": "clipped",  # paretoq: of the gradient to weights: "clipped", "identity", "dsq"
-                "scale_init": "mse",  # "mse", "mean", "max", "reference"; read by paretoq and symmetric rtn
+                # paretoq and symmetric rtn: "mse", "mean", "max", "reference"; onebit: "mse", "svd", "nmf", "mean"
+                "scale_init": "mse",
+                "latent": 0.0,  # onebit: magnitude that all masters start at, with their signs; 0 leaves them
                 "scale_dtype": "float16",  # as stored in the packed file
                 "float_dtype": "float16",  # stored dtype of what is not quantized
                 "overrides": (),  # (path pattern, {key of quant: value}), before the table's own; the first match wins
@@ -131,6 +137,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
     config.model.architecture.update({**sizes, "num_heads": 4, "num_kv_heads": 2, "max_positions": 64})
     config.model.source = ""
     config.model.rotate = False
+    config.model.source_scales = False
     config.distill.weight = 0.0
     config.train.update({"tokens": 512, "batch_size": 8, "sequence_length": 32, "accumulate": 1, "loss_chunks": 2})
     config.evaluation.update({"every_steps": 0, "windows": 8, "batch_size": 8})

@@ -17,10 +17,10 @@ from lowbit.formats.layout import (
     DIGEST_FIELD,
     DIGEST_ZEROS,
     FORMAT,
+    IN_SCALE,
     MAX_HEADER_BYTES,
     METADATA,
     METADATA_KEYS,
-    IN_SCALE,
     PACKED_ENTRY_TYPES,
     VERSION,
 )

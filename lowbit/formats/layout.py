@@ -107,7 +107,7 @@ class PackedModel:
 
 
 def stored_arrays(model: PackedModel) -> dict[str, BFloat16 | np.ndarray]:
-    """Returns the flat arrays of the file by stored name: `.codes`, `.scale`, `.zero`, `.in_scale`, floats, tokenizer files.
+    """Returns the flat arrays of the file by stored name: codes, scales and zeros, floats, tokenizer files.
 
     Raises:
       FormatError: two arrays of one name.

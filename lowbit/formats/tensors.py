@@ -95,7 +95,9 @@ class PackedTensor:
     @property
     def nbytes(self) -> int:
         """Bytes of codes, scales and zeros."""
-        return self.packed.nbytes + self.scale.nbytes + sum(x.nbytes for x in (self.zero, self.in_scale) if x is not None)
+        return (
+            self.packed.nbytes + self.scale.nbytes + sum(x.nbytes for x in (self.zero, self.in_scale) if x is not None)
+        )
 
     def validate(self) -> None:
         """Checks shapes, dtypes and levels against each other, without reading the codes.

@@ -79,6 +79,16 @@ class CompiledWeights:
         self._workspace = np.empty(0, np.uint8)
 
     @property
+    def in_one_call(self) -> bool:
+        """Whether `forward` computes this model; factors of inputs and norms behind kernels are left to numpy."""
+        of_inputs = any(matrix.has_in_scale for matrix in self.matrices.values())
+        return not self._config.linear_norm and not of_inputs
+
+    def vector(self, name: str) -> NDArray[np.float32]:
+        """Returns a norm's scale or a bias."""
+        return self._vectors[name]
+
+    @property
     def nbytes(self) -> int:
         """Bytes held, memory-mapped ones included."""
         held = sum(m.nbytes for m in self.matrices.values()) + sum(v.nbytes for v in self._vectors.values())

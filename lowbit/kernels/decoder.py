@@ -3,6 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from lowbit.llama import LINEAR_NORM_EPS
+
 Array = NDArray[np.float32]
 
 
@@ -11,6 +13,14 @@ def rms_norm(x: Array, scale: Array, eps: float) -> Array:
     mean_square: Array = np.mean(np.square(x), axis=-1, keepdims=True, dtype=np.float32)
     root: Array = np.sqrt(mean_square + np.float32(eps))
     return x / root * scale
+
+
+def layer_norm(x: Array) -> Array:
+    """Returns (x - mean) / sqrt(variance + `LINEAR_NORM_EPS`) over the last axis: LayerNorm without weights."""
+    centred = x - np.mean(x, axis=-1, keepdims=True, dtype=np.float32)
+    variance: Array = np.mean(np.square(centred), axis=-1, keepdims=True, dtype=np.float32)
+    normed: Array = centred / np.sqrt(variance + np.float32(LINEAR_NORM_EPS))
+    return normed
 
 
 def rotation(positions: NDArray[np.integer], inv_freq: Array, attention_factor: float) -> tuple[Array, Array]:

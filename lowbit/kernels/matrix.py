@@ -69,6 +69,16 @@ class CompiledMatrix:
         return sum(array.nbytes for array in self._held)
 
     @property
+    def has_in_scale(self) -> bool:
+        """Whether `matmul` multiplies each input by a factor of its own first; the struct alone does not."""
+        return self._in_scale is not None
+
+    @property
+    def codes(self) -> NDArray[np.uint8]:
+        """The packed units of a packed matrix, as the kernels read them."""
+        return self._held[-1]
+
+    @property
     def takes_int8(self) -> bool:
         """Whether products can take 8-bit activations: the levels are whole numbers of a step, at equal distances."""
         return bool(self.struct.whole_levels)
@@ -89,7 +99,11 @@ class CompiledMatrix:
             raise DataError(f"activations are {x.dtype}{list(x.shape)}", f"give float32[t {self.k}]")
         x = np.ascontiguousarray(x if self._in_scale is None else x * self._in_scale)
         y = np.empty((len(x), self.n), np.float32)
-        mode = native.INT8 if activations == "int8" else native.FLOAT
+        self.matmul_into(x, y, native.INT8 if activations == "int8" else native.FLOAT)
+        return y
+
+    def matmul_into(self, x: NDArray[np.float32], y: NDArray[np.float32], mode: int) -> None:
+        """Writes the product of contiguous arrays to y, looking at nothing; mode is `library.INT8` or `library.FLOAT`."""
         check_status(
             self._library.lb_matmul(
                 self.isa.encode(),
@@ -103,7 +117,6 @@ class CompiledMatrix:
                 self.threads,
             )
         )
-        return y
 
     def _workspace_for(self, tokens: int) -> NDArray[np.uint8]:
         needed = self._library.lb_workspace(ctypes.byref(self.struct), tokens)

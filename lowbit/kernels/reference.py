@@ -64,8 +64,8 @@ def matmul(x: NDArray[np.float32], w: PackedTensor) -> NDArray[np.float32]:
 def matmul_levels(x: NDArray[np.float32], w: PackedTensor) -> NDArray[np.float32]:
     """Returns the product f32[b n] with the scales applied to the sums of each group, not to the weights.
 
-    `sum_g scale[g] * (x_g @ levels[codes_g] - zero[g] * sum(x_g))`, x taken times `in_scale` first: one multiplication by a scale for each
-    group and output instead of one for each weight.
+    `sum_g scale[g] * (x_g @ levels[codes_g] - zero[g] * sum(x_g))`, with x times `in_scale` for x: one multiplication
+    by a scale for each group and output instead of one for each weight.
     """
     x_groups = _groups_first(scaled_inputs(x, w), w.groups)
     levels = w.levels[_codes_by_group(w)]

@@ -91,7 +91,7 @@ class Runtime:
         positions = np.arange(cache.length, cache.length + t)
         angles = rotation(positions, self._inv_freq, self._attention_factor)
         x = self.weights.rows("embed.embedding", tokens)
-        if isinstance(self.weights, CompiledWeights):
+        if isinstance(self.weights, CompiledWeights) and self.weights.in_one_call:
             x = self.weights.forward(x, angles, cache)
         else:
             x = forward(self.weights, self.config, x, angles, cache)

@@ -20,6 +20,9 @@ _SPECIAL_TOKENS: dict[str, tuple[int | None, tuple[int, ...]]] = {
     "mistral": (1, (2,)),
     "qwen2": (None, ()),
 }
+_LINEAR_NORM_KEY = "lowbit_linear_norm"
+LINEAR_NORM_EPS = 1e-5
+"""Added to the variance under the root, as in torch's LayerNorm."""
 _WHOLE_ATTENTION = "full_attention"
 # Far above any decoder; a damaged file that claims more would have its readers make lists of names without end.
 _MAX_LAYERS = 10_000
@@ -45,6 +48,8 @@ class LlamaConfig:
       max_positions: longest sequence the model was trained for, in tokens.
       bos_token_id: token that starts a text, or None.
       eos_token_ids: tokens that end one; may be empty.
+      linear_norm: whether a LayerNorm without weights follows each product with a kernel of a block (OneBit,
+        arXiv 2402.11295). Part of no family: only this package's config.json says it.
     """
 
     vocab_size: int
@@ -62,6 +67,7 @@ class LlamaConfig:
     max_positions: int = 2048
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
+    linear_norm: bool = False
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads")
@@ -144,6 +150,7 @@ class LlamaConfig:
             max_positions=max_positions,
             bos_token_id=fields.integer("bos_token_id", least=0) if "bos_token_id" in fields.entries else bos,
             eos_token_ids=fields.integers("eos_token_id") if "eos_token_id" in fields.entries else eos,
+            linear_norm=fields.flag(_LINEAR_NORM_KEY),
         )
 
     def to_hf(self) -> dict[str, Any]:
@@ -154,6 +161,7 @@ class LlamaConfig:
         family = "qwen2" if self.qkv_bias else "llama"
         scaling = None if self.rope_scaling is None else self.rope_scaling.to_hf()
         eos = self.eos_token_ids
+        own = {_LINEAR_NORM_KEY: True} if self.linear_norm else {}
         return {
             "architectures": ["Qwen2ForCausalLM" if self.qkv_bias else "LlamaForCausalLM"],
             "model_type": family,
@@ -173,6 +181,7 @@ class LlamaConfig:
             "max_position_embeddings": self.max_positions,
             "bos_token_id": self.bos_token_id,
             "eos_token_id": None if not eos else eos[0] if len(eos) == 1 else list(eos),
+            **own,
         }
 
 

@@ -13,6 +13,7 @@ from lowbit.numerics.quantizers import (
     Quantizer,
     absmean_ternary,
     llmqat,
+    onebit,
     paretoq,
     rtn,
     stored_as,
@@ -36,6 +37,7 @@ OF_ONE_METHOD = {
     "symmetric": ("rtn", True),
     "variant": ("llmqat", "fixed"),
     "estimator": ("paretoq", "clipped"),
+    "latent": ("onebit", 0.0),
 }
 """Choices that only one method has, and the value that stands where there is no choice."""
 
@@ -101,6 +103,8 @@ def make_quantizer(settings: Mapping[str, Any]) -> Quantizer:
             return llmqat(bits, variant=settings["variant"], **shared)
         case "absmean_ternary":
             return absmean_ternary(**shared)
+        case "onebit":
+            return onebit(scale_init=settings["scale_init"], latent=settings["latent"], **shared)
         case "float":
             return stored_as(_dtype(settings["float_dtype"]))
     raise QuantizerError(f"unknown quantization method {method!r}", nearest(method, [*QUANTIZERS, FLOAT]))

@@ -32,12 +32,12 @@ from lowbit.train.optimization import check_optimizer, make_optimizer, make_scal
 from lowbit.train.optimizers import frozen_paths
 from lowbit.train.quantization import quantization_rules
 from lowbit.train.schedules import make_schedule
-from lowbit.train.sources import load_masters
+from lowbit.train.sources import load_masters, load_scales
 from lowbit.train.state import TrainState, Tree, split
 from lowbit.train.step import Objective
 from lowbit.train.teacher import check_distill, load_teacher
 from lowbit.train.texts import check_names, open_texts
-from lowbit.tree import Rule, init_state, resolve, unflatten
+from lowbit.tree import Rule, init_state, resolve, start_masters, unflatten
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +60,7 @@ class Experiment:
       byte_lengths: UTF-8 bytes of each token, None without a tokenizer or with one that can lose text.
       tokenizer_files: what the run folder keeps of the tokenizer.
       teacher: fingerprint of the teacher among the constants; "" where none teaches.
+      scales: collection "quant" that the run starts with; None makes it of the masters.
     """
 
     config: ConfigDict
@@ -77,10 +78,13 @@ class Experiment:
     byte_lengths: np.ndarray | None
     tokenizer_files: Mapping[str, bytes]
     teacher: str = ""
+    scales: Tree | None = None
 
-    def make_state(self, params: Tree) -> TrainState:
+    def make_state(self, params: Tree, scales: Tree | None = None) -> TrainState:
         """Returns the state before the first step, from float masters; pure, so it may be jitted."""
-        variables = {"params": params, **init_state(self.rules, params)}
+        variables = {"params": start_masters(self.rules, params), **init_state(self.rules, params)}
+        if scales is not None:
+            variables["quant"] = scales
         frozen, trained = split({name: variables[name] for name in ("params", "quant")}, self.frozen)
         constants = {"grid": variables["grid"], **frozen, **self.constants}
         return TrainState.create(trained, constants, self.optimizer)
@@ -108,7 +112,7 @@ class Experiment:
         bare = dataclasses.replace(self, constants={})
         shardings = jax.tree.map(lambda leaf: leaf.sharding, bare.abstract_state())
         places = sharding.variable_shardings(self.mesh, {"params": self.params})["params"]
-        state = jax.jit(bare.make_state, out_shardings=shardings)(jax.device_put(self.params, places))
+        state = jax.jit(bare.make_state, out_shardings=shardings)(jax.device_put(self.params, places), self.scales)
         return dataclasses.replace(state, constants=whole.constants | state.constants)
 
 
@@ -176,6 +180,7 @@ def prepare(config: ConfigDict) -> Experiment:
         byte_lengths=texts.byte_lengths,
         tokenizer_files=tokenizer_files,
         teacher="" if teacher is None else teacher.fingerprint,
+        scales=load_scales(config) if config.model.source_scales else None,
     )
 
 
@@ -219,17 +224,19 @@ def _start(
     Parameters come as a function, as fresh ones are not for free: other parts are checked first.
     """
     settings = config.model
+    linear_norm = settings.linear_norm or (source is not None and source.cfg.linear_norm)
     tokenizer = _tokenizer_files(Path(settings.tokenizer)) if settings.tokenizer else {}
     if source is not None:
         files = tokenizer or source.tokenizer_files
         if settings.rotate:
-            return rotated_config(source.cfg), lambda: rotate(source.params, source.cfg, config.seed), files
-        return source.cfg, lambda: source.params, files
+            cfg = dataclasses.replace(rotated_config(source.cfg), linear_norm=linear_norm)
+            return cfg, lambda: rotate(source.params, source.cfg, config.seed), files
+        return dataclasses.replace(source.cfg, linear_norm=linear_norm), lambda: source.params, files
     if settings.rotate:
         raise ConfigError(
             "model.rotate is set, and a run from scratch has no weights to turn", "set model.source, or leave it out"
         )
-    cfg = LlamaConfig(**settings.architecture.to_dict())
+    cfg = LlamaConfig(**settings.architecture.to_dict(), linear_norm=linear_norm)
     model = make_model(config, cfg, None)
 
     def make_params() -> Tree:

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 
 from lowbit import formats
+from lowbit.errors import ModelError
 from lowbit.export import pack_model, verify
+from lowbit.export.gguf import to_gguf
+from lowbit.export.hf import to_hf
 from lowbit.export.packed import unpack_params
 from lowbit.llama import LlamaConfig
 from lowbit.models import Transformer
-from lowbit.numerics.quantizers import absmean_ternary, llmqat, paretoq, rtn, stored_as, transposed
+from lowbit.numerics.quantizers import absmean_ternary, llmqat, onebit, paretoq, rtn, stored_as, transposed
 from lowbit.tree import Rule, bits_report, fake_quant, flatten, init_state
 
 CFG = LlamaConfig.from_hf(
@@ -42,6 +45,8 @@ METHODS = {
     "per_tensor": rtn(8, granularity="tensor"),
     "llmqat": llmqat(4),
     "absmean": absmean_ternary(),
+    "onebit": onebit(),
+    "onebit_groups_float32": onebit(granularity=16, scale_dtype=jnp.float32),
     "float": None,
 }
 TOKENS = np.random.default_rng(0).integers(0, 96, (2, 12))
@@ -105,3 +110,34 @@ def test_bits_in_the_report_are_the_bytes_in_the_file():
     report = bits_report(rules, params)
     assert summary.quantized_bits == pytest.approx(report.quantized_bits_per_weight)
     assert summary.model_bits == pytest.approx(report.model_bits_per_weight)
+
+
+def with_norms(cfg=CFG):
+    return dataclasses.replace(cfg, linear_norm=True)
+
+
+def test_a_model_with_norms_behind_its_kernels_ships_as_it_trains(tmp_path):
+    cfg = with_norms()
+    params, rules, state = trained(onebit(), stored_as(jnp.float16), cfg)
+    path = tmp_path / "model.lowbit"
+    formats.write(path, pack_model(cfg, params, rules, state, {}, {}))
+    packed = formats.read(path, verify=True)
+    assert LlamaConfig.from_hf(packed.config) == cfg
+    result = verify(packed, cfg, params, rules, state, TOKENS)
+    assert result.ok, str(result)
+    without = verify(packed, CFG, params, rules, state, TOKENS)
+    assert not without.differing
+    assert without.max_logit_error > without.logit_bound
+
+
+def test_other_engines_get_neither_such_norms_nor_factors_of_inputs(tmp_path):
+    cfg = with_norms()
+    params, rules, state = trained(onebit(), stored_as(jnp.float16), cfg)
+    normed = pack_model(cfg, params, rules, state, {}, {})
+    plain = dataclasses.replace(normed, config=CFG.to_hf())
+    with pytest.raises(ModelError, match=r"a norm behind every linear layer, which transformers does not"):
+        to_hf(normed, tmp_path / "hf")
+    with pytest.raises(ModelError, match=r"which llama\.cpp does not compute"):
+        to_gguf(normed, "m")
+    with pytest.raises(ModelError, match=r"k_proj\.kernel has a factor for each input, which no type of GGUF holds"):
+        to_gguf(plain, "m")

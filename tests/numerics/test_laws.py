@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from lowbit.numerics.quantizers import QUANTIZERS, absmean_ternary, llmqat, paretoq, rtn
+from lowbit.numerics.quantizers import QUANTIZERS, absmean_ternary, llmqat, onebit, paretoq, rtn
 
 CASES = {
     **{f"paretoq{b:g}": functools.partial(paretoq, b) for b in (1, 1.58, 2, 3, 4)},
@@ -22,9 +22,14 @@ CASES = {
     **{f"llmqat{b:g}": functools.partial(llmqat, b) for b in (2, 4, 8)},
     "llmqat4_reference": functools.partial(llmqat, 4, variant="reference"),
     "absmean_ternary": absmean_ternary,
+    **{f"onebit_{start}": functools.partial(onebit, scale_init=start) for start in ("nmf", "svd", "mean")},
 }
+# OneBit's two vectors are of all weights together: its outputs are not each other's strangers, and its gradient is no
+# cut one. What it obeys instead is in test_onebit.py.
+ONE_SCALE = {name: make for name, make in CASES.items() if not name.startswith("onebit")}
 GRANULARITIES = ["channel", "tensor", 8]
 every_case = pytest.mark.parametrize("make", CASES.values(), ids=CASES.keys())
+every_case_of_one_scale = pytest.mark.parametrize("make", ONE_SCALE.values(), ids=ONE_SCALE.keys())
 every_granularity = pytest.mark.parametrize("granularity", GRANULARITIES)
 
 
@@ -91,7 +96,7 @@ def test_scaling_by_a_power_of_two_is_exact(name):
 
 
 @pytest.mark.parametrize("granularity", ["channel", 8])
-@every_case
+@every_case_of_one_scale
 def test_outputs_are_permuted_with_their_weights(make, granularity):
     q, w = make(granularity=granularity), weights()
     order = np.random.default_rng(1).permutation(w.shape[-1])
@@ -107,7 +112,7 @@ def test_groups_are_independent(make):
     np.testing.assert_array_equal(before[8:], after[8:])
 
 
-@every_case
+@every_case_of_one_scale
 def test_the_nearest_level_is_chosen(make):
     q, w = make(), weights()
     kept = q.encode(w, q.init(w))
@@ -166,6 +171,12 @@ def test_stacked_layers_equal_vmap_scan_and_one_by_one(make):
     np.testing.assert_array_equal(together, jax.vmap(q.fake)(w, state))
     _, scanned = jax.lax.scan(lambda c, x: (c, jax.checkpoint(q.fake)(*x)), 0, (w, state))
     np.testing.assert_array_equal(together, scanned)
+
+
+@every_case_of_one_scale
+def test_the_start_of_stacked_layers_is_that_of_each(make):
+    q, w = make(), jnp.stack([weights(seed=s) for s in range(3)])
+    state = q.init(w)
     fresh = jax.vmap(q.init)(w)
     np.testing.assert_allclose(*map(jax.tree.leaves, (fresh, state)), rtol=2**-22)
 
@@ -210,7 +221,7 @@ def test_sharding_is_kept_and_changes_no_bit(make):
     np.testing.assert_array_equal(sharded, q.fake(w, state))
 
 
-@every_case
+@every_case_of_one_scale
 def test_gradients_are_finite_at_zeros_ties_and_clip_edges(make):
     q = make()
     state = {key: jnp.ones_like(value) for key, value in q.init(weights()).items()}
