@@ -27,11 +27,11 @@ import numpy as np
 
 from lowbit import config as configs
 from lowbit import formats
-from lowbit.cli import jax_predictor, quantized
+from lowbit.cli import quantized
 from lowbit.cli.quantized import Quantized
 from lowbit.data import TextTokenizer, TokenWindows, byte_lengths, encode_files
 from lowbit.errors import LowbitError, RunFolderError
-from lowbit.evals import Evaluation, evaluate
+from lowbit.evals import Evaluation, evaluate, jax_predictor
 from lowbit.export import pack_model, verify
 from lowbit.kernels import Runtime, Tokenizer, generate_text
 from lowbit.models import pretrained

@@ -2,53 +2,34 @@
 
 import argparse
 import dataclasses
-import importlib.util
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lowbit.cli.packed_file import open_model
-from lowbit.cli.sources import asks_for_rounding, kind_of, refuse_rounding
+from lowbit.cli import predictors
 from lowbit.cli.tables import table
 from lowbit.cli.usage import UsageError, check_output
 from lowbit.data import TextTokenizer, byte_lengths, document_separator, open_windows
 from lowbit.errors import TokenizerError
 from lowbit.evals import Evaluation, evaluate
-from lowbit.llama import LlamaConfig
+from lowbit.evals.predictor import Predictor
 from lowbit.report.table import format_perplexity
 
 LONGEST_WINDOW = 1024
 """Unless --length asks for more."""
 
 
-class Predictor(NamedTuple):
-    """A model that can be evaluated.
-
-    Attributes:
-      cfg: its sizes.
-      tokenizer_files: by name; may be empty.
-      backend: "jax" or "numpy".
-      make_nll: takes (windows a batch, predictions a window, token that keeps documents apart or None), returns
-        i32[b t+1] -> nats f32[b t].
-    """
-
-    cfg: LlamaConfig
-    tokenizer_files: Mapping[str, bytes]
-    backend: str
-    make_nll: Callable[[int, int, int | None], Callable[[NDArray[np.int32]], Any]]
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Evaluates on each text, prints a table, and writes JSON if asked."""
     if arguments.output is not None:
         check_output(Path(arguments.output), arguments.overwrite)
-    model = _predictor(arguments)
+    model = predictors.from_arguments(arguments)
     length = arguments.length or min(model.cfg.max_positions, LONGEST_WINDOW)
     if length > model.cfg.max_positions:
         raise UsageError(
@@ -93,38 +74,6 @@ def evaluation_table(results: Mapping[str, Evaluation]) -> str:
 
     headings = ["text", "nats/token", "stderr", "perplexity", "bits/byte", "tokens"]
     return table(headings, [cells(name, result) for name, result in results.items()])
-
-
-def _predictor(arguments: argparse.Namespace) -> Predictor:
-    kind = kind_of(arguments.source)
-    if kind == "packed":
-        return _packed(arguments)
-    if arguments.backend == "numpy":
-        raise UsageError(f"--backend numpy runs packed files, and {arguments.source} is none", "export it first")
-    if not arguments.verify:
-        raise UsageError(f"--no-verify is for packed files, and {arguments.source} is none", "leave it out")
-    from lowbit.cli import jax_predictor, quantized
-
-    if kind == "run" or asks_for_rounding(arguments):
-        model = quantized.from_arguments(arguments)
-        return jax_predictor.predictor(model.cfg, model.decoded(), model.tokenizer_files)
-    return jax_predictor.pretrained_predictor(arguments.source)
-
-
-def _packed(arguments: argparse.Namespace) -> Predictor:
-    refuse_rounding(arguments)
-    packed, cfg = open_model(arguments.source, verify=arguments.verify)
-    if (arguments.backend or _default_backend()) == "jax":
-        from lowbit.cli import jax_predictor
-
-        return jax_predictor.packed_predictor(cfg, packed)
-    from lowbit.cli import numpy_predictor
-
-    return numpy_predictor.predictor(packed)
-
-
-def _default_backend() -> str:
-    return "jax" if importlib.util.find_spec("jax") else "numpy"
 
 
 def _tokenizer(model: Predictor) -> TextTokenizer | None:

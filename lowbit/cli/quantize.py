@@ -15,7 +15,6 @@ import jax
 
 from lowbit import config as configs
 from lowbit import formats
-from lowbit.cli import jax_predictor
 from lowbit.cli.evaluate import LONGEST_WINDOW, evaluation_table
 from lowbit.cli.origin import source_path
 from lowbit.cli.packed_file import bits_fields
@@ -24,7 +23,7 @@ from lowbit.cli.tables import fields
 from lowbit.cli.usage import UsageError, check_output
 from lowbit.config import ConfigDict
 from lowbit.data import TextTokenizer, open_windows
-from lowbit.evals import Evaluation, evaluate
+from lowbit.evals import Evaluation, evaluate, jax_predictor
 from lowbit.export import pack_model
 from lowbit.models.pretrained import Pretrained
 from lowbit.numerics.grids import TERNARY_BITS

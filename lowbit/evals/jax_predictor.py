@@ -1,0 +1,89 @@
+"""Likelihoods from the Flax model, in float32; the rows of a batch are spread over the devices of this process."""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from numpy.typing import NDArray
+
+from lowbit.evals.predictor import Logits, Nll, Predictor, Scores
+from lowbit.export.packed import unpack_params
+from lowbit.formats import PackedModel
+from lowbit.llama import LlamaConfig
+from lowbit.models import Transformer, pretrained
+from lowbit.models.chunks import cut, join, rows
+from lowbit.train.objectives import nll_function
+from lowbit.tree import unflatten
+from lowbit.tree.paths import Tree
+
+LOGITS_AT_ONCE = 1 << 26
+"""float32 logits in memory: 256 MB."""
+
+
+def predictor(cfg: LlamaConfig, params: Tree, tokenizer_files: Mapping[str, bytes]) -> Predictor:
+    """Returns a predictor of plain float parameters.
+
+    Rows of a batch are cut over as many devices as divide them; each device holds all parameters.
+    """
+    place = functools.cache(functools.partial(_place, {"params": params}))
+
+    def compiled(function: Callable[..., Any], batch: int) -> Callable[[NDArray[np.int32]], Any]:
+        variables, by_rows = place(math.gcd(batch, jax.local_device_count()))
+        program = jax.jit(function)
+        return lambda tokens: program(variables, jax.device_put(tokens, by_rows))
+
+    def make_nll(batch: int, length: int, separator: int | None) -> Nll:
+        chunks = _chunks(length, batch * length * cfg.vocab_size)
+        return compiled(nll_function(Transformer(cfg, jnp.float32, separator=separator), chunks), batch)
+
+    def make_scores(batch: int) -> Scores:
+        return compiled(functools.partial(_scores, Transformer(cfg, jnp.float32)), batch)
+
+    def make_logits(batch: int) -> Logits:
+        return compiled(Transformer(cfg, jnp.float32).apply, batch)
+
+    return Predictor(cfg, tokenizer_files, "jax", make_nll, make_scores, make_logits)
+
+
+def packed_predictor(cfg: LlamaConfig, packed: PackedModel) -> Predictor:
+    """Returns a predictor of a packed file's decoded weights."""
+    params: dict[str, Any] = unflatten(unpack_params(cfg, packed))
+    return predictor(cfg, params, packed.tokenizer)
+
+
+def pretrained_predictor(source: str) -> Predictor:
+    """Returns a predictor of a float model as it is."""
+    loaded = pretrained.load(source)
+    return predictor(loaded.cfg, loaded.params, loaded.tokenizer_files)
+
+
+def _place(variables: Tree, devices: int) -> tuple[Tree, NamedSharding]:
+    mesh = Mesh(np.array(jax.local_devices()[:devices]), ("rows",))
+    return jax.device_put(variables, NamedSharding(mesh, PartitionSpec())), NamedSharding(mesh, PartitionSpec("rows"))
+
+
+def _scores(model: Transformer, variables: Tree, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+    outputs: Any = model.apply(variables, tokens[:, :-1], method="hidden_and_head")
+    hidden, head = outputs
+    b, t = tokens.shape[0], tokens.shape[1] - 1
+    chunks = _chunks(t, b * t * model.cfg.vocab_size)
+
+    def piece(states_and_targets: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        states, targets = states_and_targets
+        product = jnp.matmul(rows(states), head, preferred_element_type=jnp.float32)
+        logits = product.reshape(*targets.shape, head.shape[1])
+        chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        return jax.nn.logsumexp(logits, axis=-1) - chosen, jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+    nll, top = jax.lax.map(piece, (cut(hidden, chunks), cut(tokens[:, 1:], chunks)))
+    return join(nll), join(top)
+
+
+def _chunks(length: int, logits: int) -> int:
+    """The fewest pieces of equal size that a sequence can be cut into so that a piece's logits fit."""
+    return next(n for n in range(1, length + 1) if length % n == 0 and (logits <= n * LOGITS_AT_ONCE or n == length))
