@@ -19,7 +19,7 @@ from lowbit.train import prepare, run
 from lowbit.train.distributed import connect
 
 EPS = float(jnp.finfo(jnp.float32).eps)
-LOST_AFTER = 5  # seconds
+LOST_AFTER = 20  # seconds: a busy machine with few cores keeps a healthy process from its heartbeat for five
 STEPS, RATE = 12, 1.0
 # Comparable step after step: with eps=1 Adam's is about rate * g, where the usual eps amplifies rounding near g = 0,
 # and no code of a float model can flip over the last bit of a sum.
@@ -129,7 +129,7 @@ def test_two_processes_finish_and_the_first_writes_the_records(tiny_config, tmp_
     assert json.loads((tmp_path / "two" / "result.json").read_text())["device_count"] == 8
 
 
-@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_when_one_process_is_killed_the_other_ends_and_says_why(tiny_config, tmp_path, victim):
     config = tiny_config(*SETTINGS, "train.tokens=1e6", "data.valid=")
     processes = start_two(config, tmp_path, victim, signal.SIGKILL, at=4)
@@ -137,8 +137,9 @@ def test_when_one_process_is_killed_the_other_ends_and_says_why(tiny_config, tmp
     assert processes[victim].returncode == -signal.SIGKILL
     killed = time.monotonic()
     _, said = processes[1 - victim].communicate(timeout=120)
-    # Twice: heartbeats are looked at as often as they may be missed, and this machine does other things as well.
-    assert time.monotonic() - killed < 2 * LOST_AFTER + 5
+    # The first process is missed at once, as it leads; the other one by its heartbeats, which are looked at only as
+    # often as they may be missed.
+    assert time.monotonic() - killed < 2 * LOST_AFTER
     assert processes[1 - victim].returncode not in (0, None)
     assert "another process of the run is lost" in said or "failed in a step shared by all" in said
     assert "start all of them again with --resume" in said
