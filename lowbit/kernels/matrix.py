@@ -103,7 +103,7 @@ class CompiledMatrix:
         return y
 
     def matmul_into(self, x: NDArray[np.float32], y: NDArray[np.float32], mode: int) -> None:
-        """Writes the product of contiguous arrays to y, looking at nothing; mode is `library.INT8` or `library.FLOAT`."""
+        """Writes the product of contiguous arrays to y, unchecked; mode is `library.INT8` or `library.FLOAT`."""
         check_status(
             self._library.lb_matmul(
                 self.isa.encode(),

@@ -1,0 +1,1 @@
+"""What the kernels of this machine are worth: timings against memory's bandwidth, numpy and other engines."""
