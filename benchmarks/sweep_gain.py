@@ -2,7 +2,8 @@
 
 The same points are trained as runs of their own, one after another through one program, and so many at once under
 vmap; each way as `lowbit sweep` does it, with preparation, compilation, evaluation and files. The first batch of a way
-pays for the compiler; what later ones take is their median. Data are random tokens, so that losses mean nothing.
+pays for the compiler; what later ones take is their median. Rounds of all ways follow each other, and a way's times are
+medians over them: a machine that slows down slows all ways down. Data are random tokens, so that losses mean nothing.
 
 Command: python -m benchmarks.sweep_gain -o docs/results/sweeps/gain_h100.json
 Hardware: any; the model is the shipped one of 3 M parameters.
@@ -24,7 +25,6 @@ import numpy as np
 
 from benchmarks.machine import machine
 from lowbit.models import pretrained
-from lowbit.report.sweep import read_sweep
 from lowbit.sweep import Sweep, product, run_sweep
 from lowbit.train.run_folder import write_atomically
 
@@ -39,6 +39,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--at-once", type=int, nargs="+", default=[0, 1, 4, 16], metavar="N", help="ways: 0 for runs of their own"
     )
     parser.add_argument("--batches", type=int, default=3, help="batches of each way; at least 2")
+    parser.add_argument("--rounds", type=int, default=1, help="times that all ways are measured")
     parser.add_argument("--tokens", type=int, default=150_000, help="trained on, each point")
     parser.add_argument("--batch", type=int, default=16, help="sequences of 128 tokens a step")
     parser.add_argument("--dtype", default="float32", help="config model.compute_dtype")
@@ -54,8 +55,8 @@ def points_of(count: int) -> list[dict[str, Any]]:
     return [grid[i % len(grid)] | {"seed": i // len(grid)} for i in range(count)]
 
 
-def measure(at_once: int, batches: int, overrides: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Trains `batches` batches of `at_once` points (0: as many runs of their own) and returns their times."""
+def measure(at_once: int, batches: int, overrides: Sequence[str], folder: Path) -> list[float]:
+    """Trains `batches` batches of `at_once` points (0: as many runs of their own) and returns the seconds of each."""
     size = max(at_once, 1)
     sweep = Sweep("configs/qat_quickstart.py", points_of(batches * size), overrides, points_at_once=at_once)
     ends: list[float] = []
@@ -66,18 +67,22 @@ def measure(at_once: int, batches: int, overrides: Sequence[str], folder: Path) 
 
     began = time.monotonic()
     run_sweep(sweep, folder, say=say)
-    seconds = np.diff([began, *ends[size - 1 :: size]])
-    found = read_sweep(folder / "sweep.json")
-    later = statistics.median(seconds[1:].tolist())
+    return np.diff([began, *ends[size - 1 :: size]]).tolist()
+
+
+def summarize(at_once: int, rounds: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Returns what the times of a way come to: medians over its rounds, and over later batches."""
+    size, batches = max(at_once, 1), len(rounds[0])
+    first = statistics.median(times[0] for times in rounds)
+    later = statistics.median(seconds for times in rounds for seconds in times[1:])
     return {
         "points_at_once": at_once,
         "points": batches * size,
-        "seconds": float(seconds.sum()),
-        "seconds_first_batch": float(seconds[0]),
+        "seconds_first_batch": first,
         "seconds_later_batch": later,
-        "points_per_hour": 3600 * batches * size / float(seconds.sum()),
+        "points_per_hour": 3600 * batches * size / (first + (batches - 1) * later),
         "points_per_hour_later": 3600 * size / later,
-        "nll_first_point": found.points[0].evaluations["random"]["nll"] if found.points[0].evaluations else None,
+        "seconds": rounds,
     }
 
 
@@ -104,10 +109,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             "log.progress=false",
             "log.recorder_every_steps=0",
         )
-        ways = []
-        for at_once in arguments.at_once:
-            ways.append(measure(at_once, arguments.batches, overrides, folder / str(at_once)))
-            print(f"{at_once} at once: {ways[-1]['points_per_hour']:,.0f} points an hour", flush=True)
+        times: dict[int, list[list[float]]] = {at_once: [] for at_once in arguments.at_once}
+        for number in range(arguments.rounds):
+            for at_once, rounds in times.items():
+                rounds.append(measure(at_once, arguments.batches, overrides, folder / f"{at_once}_{number}"))
+                shown = ", ".join(f"{seconds:.1f} s" for seconds in rounds[-1])
+                print(f"round {number + 1}, {at_once} at once: {shown}", flush=True)
+    ways = [summarize(at_once, rounds) for at_once, rounds in times.items()]
+    for way in ways:
+        print(f"{way['points_at_once']} at once: {way['points_per_hour_later']:,.0f} points an hour")
     record = {
         "command": shlex.join(["python", "-m", "benchmarks.sweep_gain", *(sys.argv[1:] if argv is None else argv)]),
         **machine(arguments.seed),
