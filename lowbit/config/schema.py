@@ -78,6 +78,10 @@ def base() -> ConfigDict:
             "distill": {
                 "weight": 0.0,  # share of the divergence from a teacher in the loss, 0 to 1; 0 needs no teacher
                 "temperature": 1.0,  # of both distributions in the divergence
+                "divergence": "forward",  # KL(teacher || student); "reverse", "confidence" (CAKLD: between the two)
+                "hidden_weight": 0.0,  # of the distance between normed hidden states, summed over the layers
+                "attention_weight": 0.0,  # of the divergence between relations of queries, of keys and of values
+                "attention_layer": -1,  # the layer whose relations these are
                 # As model.source, but a run folder teaches what it predicts; "" is the float model that the run, or the
                 # chain of runs behind its source, started from
                 "teacher": "",
@@ -138,7 +142,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
     config.model.source = ""
     config.model.rotate = False
     config.model.source_scales = False
-    config.distill.weight = 0.0
+    config.distill.update({"weight": 0.0, "hidden_weight": 0.0, "attention_weight": 0.0})
     config.train.update({"tokens": 512, "batch_size": 8, "sequence_length": 32, "accumulate": 1, "loss_chunks": 2})
     config.evaluation.update({"every_steps": 0, "windows": 8, "batch_size": 8})
     config.log.every_steps = 1

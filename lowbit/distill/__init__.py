@@ -1,6 +1,6 @@
-"""Learning from a teacher: losses against its logits, and objectives for the one training loop."""
+"""Learning from a teacher: losses against its logits and its insides, and objectives for the one training loop."""
 
 from lowbit.distill.losses import distillation
-from lowbit.distill.objectives import distill_from
+from lowbit.distill.objectives import Mix, distill, distill_from
 
-__all__ = ["distill_from", "distillation"]
+__all__ = ["Mix", "distill", "distill_from", "distillation"]

@@ -15,8 +15,8 @@ from jaxtyping import Array, Float
 from lowbit.errors import QuantizerError, nearest
 
 SWEEPS = 32
-"""Of `by_nmf`. A sweep lowers the rest by the square of the second singular value over the first: about 1/25 for 24 x 96
-weights of a normal distribution, less for larger matrices."""
+"""Of `by_nmf`. A sweep lowers the rest by the square of the second singular value over the first: to about 1/25 for
+24 x 96 weights of a normal distribution, and to less for larger matrices."""
 
 Vectors = tuple[Float[Array, "*s k"], Float[Array, "*s n"]]
 Start = Callable[[Float[Array, "*s k n"]], Vectors]
@@ -41,7 +41,7 @@ def by_nmf(magnitude: Float[Array, "*s k n"]) -> Vectors:
     def inputs(b: Float[Array, "*s n"]) -> Float[Array, "*s k"]:
         return _divided(jnp.einsum("...kn,...n->...k", magnitude, b, precision="highest"), b)
 
-    def sweep(_: int, b: Float[Array, "*s n"]) -> Float[Array, "*s n"]:
+    def sweep(_: object, b: Float[Array, "*s n"]) -> Float[Array, "*s n"]:
         a = inputs(b)
         return _divided(jnp.einsum("...kn,...k->...n", magnitude, a, precision="highest"), a)
 

@@ -20,6 +20,7 @@ from lowbit.train.blueprint import blueprint, lower_step
 from lowbit.train.memory import Memory, compiled_memory, count_memory
 from lowbit.train.quantization import FLOAT
 from lowbit.train.sources import float_origin, load_sizes
+from lowbit.train.teacher import asks_for_teacher
 from lowbit.tree import bits_report
 
 MODEL_COLLECTIONS = ("params", "quant", "grid")
@@ -146,7 +147,7 @@ def teacher_sizes(config: ConfigDict, student: LlamaConfig) -> LlamaConfig | Non
       ModelError: its vocabulary is not the student's.
       LowbitError: it cannot be found.
     """
-    if not config.distill.weight or not (config.distill.teacher or config.model.source):
+    if not asks_for_teacher(config) or not (config.distill.teacher or config.model.source):
         return None  # the second is refused where the config is checked
     name = config.distill.teacher or float_origin(config.model.source)
     sizes = load_sizes(name)
@@ -160,7 +161,7 @@ def teacher_sizes(config: ConfigDict, student: LlamaConfig) -> LlamaConfig | Non
 
 
 def _kind(config: ConfigDict) -> Kind:
-    if config.distill.weight:
+    if asks_for_teacher(config):
         return "distilled"
     return "float" if config.quant.method == FLOAT else "quantized"
 

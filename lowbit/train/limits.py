@@ -31,6 +31,8 @@ LIMITS = {
     "model.architecture.rms_norm_eps": POSITIVE,
     "distill.weight": SHARE,
     "distill.temperature": POSITIVE,
+    "distill.hidden_weight": NOT_NEGATIVE,
+    "distill.attention_weight": NOT_NEGATIVE,
     "optimizer.learning_rate": NOT_NEGATIVE,
     "optimizer.b1": DECAY,
     "optimizer.b2": DECAY,

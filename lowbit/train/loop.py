@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding
 
 from lowbit import config as configs
 from lowbit.config import ConfigDict
+from lowbit.distill.objectives import PARTS
 from lowbit.evals import Evaluation, evaluate
 from lowbit.models.placement import on_mesh
 from lowbit.train import processes, sharding
@@ -205,7 +206,7 @@ class _Run:
                 "lr": float(metrics["learning_rate"]),
                 "grad_norm": float(metrics["grad_norm"]),
                 "param_norm": float(metrics["param_norm"]),
-                **({"cross_entropy": float(metrics["cross_entropy"])} if "cross_entropy" in metrics else {}),
+                **{name: float(metrics[name]) for name in PARTS if name in metrics},
                 "tokens_per_s": speed,
                 "elapsed": self.elapsed(),
             }

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from lowbit import config as configs
 from lowbit.config import ConfigDict
 from lowbit.data import TokenDataset, TokenWindows
-from lowbit.distill.objectives import TEACHER, distill_from
+from lowbit.distill.objectives import TEACHER, Mix, distill
 from lowbit.errors import ConfigError, ModelError, TokenizerError, nearest
 from lowbit.linen import quantize
 from lowbit.llama import LlamaConfig, param_shapes
@@ -35,7 +35,7 @@ from lowbit.train.schedules import make_schedule
 from lowbit.train.sources import load_masters, load_scales
 from lowbit.train.state import TrainState, Tree, split
 from lowbit.train.step import Objective
-from lowbit.train.teacher import check_distill, load_teacher
+from lowbit.train.teacher import asks_for_teacher, check_distill, load_teacher
 from lowbit.train.texts import check_names, open_texts
 from lowbit.tree import Rule, init_state, resolve, start_masters, unflatten
 
@@ -161,7 +161,7 @@ def prepare(config: ConfigDict) -> Experiment:
         process_index=share,
         process_count=shares,
     )
-    teacher = load_teacher(config, source) if config.distill.weight else None
+    teacher = load_teacher(config, source) if asks_for_teacher(config) else None
     if teacher is not None:
         check_heads(teacher.cfg, mesh)
     return Experiment(
@@ -195,7 +195,16 @@ def make_objective(config: ConfigDict, model: Transformer, teacher: LlamaConfig 
         return next_token(model, chunks)
     # No gradient reaches the teacher: nothing of it is kept, so nothing is computed again.
     wise = make_model(config, teacher, None).clone(remat="none", separator=model.separator)
-    return distill_from(wise, model, config.distill.weight, config.distill.temperature, chunks)
+    settings = config.distill
+    mix = Mix(
+        settings.weight,
+        settings.temperature,
+        settings.divergence,
+        settings.hidden_weight,
+        settings.attention_weight,
+        settings.attention_layer,
+    )
+    return distill(wise, model, mix, chunks)
 
 
 def make_model(config: ConfigDict, cfg: LlamaConfig, rules: Sequence[Rule[Any]] | None) -> Transformer:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lowbit.config import ConfigDict
+from lowbit.distill.losses import DIVERGENCES
 from lowbit.errors import ConfigError, ModelError, TokenizerError, nearest
 from lowbit.llama import LlamaConfig
 from lowbit.models.pretrained import Pretrained
@@ -33,19 +34,29 @@ class Teacher(NamedTuple):
     fingerprint: str
 
 
+def asks_for_teacher(config: ConfigDict) -> bool:
+    """Whether a loss of the section `distill` has a weight."""
+    settings = config.distill
+    return bool(settings.weight or settings.hidden_weight or settings.attention_weight)
+
+
 def check_distill(config: ConfigDict) -> None:
     """Refuses a section `distill` that cannot be, before anything is loaded.
 
     Raises:
-      ConfigError: an unknown dtype, or a teacher left to the start of a run that starts from scratch.
+      ConfigError: an unknown dtype or divergence, or a teacher left to the start of a run that starts from scratch.
     """
     settings = config.distill
     if settings.dtype not in DTYPES:
         raise ConfigError(f"unknown distill.dtype {settings.dtype!r}", nearest(settings.dtype, DTYPES))
-    if settings.weight and not settings.teacher and not config.model.source:
+    if settings.divergence not in DIVERGENCES:
+        raise ConfigError(
+            f"unknown distill.divergence {settings.divergence!r}", nearest(settings.divergence, DIVERGENCES)
+        )
+    if asks_for_teacher(config) and not settings.teacher and not config.model.source:
         raise ConfigError(
             f"distill.weight={settings.weight}, and a run from scratch starts from no model to learn from",
-            "name a teacher (distill.teacher), or a start (model.source), or set distill.weight=0",
+            "name a teacher (distill.teacher), or a start (model.source), or set the weights of distill to 0",
         )
 
 
@@ -57,7 +68,7 @@ def load_teacher(config: ConfigDict, student: Pretrained | None) -> Teacher:
     started from.
 
     Args:
-      config: with `distill.weight` above 0.
+      config: whose section `distill` has a weight above 0.
       student: what `model.source` holds; None for a run from scratch.
 
     Raises:

@@ -49,7 +49,7 @@ def test_equals_the_plain_formula(weight, temperature, chunks):
 
 
 def test_without_a_share_of_the_teacher_it_is_cross_entropy():
-    loss, hard = distillation(HIDDEN, HEAD, TEACHER, TARGETS, 0.0, 1.0, 2)
+    loss, hard, _ = distillation(HIDDEN, HEAD, TEACHER, TARGETS, 0.0, 1.0, 2)
     np.testing.assert_allclose(loss, cross_entropy(HIDDEN, HEAD, TARGETS, 2), **CLOSE)
     np.testing.assert_allclose(hard, loss, rtol=0)
 
