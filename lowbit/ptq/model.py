@@ -48,6 +48,11 @@ class Plan:
           QuantizerError: see `methods.check`.
           DataError: see `Calibration.check`.
         """
+        if cfg.linear_norm and self.method.fold is not None:
+            raise QuantizerError(
+                f"{self.method.name} folds scales through products that this model normalizes",
+                "take a method that folds nothing, such as gptq",
+            )
         inputs = (cfg.hidden_size, cfg.num_heads * cfg.head_dim, cfg.intermediate_size)
         check(self.method, self.target, self.options, inputs)
         if self.calibration is not None:

@@ -76,7 +76,7 @@ def assemble(source: Pretrained, layers: Sequence[QuantizedLayer], target: Targe
             continue
         rules.append(Rule(re.escape(f"layers/{path}"), own[0] if kernels[0].levels is None else _layered(own)))
         for key in kernels[0].state:
-            quant[f"layers/{path}/{key}"] = np.stack([kernel.state[key] for kernel in kernels])
+            quant[f"layers/{path}/{key}"] = jnp.asarray(np.stack([kernel.state[key] for kernel in kernels]))
     rules.append(Rule(".*", stored_as(FLOAT_DTYPE)))
     params = unflatten({**others, **stacked})
     bits, model_bits = _bits(rules, params, layers)
