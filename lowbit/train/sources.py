@@ -6,14 +6,19 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from lowbit.config import ConfigDict
 from lowbit.errors import ConfigError
 from lowbit.llama import LlamaConfig
 from lowbit.models import pretrained
 from lowbit.models.pretrained import Pretrained
 from lowbit.train.quantization import FLOAT
 from lowbit.train.run_folder import RunFolder
+from lowbit.train.state import Tree
 from lowbit.train.trained import load_trained
 from lowbit.tree import fake_quant
+
+DECIDES_SCALES = ("method", "bits", "layer_bits", "granularity", "symmetric", "scale_dtype", "overrides")
+"""Keys of the section `quant` that two runs must share for the scales of one to mean the same in the other."""
 
 
 def load_sizes(source: str) -> LlamaConfig:
@@ -36,6 +41,35 @@ def load_masters(source: str) -> Pretrained:
         return pretrained.load(source)
     run = load_trained(Path(source).expanduser())
     return Pretrained(run.cfg, jax.tree.map(np.asarray, run.params), run.tokenizer_files)
+
+
+def load_scales(config: ConfigDict) -> Tree:
+    """Returns the quantizers' learned state, collection "quant", of the run that `config.model.source` names.
+
+    Raises:
+      ConfigError: the source is no run, is turned on its way here, or rounds to other grids than this config.
+      LowbitError: as `lowbit.train.load_trained`.
+    """
+    source = config.model.source
+    if not is_run(source):
+        raise ConfigError(
+            f"model.source_scales is set, and model.source {source!r} is no run, whose scales could be taken",
+            "name a folder that train or quantize wrote, or leave model.source_scales out",
+        )
+    if config.model.rotate:
+        raise ConfigError(
+            "model.rotate turns weights, and no scale of the source fits them then", "leave one of both out"
+        )
+    run = load_trained(Path(source).expanduser())
+    ours, theirs = config.quant.to_dict(), run.config.quant.to_dict()
+    odd = [key for key in DECIDES_SCALES if ours[key] != theirs[key]]
+    if odd:
+        raise ConfigError(
+            f"the scales of {source} are for quant."
+            + ", quant.".join(f"{key}={theirs[key]!r} (here {ours[key]!r})" for key in odd),
+            "give both the same grid, or leave model.source_scales out",
+        )
+    return jax.tree.map(np.asarray, run.state["quant"])
 
 
 def load_as_it_predicts(source: str) -> Pretrained:
