@@ -131,14 +131,16 @@ ESTIMATE = Command(
 
 EVAL = Command(
     "eval",
-    "measure how well a model predicts text",
+    "measure how well a model predicts text and answers questions",
     "Prints nats/token with its standard error over windows, perplexity, bits/byte and the number of predicted tokens, "
-    "for each text by itself. SOURCE is a run folder, a packed file, or a float model: a Hugging Face folder, a hub "
-    "name or a .gguf file, which --method rounds on the fly. Sums and logits are in float32.",
+    "for each text by itself, and accuracies of zero-shot tasks. SOURCE is a run folder, a packed file, or a float "
+    "model: a Hugging Face folder, a hub name or a .gguf file, which --method rounds on the fly. --against another "
+    "model adds divergence, agreement and paired tests. Sums and logits are in float32.",
     (
         "eval runs/w2 --data assets/quickstart/text/valid.jsonl --windows 32 --length 256",
         "eval w2.lowbit --data valid.npy --backend numpy",
         "eval HuggingFaceTB/SmolLM2-135M --method rtn --bits 4 --data valid.txt -o rtn4.json",
+        "eval w2.lowbit --against model.gguf --data wiki.test.raw --protocol papers --tasks piqa=piqa.jsonl",
     ),
     (
         _argument(
@@ -148,9 +150,19 @@ EVAL = Command(
             "--data",
             metavar="FILE",
             nargs="+",
-            required=True,
+            default=[],
             help="texts (.txt .md .jsonl .parquet, also .gz .bz2), .npy tokens, or folders that tokenize wrote",
         ),
+        _argument(
+            "--tasks",
+            metavar="NAME=FILE",
+            nargs="+",
+            default=[],
+            help="zero-shot tasks and their JSONL: arc_easy, arc_challenge, boolq, piqa, social_iqa, hellaswag, "
+            "openbookqa, winogrande, lambada_openai",
+        ),
+        _argument("--items", metavar="N", type=positive, help="only the first N items of each task (default: all)"),
+        _argument("--against", metavar="SOURCE", help="another model to compare with, such as the float one"),
         _argument("--windows", metavar="N", type=positive, help="only the first N windows of each text (default: all)"),
         _argument(
             "--length",
@@ -158,7 +170,13 @@ EVAL = Command(
             type=positive,
             help="predictions a window (default: the model's positions, up to 1024)",
         ),
-        _argument("--batch", metavar="N", type=positive, default=8, help="windows at a time (default: 8)"),
+        _argument("--stride", metavar="N", type=positive, help="let windows overlap: N new predictions in each"),
+        _argument(
+            "--protocol",
+            choices=("papers",),
+            help="WikiText-2 as papers cut it: windows of --length tokens (default: 2048) that share none",
+        ),
+        _argument("--batch", metavar="N", type=positive, default=8, help="windows or choices at a time (default: 8)"),
         _argument(
             "--within-documents",
             action="store_true",

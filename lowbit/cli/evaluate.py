@@ -1,53 +1,43 @@
-"""`eval`: how well a model predicts texts."""
+"""`eval`: how well a model predicts texts, what it knows, and how far it is from another one."""
 
 import argparse
-import dataclasses
 import json
 import math
-import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lowbit.cli import predictors
-from lowbit.cli.tables import table
+from lowbit.cli.eval_tasks import evaluate_tasks, open_tasks, task_record, task_table
+from lowbit.cli.eval_texts import cut_of, evaluate_texts, evaluation_table, fidelity_table, text_record
 from lowbit.cli.usage import UsageError, check_output
-from lowbit.data import TextTokenizer, byte_lengths, document_separator, open_windows
-from lowbit.errors import TokenizerError
-from lowbit.evals import Evaluation, evaluate
+from lowbit.data import TextTokenizer
 from lowbit.evals.predictor import Predictor
-from lowbit.report.table import format_perplexity
-
-LONGEST_WINDOW = 1024
-"""Unless --length asks for more."""
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Evaluates on each text, prints a table, and writes JSON if asked."""
+    """Evaluates on each text and task, prints tables, and writes JSON if asked."""
+    if not arguments.data and not arguments.tasks:
+        raise UsageError("nothing to evaluate on", "add --data FILE ... or --tasks NAME=FILE ...")
+    if arguments.items is not None and not arguments.tasks:
+        raise UsageError("--items is for --tasks", "leave it out, or use --windows for texts")
     if arguments.output is not None:
         check_output(Path(arguments.output), arguments.overwrite)
+    items = open_tasks(arguments)
     model = predictors.from_arguments(arguments)
-    length = arguments.length or min(model.cfg.max_positions, LONGEST_WINDOW)
-    if length > model.cfg.max_positions:
-        raise UsageError(
-            f"--length {length} exceeds the model's {model.cfg.max_positions} positions", "ask for shorter windows"
-        )
     tokenizer = _tokenizer(model)
-    sizes = None if tokenizer is None else _byte_lengths(tokenizer)
-    texts = {
-        path: open_windows([path], length=length, vocab_size=model.cfg.vocab_size, tokenizer=tokenizer)
-        for path in arguments.data
-    }
-    separator = document_separator(arguments.data, tokenizer) if arguments.within_documents else None
-    nll = model.make_nll(arguments.batch, length, separator)
-    results = {
-        path: evaluate(nll, windows, batch_size=arguments.batch, first=arguments.windows, byte_lengths=sizes)
-        for path, windows in texts.items()
-    }
-    print(evaluation_table(results))
+    other = None
+    if arguments.against is not None:
+        other = predictors.from_source(arguments.against)
+        _check_alike(arguments, tokenizer, model, other)
+    texts = evaluate_texts(arguments, model, other, tokenizer) if arguments.data else {}
+    tasks = evaluate_tasks(items, model, other, arguments.batch)
+    tables = []
+    if texts:
+        tables.append(evaluation_table({path: result.evaluation for path, result in texts.items()}))
+        tables += [] if other is None else [f"against {arguments.against}:\n{fidelity_table(texts)}"]
+    if tasks:
+        tables.append(task_table(tasks))
+    print("\n\n".join(tables))
     if arguments.output is not None:
         record = {
             "source": arguments.source,
@@ -56,24 +46,16 @@ def run(arguments: argparse.Namespace) -> int:
             "bits": None if arguments.bits is None else float(arguments.bits),
             "granularity": arguments.granularity,
             "scale_init": arguments.scale_init,
-            "length": length,
+            "against": arguments.against,
+            "protocol": arguments.protocol,
+            "length": cut_of(arguments, model).length if texts else None,
+            "stride": arguments.stride,
             "within_documents": arguments.within_documents,
-            "texts": {path: _finite(dataclasses.asdict(result)) for path, result in results.items()},
+            "texts": {path: text_record(result) for path, result in texts.items()},
+            "tasks": {name: task_record(comparison) for name, comparison in tasks.items()},
         }
-        _write(Path(arguments.output), json.dumps(record, indent=2, allow_nan=False) + "\n")
+        _write(Path(arguments.output), json.dumps(_finite(record), indent=2, allow_nan=False) + "\n")
     return 0
-
-
-def evaluation_table(results: Mapping[str, Evaluation]) -> str:
-    """Returns one row a text."""
-
-    def cells(name: str, result: Evaluation) -> Sequence[str]:
-        error = "" if result.stderr is None else f"±{result.stderr:.4f}"
-        size = "" if result.bits_per_byte is None else f"{result.bits_per_byte:.4f}"
-        return [name, f"{result.nll:.4f}", error, format_perplexity(result.perplexity), size, f"{result.tokens:,}"]
-
-    headings = ["text", "nats/token", "stderr", "perplexity", "bits/byte", "tokens"]
-    return table(headings, [cells(name, result) for name, result in results.items()])
 
 
 def _tokenizer(model: Predictor) -> TextTokenizer | None:
@@ -82,19 +64,25 @@ def _tokenizer(model: Predictor) -> TextTokenizer | None:
     return TextTokenizer.load(model.tokenizer_files, vocab_size=model.cfg.vocab_size)
 
 
-def _byte_lengths(tokenizer: TextTokenizer) -> NDArray[np.int64] | None:
-    try:
-        return byte_lengths(tokenizer)
-    except TokenizerError as error:  # nats per token can be had all the same
-        print(f"lowbit: no bits/byte: {error.cause}", file=sys.stderr)
-        return None
+def _check_alike(
+    arguments: argparse.Namespace, tokenizer: TextTokenizer | None, model: Predictor, other: Predictor
+) -> None:
+    """Token by token, only models of one vocabulary can be compared; tasks may have two."""
+    if not arguments.data:
+        return
+    theirs = _tokenizer(other)
+    same = tokenizer is None or theirs is None or tokenizer.fingerprint() == theirs.fingerprint()
+    if model.cfg.vocab_size != other.cfg.vocab_size or not same:
+        raise UsageError(
+            f"{arguments.source} and {arguments.against} have different tokens", "compare them by --tasks alone"
+        )
 
 
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
+def _finite(value: Any) -> Any:
     """JSON has neither infinity, such as a perplexity beyond float64, nor NaN: both become null."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()
-    }
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write(path: Path, text: str) -> None:

@@ -15,7 +15,7 @@ import jax
 
 from lowbit import config as configs
 from lowbit import formats
-from lowbit.cli.evaluate import LONGEST_WINDOW, evaluation_table
+from lowbit.cli.eval_texts import LONGEST_WINDOW, evaluation_table
 from lowbit.cli.origin import source_path
 from lowbit.cli.packed_file import bits_fields
 from lowbit.cli.sources import PACKED_SUFFIXES

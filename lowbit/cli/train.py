@@ -5,7 +5,7 @@ import json
 
 from lowbit import config as configs
 from lowbit.cli.commands import PROGRAM
-from lowbit.cli.evaluate import evaluation_table
+from lowbit.cli.eval_texts import evaluation_table
 from lowbit.cli.parsing import UsageError
 from lowbit.cli.tables import fields
 from lowbit.report.table import format_seconds

@@ -21,12 +21,16 @@ class Agreement:
       top1: share of positions where both hold the same token likeliest, 0 to 1 (the lowest id of equal ones).
       max_abs: largest difference between two logits.
       positions: number of positions.
+      kl_stderr: standard error of `kl` over windows; None without windows, or for one.
+      top1_stderr: the same of `top1`.
     """
 
     kl: float
     top1: float
     max_abs: float
     positions: int
+    kl_stderr: float | None = None
+    top1_stderr: float | None = None
 
 
 def compare_logits(reference: Any, candidate: Any) -> Agreement:
@@ -66,8 +70,10 @@ def compare_models(
     total = _Totals()
     for batch, rows in full_batches(windows, batch_size, first):
         inputs = batch[:, :-1]
-        total.add(reference_fn(inputs)[:rows], candidate_fn(inputs)[:rows])
-    return total.agreement()
+        reference, candidate = reference_fn(inputs), candidate_fn(inputs)
+        for row in range(rows):  # one at a time: windows are the samples of the standard errors
+            total.add(reference[row], candidate[row])
+    return total.agreement(windows=True)
 
 
 class _Totals:
@@ -78,13 +84,14 @@ class _Totals:
         self.same = 0
         self.max_abs = 0.0
         self.positions = 0
+        self.parts: list[tuple[float, float]] = []
 
     def add(self, reference: Any, candidate: Any) -> None:
         if reference.shape != candidate.shape or 0 in reference.shape or not reference.shape:
             raise ValueError(
                 f"logits of shapes {list(reference.shape)} and {list(candidate.shape)}: both must be the same [... V]"
             )
-        vocab = reference.shape[-1]
+        vocab, kl, same, positions = reference.shape[-1], self.kl, self.same, self.positions
         reference, candidate = reference.reshape(-1, vocab), candidate.reshape(-1, vocab)
         chunk = max(1, _CHUNK_VALUES // vocab)
         for start in range(0, len(reference), chunk):
@@ -96,10 +103,14 @@ class _Totals:
             p, q = _log_softmax(p), _log_softmax(q)
             self.kl += float((np.exp(p) * (p - q)).sum())
             self.positions += len(p)
+        added = self.positions - positions
+        self.parts.append(((self.kl - kl) / added, (self.same - same) / added))
 
-    def agreement(self) -> Agreement:
-        n = self.positions
-        return Agreement(self.kl / n, self.same / n, self.max_abs, n)
+    def agreement(self, *, windows: bool = False) -> Agreement:
+        n, parts = self.positions, len(self.parts)
+        errors = np.std(self.parts, axis=0, ddof=1) / parts**0.5 if windows and parts > 1 else None
+        kl_stderr, top1_stderr = (None, None) if errors is None else map(float, errors)
+        return Agreement(self.kl / n, self.same / n, self.max_abs, n, kl_stderr, top1_stderr)
 
 
 def _log_softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:

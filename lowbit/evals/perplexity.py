@@ -46,6 +46,7 @@ def evaluate(
     batch_size: int,
     first: int | None = None,
     byte_lengths: NDArray[np.int64] | None = None,
+    counted: int | None = None,
 ) -> Evaluation:
     """Predicts every token of the windows but each window's first.
 
@@ -59,28 +60,65 @@ def evaluate(
       batch_size: b, windows a call.
       first: only the first so many windows; None takes all.
       byte_lengths: bytes per token `[V]` (`lowbit.data.byte_lengths`), for bits per byte.
+      counted: of windows that overlap (`OverlappingWindows`), how many predictions at the end of each are new; those
+        before are counted in the first window alone. None counts all. `nll_fn` must return `[b t]`.
 
     Raises:
       DataError: too few windows, a token without byte length, or text that stands for no bytes.
       ValueError: `nll_fn` returned another shape.
     """
+    return summarize(window_sums(nll_fn, windows, batch_size, first, byte_lengths, counted))
+
+
+@dataclass(frozen=True, eq=False)  # arrays have no one truth value
+class WindowSums:
+    """What the windows of a text add up to: `nats` f64[n], `predictions` i64[n], `bytes` in all or None."""
+
+    nats: NDArray[np.float64]
+    predictions: NDArray[np.int64]
+    bytes: int | None
+
+
+def window_sums(
+    nll_fn: Callable[[NDArray[np.int32]], Any],
+    windows: Windows,
+    batch_size: int,
+    first: int | None = None,
+    byte_lengths: NDArray[np.int64] | None = None,
+    counted: int | None = None,
+) -> WindowSums:
+    """Returns what `evaluate` sums up, window by window, as a paired test needs it. Arguments and errors as there."""
     sums: list[NDArray[np.float64]] = []
-    predictions = size = 0
+    predictions: list[int] = []
+    size = 0
     for batch, rows in full_batches(windows, batch_size, first):
-        sums.append(_window_sums(np.asarray(nll_fn(batch)), batch.shape)[:rows])
-        targets = batch[:rows, 1:]
-        predictions += targets.size
-        if byte_lengths is not None:
-            size += _bytes(targets, byte_lengths)
-    nats = np.concatenate(sums)
-    return _evaluation(nats, predictions, size if byte_lengths is not None else None)
+        nll = np.asarray(nll_fn(batch))
+        skipped = 0 if counted is None else batch.shape[1] - 1 - counted
+        if skipped < 0 or skipped == batch.shape[1] - 1:
+            raise DataError(
+                f"{counted} new predictions in windows of {batch.shape[1] - 1}", "ask for 1 up to the window's length"
+            )
+        for part, begin in _new_predictions(rows, not sums, skipped):
+            sums.append(_window_sums(nll, batch.shape, begin)[part])
+            targets = batch[part, 1 + begin :]
+            predictions += [targets.shape[1]] * targets.shape[0]
+            if byte_lengths is not None:
+                size += _bytes(targets, byte_lengths)
+    return WindowSums(np.concatenate(sums), np.array(predictions, np.int64), size if byte_lengths is not None else None)
 
 
-def _window_sums(nll: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float64]:
+def _new_predictions(rows: int, is_start: bool, skipped: int) -> list[tuple[slice, int]]:
+    """(rows, first prediction that counts) of a batch: the very first window counts whole."""
+    if not is_start or not skipped:
+        return [(slice(0, rows), skipped)]
+    return [(slice(0, 1), 0), (slice(1, rows), skipped)] if rows > 1 else [(slice(0, 1), 0)]
+
+
+def _window_sums(nll: NDArray[Any], shape: tuple[int, ...], begin: int) -> NDArray[np.float64]:
     rows, t = shape[0], shape[1] - 1
     if nll.shape == (rows, t):
-        return nll.astype(np.float64).sum(axis=1)
-    if nll.shape == (rows,):
+        return nll[:, begin:].astype(np.float64).sum(axis=1)
+    if nll.shape == (rows,) and begin == 0:
         return nll.astype(np.float64)
     raise ValueError(
         f"nll_fn returned shape {list(nll.shape)} for tokens {list(shape)}: return [{rows} {t}] per token or [{rows}] "
@@ -97,18 +135,24 @@ def _bytes(targets: NDArray[np.int32], byte_lengths: NDArray[np.int64]) -> int:
     return int(byte_lengths[targets].sum())
 
 
-def _evaluation(nats: NDArray[np.float64], predictions: int, size: int | None) -> Evaluation:
-    if size == 0:
+def summarize(sums: WindowSums) -> Evaluation:
+    """Returns the evaluation that windows add up to.
+
+    Raises:
+      DataError: they stand for no bytes.
+    """
+    if sums.bytes == 0:
         raise DataError("the windows stand for no bytes of text", "give text, not only special tokens")
-    count = len(nats)
-    nll = float(nats.sum()) / predictions
-    means = nats * (count / predictions)  # windows are equally long
+    count, predictions = len(sums.nats), int(sums.predictions.sum())
+    nll = float(sums.nats.sum()) / predictions
+    # Of a ratio of sums: the windows' deviations from what their lengths let expect.
+    deviations = (sums.nats - nll * sums.predictions) * (count / predictions)
     return Evaluation(
         nll=nll,
-        stderr=float(means.std(ddof=1)) / math.sqrt(count) if count > 1 else None,
+        stderr=math.sqrt(float(np.square(deviations).sum()) / (count - 1) / count) if count > 1 else None,
         perplexity=math.exp(nll) if nll < 700 else math.inf,  # float64 ends at exp(709.8)
-        bits_per_byte=float(nats.sum()) / math.log(2) / size if size is not None else None,
+        bits_per_byte=float(sums.nats.sum()) / math.log(2) / sums.bytes if sums.bytes is not None else None,
         tokens=predictions,
-        bytes=size,
+        bytes=sums.bytes,
         windows=count,
     )

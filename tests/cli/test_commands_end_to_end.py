@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from lowbit import formats
-from lowbit.cli import evaluate as cli_evaluate
+from lowbit.cli import eval_texts
 from lowbit.cli import quantized
 from lowbit.cli.run_steps import checkpoint_steps
 from lowbit.errors import CheckpointError
@@ -199,7 +199,7 @@ def test_a_rounded_model_is_the_same_on_the_fly_and_packed(lowbit, float_model, 
 
 def test_evaluation_of_a_broken_model_is_still_json(lowbit, packed, text, tmp_path, monkeypatch):
     broken = Evaluation(math.nan, None, math.inf, math.nan, tokens=8, bytes=9, windows=1)
-    monkeypatch.setattr(cli_evaluate, "evaluate", lambda *_, **__: broken)
+    monkeypatch.setattr(eval_texts, "summarize", lambda _: broken)
     output = tmp_path / "broken.json"
     done = lowbit("eval", packed, "--backend", "numpy", "--data", text, *NUMBERS, "-o", output)
     assert done.status == 0, done.err
