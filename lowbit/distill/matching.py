@@ -83,8 +83,9 @@ def relation_divergence(
     """Returns the mean KL of how positions relate, teacher against student, in nats per position and head.
 
     The relation of position i is softmax_j(x_i x_j / sqrt(h)) over j <= i, with x queries, or keys, or values
-    (MiniLMv2, arXiv 2012.15828; there without the causal mask). Widths of heads may differ, their number not. Positions are
-    visited in `chunks`, and what a chunk holds, f32[b heads t/chunks t], is made again in the backward pass.
+    (MiniLMv2, arXiv 2012.15828; there without the causal mask). Widths of heads may differ, their number not.
+    Positions are visited in `chunks`, and what a chunk holds, f32[b heads t/chunks t], is made again in the backward
+    pass.
     """
     t = own.shape[1]
 

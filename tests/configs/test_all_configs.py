@@ -9,7 +9,10 @@ import pytest
 
 from lowbit.config import load, steps
 from lowbit.errors import ConfigError
+from lowbit.sweep.spec import load_sweep
 from lowbit.train import load_trained, run
+from lowbit.train.quantization import quantization_rules
+from lowbit.train.teacher import check_distill
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
@@ -38,7 +41,10 @@ def test_docstring_is_a_record(path):
     assert f"python -m lowbit train configs/{path.name}" in command
 
 
-VARIANTS = [f"qat_smollm2.py:smoke,{name}" for name in ("bits=1", "bits=1.58", "bits=3", "bits=4", "recipe=plain")]
+VARIANTS = [
+    *(f"qat_smollm2.py:smoke,{name}" for name in ("bits=1", "bits=1.58", "bits=3", "bits=4", "recipe=plain")),
+    "onebit_smollm2.py:smoke,recipe=paper",
+]
 
 
 @pytest.mark.parametrize("spec", [*(f"{path.name}:smoke" for path in CONFIGS), *VARIANTS])
@@ -82,6 +88,26 @@ def test_every_width_learns_from_the_float_model_unless_the_recipe_is_plain():
         assert (plain.distill.weight, plain.train.batch_size) == (0.0, 32)
     with pytest.raises(ConfigError, match="no recipe 'plane'\n  -> did you mean 'plain'"):
         load(f"{spec}:recipe=plane")
+
+
+def test_onebit_has_the_papers_recipe_and_a_comparison_with_paretoq():
+    spec = str(ROOT / "configs/onebit_smollm2.py")
+    best, paper = load(spec), load(f"{spec}:recipe=paper")
+    assert (best.quant.method, best.quant.latent, best.model.linear_norm) == ("onebit", 0.0, False)
+    assert (paper.quant.method, paper.quant.latent, paper.model.linear_norm) == ("onebit", 0.01, True)
+    assert (paper.distill.weight, paper.distill.hidden_weight) == (1.0, pytest.approx(1 / (0.01 * 2048)))
+    assert (paper.optimizer.learning_rate, paper.optimizer.b2, paper.optimizer.weight_decay) == (4e-4, 0.98, 0.01)
+    assert load(f"{spec}:method=paretoq,losses=reverse,rate=1e-3").distill.divergence == "reverse"
+    for wrong in ("losses=all", "method=rtn", "recipe=plain"):
+        with pytest.raises(ConfigError, match=rf"no {wrong.split('=')[0]} '{wrong.split('=')[1]}'"):
+            load(f"{spec}:{wrong}")
+    for point in load_sweep(str(ROOT / "configs/sweeps/onebit_smollm2.py")).points:
+        config = load(spec)
+        with config.unlocked():
+            for key, value in point.items():
+                config.update_from_flattened_dict({key: value})
+        quantization_rules(config.quant)
+        check_distill(config)
 
 
 def test_a_width_without_recipe_is_refused():
