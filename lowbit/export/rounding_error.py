@@ -61,6 +61,7 @@ def logits_bound(
       logits: f32[b t V], what the runtime gives for them.
     """
     exact = runtime.weights
+    assert isinstance(exact, Weights)  # noise is put on numpy's products; compiled kernels have no place for it
     noisy = _NoisyWeights(packed, exact)
     # The runtime asks its weights for vectors, rows and products only; the noisy ones answer all three.
     runtime.weights = noisy  # type: ignore[assignment]

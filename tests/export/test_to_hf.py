@@ -1,6 +1,10 @@
 """Hugging Face folders: transformers reads config and tokenizer, weights are those of the packed file bit for bit."""
 
+import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +13,9 @@ from safetensors.numpy import load_file
 
 from lowbit.errors import ModelError
 from lowbit.export.hf import PACKED_FILE, to_hf
+from lowbit.export.rounding_error import logits_bound
 from lowbit.formats import PackedModel, PackedTensor, decode, read
-from lowbit.kernels import unstacked_shapes
+from lowbit.kernels import Runtime, unstacked_shapes
 from lowbit.llama import LlamaConfig
 from lowbit.models import load
 
@@ -67,3 +72,31 @@ def test_a_folder_with_content_and_tensors_of_another_config_are_refused(tmp_pat
     del packed.tensors["norm.scale"]
     with pytest.raises(ModelError, match=r"not those of the config: see norm\.scale"):
         to_hf(packed, tmp_path / "other")
+
+
+TORCH = """
+import sys
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
+with torch.no_grad():
+    np.save(sys.argv[3], model(torch.tensor(np.load(sys.argv[2]))).logits.numpy())
+"""
+
+
+@pytest.mark.slow
+def test_transformers_computes_the_same_logits(tmp_path):
+    """Within what float32 rounding explains. Name an interpreter with torch and transformers in LOWBIT_TORCH_PYTHON."""
+    named = os.environ.get("LOWBIT_TORCH_PYTHON")
+    if named is None and importlib.util.find_spec("torch") is None:
+        pytest.skip("needs torch: name a python with torch and transformers in LOWBIT_TORCH_PYTHON")
+    packed = packed_model((-0.75, -0.25, 0.25, 0.75))
+    to_hf(packed, tmp_path / "hf")
+    tokens = np.random.default_rng(0).integers(0, CFG.vocab_size, (2, 16))
+    np.save(tmp_path / "tokens.npy", tokens)
+    arguments = [str(tmp_path / name) for name in ("hf", "tokens.npy", "logits.npy")]
+    subprocess.run([named or sys.executable, "-c", TORCH, *arguments], check=True, capture_output=True)
+    runtime = Runtime(packed)
+    ours = runtime.forward(tokens)
+    assert np.abs(np.load(tmp_path / "logits.npy") - ours).max() <= logits_bound(packed, runtime, tokens, ours)
