@@ -7,7 +7,6 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from lowbit import config as configs
 from lowbit import formats
 from lowbit.cli.eval_texts import LONGEST_WINDOW, evaluation_table
 from lowbit.cli.origin import source_path
-from lowbit.cli.packed_file import bits_fields
 from lowbit.cli.sources import PACKED_SUFFIXES
 from lowbit.cli.tables import fields
 from lowbit.cli.usage import UsageError, check_output
@@ -57,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Quantizes, writes the result and its record, and prints what it costs and, if asked, what it lost."""
     output = Path(arguments.output).expanduser()
     packs = output.suffix in PACKED_SUFFIXES
-    method, target, options = _method(arguments), _target(arguments), _options(arguments)
+    method, target, options = method_by_name(arguments.method), _target(arguments), _options(arguments)
     _check_output(output, packs, target, arguments)
     source = load_masters(arguments.source)
     plan = Plan(method, target, options, _calibration(arguments, method, source))
@@ -96,10 +94,6 @@ def run(arguments: argparse.Namespace) -> int:
     shutil.rmtree(partial)
     _print(arguments.source, output, model, record, before, after)
     return 0
-
-
-def _method(arguments: argparse.Namespace) -> Method:
-    return method_by_name(arguments.method)
 
 
 def _target(arguments: argparse.Namespace) -> Target:
@@ -212,8 +206,6 @@ def _write(
     packed = pack_model(model.cfg, model.params, model.rules, model.state, source.tokenizer_files, meta)
     formats.write(output, packed, overwrite=arguments.overwrite)
     write_atomically(output.with_name(f"{output.name}.json"), text)
-    if model.packable:
-        print(fields(bits_fields(formats.summarize(packed, output.stat().st_size))))
 
 
 def _config(arguments: argparse.Namespace, record: dict[str, Any], output: Path) -> ConfigDict:
@@ -237,14 +229,14 @@ def _print(
     after: dict[str, Evaluation],
 ) -> None:
     print(f"{source} -> {output}")
-    lines: Sequence[tuple[str, str]] = [
+    lines = [
         ("quantized matrices", f"{model.bits:.3f} bits/weight"),
         ("whole model", f"{model.model_bits:.3f} bits/weight"),
         ("time", format_seconds(record["seconds"])),
         ("peak memory", format_bytes(record["peak_host_bytes"])),
     ]
     if not model.packable:
-        lines = [*lines, ("file", "holds float16 values: no code of one weight gives them")]
+        lines.append(("result", "holds float16 values: no code of one weight gives them"))
     print(fields(lines))
     if before:
         both = {f"{path}, float": result for path, result in before.items()}

@@ -70,7 +70,7 @@ def hqq_round(path: str, w: Float[Array, "k n"], moments: Moments | None, target
 def hqq(w: Float[Array, "k n"], quantizer: Quantizer) -> tuple[Float[Array, "k n"], State]:
     """Returns the rounded kernel and the state of a quantizer with a zero point of any value; see `hqq_round`."""
     start = quantizer.init(w)
-    scale = jnp.maximum(start["scale"], jnp.finfo(jnp.float16).tiny)
+    scale = jnp.maximum(start["scale"], float(jnp.finfo(jnp.float16).tiny))
     grouped = groups.split_like(w, scale)
     per_tensor = scale.shape[-1] == 1
 

@@ -1,0 +1,124 @@
+"""`quantize`: from a float model to a packed file, to a run that training goes on from, and what it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+
+from lowbit import config as configs
+from lowbit.train import load_trained
+from lowbit.train.setup import prepare
+from lowbit.tree import fake_quant, flatten
+
+CALIBRATION = ("--sequences", 4, "--length", 24)
+
+
+def settings(train_arguments, folder, *more):
+    """The config of a run that starts from a folder."""
+    _, spec, *overrides = train_arguments(folder.parent / "next")
+    return configs.load(spec, [*overrides, f"--config.model.source={folder}", *more])
+
+
+@pytest.fixture(scope="module")
+def quantized(float_model, text, tmp_path_factory):
+    """A run folder at 2 bits by GPTQ, and what was printed."""
+    from lowbit.cli import main
+
+    folder = tmp_path_factory.mktemp("quantized") / "gptq2"
+    arguments = ["quantize", float_model, "--method", "gptq", "--grid", "paretoq", "--bits", 2, "--data", text]
+    assert main([str(a) for a in (*arguments, *CALIBRATION, "--eval", text, "--windows", 4, "-o", folder)]) == 0
+    return folder
+
+
+def test_record_says_how_it_was_made(quantized, float_model, text):
+    record = json.loads((quantized / "quantization.json").read_text())
+    assert (record["source"], record["method"], record["grid"], record["bits"]) == (
+        str(float_model),
+        "gptq",
+        "paretoq",
+        2.0,
+    )
+    assert record["calibration"]["sequences"] == 4
+    assert record["calibration"]["source"] == str(text)
+    assert record["options"] == {"damping": 0.01, "act_order": False, "static_groups": False}
+    # Codes of 2 bits, and a float16 scale for the 32 or 48 inputs of a channel.
+    assert 2 + 16 / 48 < record["bits_per_weight"] < 2 + 16 / 32
+    assert record["peak_host_bytes"] > 1e6
+    assert record["after"][str(text)]["nll"] > 0
+    assert record["after"].keys() == record["before"].keys()
+    assert not list(quantized.parent.glob(".*"))
+
+
+def test_a_folder_exports_verifies_and_equals_the_packed_file(quantized, float_model, text, lowbit, tmp_path):
+    file = tmp_path / "exported.lowbit"
+    assert lowbit("export", quantized, "-o", file).status == 0
+    done = lowbit("verify", file)
+    assert done.status == 0, done.out + done.err
+    direct = tmp_path / "direct.lowbit"
+    arguments = ("--method", "gptq", "--grid", "paretoq", "--bits", 2, "--data", text, *CALIBRATION)
+    done = lowbit("quantize", float_model, *arguments, "-o", direct)
+    assert done.status == 0, done.err
+    assert "layer 2 of 2" in done.err
+    assert (tmp_path / "direct.lowbit.json").is_file()
+    done = lowbit("verify", direct, "--against", quantized)
+    assert "all equal bit for bit" in done.out
+
+
+def test_training_starts_where_the_quantized_model_stands(quantized, train_arguments):
+    run = load_trained(quantized)
+    start = prepare(settings(train_arguments, quantized, "--config.model.source_scales=true")).initial_state()
+    for name in ("params", "quant"):
+        theirs = {"params": run.params, "quant": run.state["quant"]}[name]
+        for path, leaf in flatten(start.variables[name]).items():
+            np.testing.assert_array_equal(leaf, flatten(theirs)[path], err_msg=path)
+    fresh = prepare(settings(train_arguments, quantized)).initial_state()
+    path = "layers/mlp/down_proj/kernel/scale"
+    assert not np.array_equal(flatten(fresh.variables["quant"])[path], flatten(run.state["quant"])[path])
+    # The first forward pass is that of the quantized model: each rounded weight is a level of it.
+    decoded = flatten(fake_quant(run.rules, run.params, run.state))["layers/mlp/down_proj/kernel"]
+    units = np.asarray(decoded) / np.asarray(flatten(run.state["quant"])[path]).astype(np.float16).astype(np.float32)
+    assert set(np.unique(np.round(units, 3))) <= {-0.75, -0.25, 0.25, 0.75}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (("--config.quant.bits=4",), r"the scales of .* are for quant.bits=2.0 \(here 4.0\)"),
+        (("--config.model.rotate=true",), "model.rotate turns weights, and no scale of the source fits them then"),
+        (("--config.model.source=elsewhere/model",), "model.source 'elsewhere/model' is no run, whose scales"),
+    ],
+)
+def test_scales_that_do_not_fit_are_refused(quantized, train_arguments, changes, message):
+    from lowbit.errors import ConfigError
+    from lowbit.train.sources import load_scales
+
+    config = settings(train_arguments, quantized, "--config.model.source_scales=true", *changes)
+    with pytest.raises(ConfigError, match=message):
+        load_scales(config)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--method", "gptq", "--bits", 3), "--method gptq needs calibration data"),
+        (("--method", "hqq", "--bits", 3, "--data", "x.txt"), "--method hqq looks at no data"),
+        (("--method", "gtpq", "--bits", 3), "unknown method 'gtpq'\n  -> did you mean 'gptq'?"),
+        (("--method", "rtn", "--bits", 3, "--damping", "0.1"), "--method rtn has no choice of --damping"),
+        (("--method", "rtn", "--bits", 3, "--granularity", 5), "a group of 5 does not divide"),
+        (("--method", "hqq", "--bits", 3, "--overwrite"), "--overwrite replaces packed files"),
+        (("--method", "hqq", "--bits", 3), "training has no quantizer with the grid 'float_zero'"),
+        (("--method", "kmeans", "--bits", "many"), "--bits is a float, which 'many' is not"),
+    ],
+)
+def test_mistakes_are_refused_before_any_work(lowbit, float_model, tmp_path, arguments, message):
+    done = lowbit("quantize", float_model, *arguments, "-o", tmp_path / "out")
+    assert done.status == 2
+    assert message in done.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_few_tokens_are_refused(lowbit, float_model, text, tmp_path):
+    arguments = ("--method", "gptq", "--bits", 3, "--data", text, "--sequences", 1, "--length", 24)
+    done = lowbit("quantize", float_model, *arguments, "-o", tmp_path / "out.lowbit")
+    assert "1 x 24 = 24 calibration tokens are too few for a kernel of 48 inputs" in done.err
+    assert not list(tmp_path.iterdir())
