@@ -9,6 +9,7 @@ import json
 import sys
 from pathlib import Path
 
+from lowbit.report.export_tables import fuzz_table, gguf_types_table, llama_cpp_table
 from lowbit.report.results import read_rows
 from lowbit.report.sweep import read_sweep, sweep_table
 from lowbit.report.table import fill_tables, lay_out, results_table, table_names
@@ -23,6 +24,10 @@ def filled_pages() -> dict[Path, str]:
         name = path.parent.name.partition("_")[2]
         tables[name] = sweep_table(read_sweep(path), "markdown")
     tables["sweep_gain"] = sweep_gain(sorted((ROOT / "docs" / "results" / "sweeps").glob("gain_*.json")))
+    results = ROOT / "docs" / "results"
+    tables["gguf_types"] = gguf_types_table(results / "gguf_types.json")
+    tables["llama_cpp"] = llama_cpp_table(results / "llama_cpp.json")
+    tables["fuzz"] = fuzz_table(results / "fuzz.json")
     # The tables of the others come from elsewhere: make_numerics_page.py, make_recipe_page.py, make_speed_page.py.
     own = ("numerics.md", "recipe.md", "speed.md")
     pages = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").glob("*.md") if p.name not in own)]
