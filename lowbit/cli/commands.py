@@ -1,19 +1,14 @@
 """The commands and their arguments, as data: parsers, `--help` and docs/commands.md are all made of it."""
 
+from lowbit.cli.bench_command import BENCH
 from lowbit.cli.command import Command, positive, whole
 from lowbit.cli.command import argument as _argument
+from lowbit.cli.generate_command import GENERATE, NO_VERIFY
 from lowbit.cli.quantize_command import QUANTIZE
 
 PROGRAM = "python -m lowbit"
 
 _PACKED = _argument("packed", metavar="PACKED", help="packed file that export wrote")
-
-_NO_VERIFY = _argument(
-    "--no-verify",
-    dest="verify",
-    action="store_false",
-    help="open the packed file without comparing its tensors with their checksums",
-)
 
 _ROUNDING = (
     _argument(
@@ -65,6 +60,25 @@ TRAIN = Command(
         _OVERRIDES,
         _argument("--resume", action="store_true", help="go on from the newest checkpoint of the run folder"),
         *_DISTRIBUTED,
+    ),
+)
+
+CACHE_TEACHER = Command(
+    "cache-teacher",
+    "keep what a teacher says of a run's text, to train from it without the teacher",
+    "Runs the teacher of a config over every window that the config's run reads, and keeps the K likeliest tokens of "
+    "each position with the probability of all others together. Prints bytes a token and what the truncation takes "
+    "away. The same command goes on where it was killed. `train` reads the folder at distill.cache.",
+    (
+        "cache-teacher configs/qat_smollm2.py:bits=2 -o caches/smollm2 --config.data.train=train.npy",
+        "train configs/qat_smollm2.py:bits=2 --config.data.train=train.npy --config.distill.cache=caches/smollm2",
+    ),
+    (
+        _CONFIG,
+        _OVERRIDES,
+        _argument("-o", "--output", metavar="FOLDER", required=True, help="new folder, or one that was interrupted"),
+        _argument("--k", metavar="K", type=positive, default=32, help="tokens kept at each position (default: 32)"),
+        _argument("--windows-per-shard", metavar="N", type=positive, default=256, help="windows a file (default: 256)"),
     ),
 )
 
@@ -187,7 +201,7 @@ EVAL = Command(
             choices=("jax", "numpy"),
             help="for a packed file: numpy runtime, or its decoded weights in jax (default: jax if installed)",
         ),
-        _NO_VERIFY,
+        NO_VERIFY,
         *_ROUNDING,
         _argument("-o", "--output", metavar="FILE", help="also write the results as JSON"),
         _argument("--overwrite", action="store_true", help="replace an existing output"),
@@ -259,57 +273,6 @@ INSPECT = Command(
     ),
 )
 
-GENERATE = Command(
-    "generate",
-    "write text with a packed file, in numpy or jax",
-    "Prints the prompt and its continuation, token by token, and the speed on stderr. Temperature 0, the default, "
-    "takes the likeliest token each time; equal seeds give equal text on one backend. A packed file runs in numpy, "
-    "which needs two packages, numpy and tokenizers, or with --backend jax on any device; other models run in jax.",
-    (
-        "generate w2.lowbit --prompt 'The ship'",
-        "generate w2.lowbit --prompt 'The ship' --tokens 200 --temperature 0.8 --top-p 0.95 --seed 1",
-        "generate w2.lowbit --prompt 'The ship' --backend jax --kv-bits 4",
-    ),
-    (
-        _argument(
-            "source", metavar="SOURCE", help="packed file; for jax also a run, Hugging Face folder, hub name or .gguf"
-        ),
-        _argument("--prompt", metavar="TEXT", required=True, help="text to go on from; '' starts at the bos token"),
-        _argument(
-            "--tokens", "--max-tokens", metavar="N", type=positive, default=100, help="tokens at most (default: 100)"
-        ),
-        _argument(
-            "--temperature", metavar="X", type=float, default=0.0, help="divides the logits (default: 0, the likeliest)"
-        ),
-        _argument("--top-k", metavar="N", type=int, help="draw among the N likeliest tokens"),
-        _argument("--top-p", metavar="P", type=float, help="draw among the fewest tokens of total probability P"),
-        _argument("--seed", metavar="N", type=whole, default=0, help="of the draws (default: 0)"),
-        _argument("--backend", choices=("numpy", "jax"), help="default: numpy for a packed file, jax for all else"),
-        _argument(
-            "--storage",
-            choices=("float32", "packed"),
-            help="of a packed file's weights: decoded once (default in numpy), or at every use: least memory (in jax)",
-        ),
-        _argument(
-            "--activations",
-            choices=("float32", "int8"),
-            help="meet packed weights as they are (default), or rounded to 8 bits a token, with integer sums",
-        ),
-        _argument("--dtype", choices=("float32", "bfloat16"), help="jax: of the rest (default: float32 on a CPU)"),
-        _argument(
-            "--kv-bits", choices=("32", "16", "8", "4"), help="jax: of keys and values (default: those of --dtype)"
-        ),
-        _argument("--no-stream", action="store_true", help="jax: one program on the device, text at the end"),
-        _argument(
-            "--threads",
-            metavar="N",
-            type=positive,
-            help="threads of numpy's BLAS (default: 1, or what OPENBLAS_NUM_THREADS and its like say)",
-        ),
-        _NO_VERIFY,
-    ),
-)
-
 TOKENIZE = Command(
     "tokenize",
     "turn text into the token shards that training reads",
@@ -371,7 +334,11 @@ REPORT = Command(
 )
 
 COMMANDS: dict[str, Command] = {
-    c.name: c for c in (TOKENIZE, ESTIMATE, TRAIN, SWEEP, QUANTIZE, EVAL, REPORT, EXPORT, VERIFY, INSPECT, GENERATE)
+    c.name: c
+    for c in (
+        *(TOKENIZE, ESTIMATE, CACHE_TEACHER, TRAIN, SWEEP, QUANTIZE),
+        *(EVAL, REPORT, EXPORT, VERIFY, INSPECT, GENERATE, BENCH),
+    )
 }
 
 

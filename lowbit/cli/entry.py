@@ -69,6 +69,10 @@ def _execute(name: str, values: argparse.Namespace) -> int:
             from lowbit.cli import estimate
 
             return estimate.run(values)
+        case "cache-teacher":
+            from lowbit.cli import cache_teacher
+
+            return cache_teacher.run(values)
         case "train":
             from lowbit.cli import train
 
@@ -105,4 +109,8 @@ def _execute(name: str, values: argparse.Namespace) -> int:
             from lowbit.cli import generate
 
             return generate.run(values)
+        case "bench":
+            from lowbit.cli import bench
+
+            return bench.run(values)
     raise AssertionError(f"command {name!r} has no implementation")

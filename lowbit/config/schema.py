@@ -86,6 +86,7 @@ def base() -> ConfigDict:
                 # chain of runs behind its source, started from
                 "teacher": "",
                 "dtype": "bfloat16",  # of the teacher's parameters in memory
+                "cache": "",  # folder that `cache-teacher` wrote, to read in place of running the teacher
             },
             "optimizer": {
                 "name": "adamw",  # "adamw", or "muon" for the layers' kernels and AdamW for everything else
@@ -142,7 +143,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
     config.model.source = ""
     config.model.rotate = False
     config.model.source_scales = False
-    config.distill.update({"weight": 0.0, "hidden_weight": 0.0, "attention_weight": 0.0})
+    config.distill.update({"weight": 0.0, "hidden_weight": 0.0, "attention_weight": 0.0, "cache": ""})
     config.train.update({"tokens": 512, "batch_size": 8, "sequence_length": 32, "accumulate": 1, "loss_chunks": 2})
     config.evaluation.update({"every_steps": 0, "windows": 8, "batch_size": 8})
     config.log.every_steps = 1

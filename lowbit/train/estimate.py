@@ -147,7 +147,7 @@ def teacher_sizes(config: ConfigDict, student: LlamaConfig) -> LlamaConfig | Non
       ModelError: its vocabulary is not the student's.
       LowbitError: it cannot be found.
     """
-    if not asks_for_teacher(config) or not (config.distill.teacher or config.model.source):
+    if not asks_for_teacher(config) or config.distill.cache or not (config.distill.teacher or config.model.source):
         return None  # the second is refused where the config is checked
     name = config.distill.teacher or float_origin(config.model.source)
     sizes = load_sizes(name)

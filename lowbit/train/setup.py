@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 from lowbit import config as configs
 from lowbit.config import ConfigDict
 from lowbit.data import TokenDataset, TokenWindows
-from lowbit.distill.objectives import TEACHER, Mix, distill
+from lowbit.distill.cached import TaughtDataset, distill_from_cache
+from lowbit.distill.objectives import TEACHER, distill
 from lowbit.errors import ConfigError, ModelError, TokenizerError, nearest
 from lowbit.linen import quantize
 from lowbit.llama import LlamaConfig, param_shapes
@@ -35,7 +36,8 @@ from lowbit.train.schedules import make_schedule
 from lowbit.train.sources import load_masters, load_scales
 from lowbit.train.state import TrainState, Tree, split
 from lowbit.train.step import Objective
-from lowbit.train.teacher import asks_for_teacher, check_distill, load_teacher
+from lowbit.train.teacher import asks_for_teacher, check_distill, load_teacher, make_mix
+from lowbit.train.teacher_cache import Lesson, check_cacheable, identity_of, open_cache, read_windows
 from lowbit.train.texts import check_names, open_texts
 from lowbit.tree import Rule, init_state, resolve, start_masters, unflatten
 
@@ -164,14 +166,21 @@ def prepare(config: ConfigDict) -> Experiment:
     teacher = load_teacher(config, source) if asks_for_teacher(config) else None
     if teacher is not None:
         check_heads(teacher.cfg, mesh)
+    # Behind a cache the teacher is only asked who it is.
+    live = None if config.distill.cache else teacher
+    if teacher is not None and config.distill.cache:
+        train = open_cache(config, teacher, cfg, train, texts.separator)
+    objective = make_objective(config, model, None if live is None else live.cfg)
+    if isinstance(train, TaughtDataset):
+        objective = distill_from_cache(model, make_mix(config), train.cache.identity.k, config.train.loss_chunks)
     return Experiment(
         config=config,
         cfg=cfg,
         rules=rules,
         model=model,
         params=make_params(),
-        constants={} if teacher is None else {TEACHER: teacher.params},
-        objective=make_objective(config, model, None if teacher is None else teacher.cfg),
+        constants={} if live is None else {TEACHER: live.params},
+        objective=objective,
         optimizer=optimizer,
         frozen=frozen_paths(groups),
         mesh=mesh,
@@ -182,6 +191,24 @@ def prepare(config: ConfigDict) -> Experiment:
         teacher="" if teacher is None else teacher.fingerprint,
         scales=load_scales(config) if config.model.source_scales else None,
     )
+
+
+def make_lesson(config: ConfigDict, k: int) -> Lesson:
+    """Returns what it takes to cache what a config's teacher says of the config's text.
+
+    Raises:
+      ConfigError: the config asks for no teacher's logits.
+      DataError: k outside of the vocabulary.
+      LowbitError: as `prepare`.
+    """
+    check_cacheable(config)
+    experiment = prepare(config)
+    teacher = load_teacher(config, None)
+    separator = getattr(experiment.model, "separator")  # noqa: B009  (nn.Module does not declare it)
+    identity = identity_of(config, teacher, experiment.cfg, experiment.train, separator, k)
+    model = make_model(config, teacher.cfg, None).clone(remat="none", separator=separator)
+    windows = read_windows(config, experiment.train)
+    return Lesson(identity, windows, experiment.train, model, teacher.params, config.train.loss_chunks)
 
 
 def make_objective(config: ConfigDict, model: Transformer, teacher: LlamaConfig | None) -> Objective:
@@ -195,16 +222,7 @@ def make_objective(config: ConfigDict, model: Transformer, teacher: LlamaConfig 
         return next_token(model, chunks)
     # No gradient reaches the teacher: nothing of it is kept, so nothing is computed again.
     wise = make_model(config, teacher, None).clone(remat="none", separator=model.separator)
-    settings = config.distill
-    mix = Mix(
-        settings.weight,
-        settings.temperature,
-        settings.divergence,
-        settings.hidden_weight,
-        settings.attention_weight,
-        settings.attention_layer,
-    )
-    return distill(wise, model, mix, chunks)
+    return distill(wise, model, make_mix(config), chunks)
 
 
 def make_model(config: ConfigDict, cfg: LlamaConfig, rules: Sequence[Rule[Any]] | None) -> Transformer:

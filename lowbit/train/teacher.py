@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lowbit.config import ConfigDict
+from lowbit.distill.cached import check_needs_no_teacher
 from lowbit.distill.losses import DIVERGENCES
+from lowbit.distill.objectives import Mix
 from lowbit.errors import ConfigError, ModelError, TokenizerError, nearest
 from lowbit.llama import LlamaConfig
 from lowbit.models.pretrained import Pretrained
@@ -34,6 +36,19 @@ class Teacher(NamedTuple):
     fingerprint: str
 
 
+def make_mix(config: ConfigDict) -> Mix:
+    """Returns the losses of the section `distill`; raises ConfigError for a number out of its range."""
+    settings = config.distill
+    return Mix(
+        settings.weight,
+        settings.temperature,
+        settings.divergence,
+        settings.hidden_weight,
+        settings.attention_weight,
+        settings.attention_layer,
+    )
+
+
 def asks_for_teacher(config: ConfigDict) -> bool:
     """Whether a loss of the section `distill` has a weight."""
     settings = config.distill
@@ -53,6 +68,12 @@ def check_distill(config: ConfigDict) -> None:
         raise ConfigError(
             f"unknown distill.divergence {settings.divergence!r}", nearest(settings.divergence, DIVERGENCES)
         )
+    if settings.cache:
+        if not settings.weight:
+            raise ConfigError(
+                f"distill.cache={settings.cache}, and distill.weight=0 learns nothing from it", "set distill.weight"
+            )
+        check_needs_no_teacher(make_mix(config))
     if asks_for_teacher(config) and not settings.teacher and not config.model.source:
         raise ConfigError(
             f"distill.weight={settings.weight}, and a run from scratch starts from no model to learn from",
