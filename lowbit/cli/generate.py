@@ -12,7 +12,7 @@ from lowbit.cli.threads import set_threads
 from lowbit.cli.usage import UsageError
 
 JAX_FLAGS = ("dtype", "kv_bits", "no_stream")
-NUMPY_FLAGS = ("threads",)
+NUMPY_FLAGS = ("threads", "kernels")
 
 
 class Writer(NamedTuple):
@@ -97,7 +97,16 @@ def _numpy_writer(arguments: argparse.Namespace) -> Writer:
 
     packed = read(Path(arguments.source).expanduser(), verify=arguments.verify)
     tokenizer = Tokenizer(packed)
-    runtime = Runtime(packed, storage=arguments.storage, activations=arguments.activations)
+    # A storage can only be chosen in numpy: whoever names one has chosen that.
+    kernels = arguments.kernels or ("auto" if arguments.storage is None else "numpy")
+    runtime = Runtime(
+        packed,
+        storage=arguments.storage,
+        kernels=kernels,
+        activations=arguments.activations,
+        threads=arguments.threads,
+    )
+    print(f"{runtime.kernels} kernels, {runtime.weights.activations} activations", file=sys.stderr)
 
     def generate(prompt: list[int]) -> Iterator[int]:
         return runtime.generate(

@@ -1,0 +1,113 @@
+"""The record of `bench cpu` as tables."""
+
+from typing import Any, Literal
+
+from lowbit.report.table import lay_out
+
+Form = Literal["markdown", "plain"]
+Row = dict[str, Any]
+
+
+def tables(record: dict[str, Any], form: Form) -> dict[str, str]:
+    """Returns the tables of a record of `lowbit.bench.cpu.measure`, by name."""
+    return {
+        "kernels.machine": machine(record, form),
+        "kernels.one_token": one_token(record, form),
+        "kernels.batches": batches(record, form),
+        "kernels.decoding": decoding(record, form),
+    }
+
+
+def bandwidth(record: dict[str, Any], threads: int) -> float:
+    """Bytes/s of reading alone with so many threads."""
+    row = next(row for row in record["reading"] if row["threads"] == threads)
+    return float(row["bytes"] / row["seconds"])
+
+
+def weights(row: Row) -> str:
+    """What a product was with: `2 bits`, `2 bits, 64 a scale`, or a type of another engine."""
+    if row["engine"] == "numpy":
+        return "float32"
+    if "kind" in row:
+        return str(row["kind"])
+    grouped = f", {row['k'] // row['groups']} a scale" if row["groups"] > 1 else ""
+    return f"{row['bits']:g} bits{grouped}"
+
+
+def machine(record: dict[str, Any], form: Form) -> str:
+    """Where the numbers are from."""
+    reading = ", ".join(f"{bandwidth(record, r['threads']) / 1e9:.1f} on {r['threads']}" for r in record["reading"])
+    lines = [
+        ["processor", f"{record['cpu']}, {record['cores']} cores"],
+        ["kernels", record["kernels"]],
+        ["reading from memory, GB/s (threads)", reading],
+        ["load when it began", f"{record['load']:.1f}"],
+        ["commit", (record["git_commit"] or "unknown")[:7]],
+        ["date", record["date"][:10]],
+    ]
+    if "peer" in record:
+        peer = record["peer"]
+        lines.append([peer["name"], f"version {peer['version']}"])
+    if "command" in record:
+        lines.append(["command", f"`{record['command']}`" if form == "markdown" else record["command"]])
+    return lay_out(["", ""], [False, False], lines, form)
+
+
+def one_token(record: dict[str, Any], form: Form) -> str:
+    """Products with one token: time, share of what reading alone reaches, and speed against numpy's float32."""
+    headings = ["outputs x inputs", "engine", "weights", "threads", "µs", "best", "MB", "of reading", "to float32"]
+    lines = []
+    for row in record["products"]:
+        if row["batch"] != 1:
+            continue
+        share = size = "–"
+        if "bytes" in row:
+            size = f"{row['bytes'] / 1e6:.1f}"
+            share = f"{row['bytes'] / row['seconds'] / bandwidth(record, row['threads']):.0%}"
+        lines.append(
+            [
+                *(f"{row['n']} x {row['k']}", row["engine"], weights(row), str(row["threads"])),
+                *(f"{1e6 * row['seconds']:,.0f}", f"{1e6 * row['best']:,.0f}", size, share, _ratio(record, row)),
+            ]
+        )
+    return lay_out(headings, [False] * 3 + [True] * 6, lines, form)
+
+
+def batches(record: dict[str, Any], form: Form) -> str:
+    """Microseconds of products with more tokens, on most threads."""
+    rows = [row for row in record["products"] if row["threads"] == max(record["plan"]["threads"])]
+    sizes = sorted({row["batch"] for row in rows})
+    found: dict[tuple[str, str, str], dict[int, float]] = {}
+    for row in rows:
+        key = f"{row['n']} x {row['k']}", row["engine"], weights(row)
+        found.setdefault(key, {})[row["batch"]] = row["seconds"]
+    headings = ["outputs x inputs", "engine", "weights", *(f"{size} tokens" for size in sizes)]
+    lines = [[*key, *(f"{1e6 * times[s]:,.0f}" if s in times else "–" for s in sizes)] for key, times in found.items()]
+    return lay_out(headings, [False] * 3 + [True] * len(sizes), lines, form)
+
+
+def decoding(record: dict[str, Any], form: Form) -> str:
+    """Whole models: tokens/s of decoding and of a prompt, bytes of the file and of the process at its largest."""
+    headings = ["model", "embedding", "engine", "weights", "tokens/s", "best", "prompt tokens/s", "file MB", "peak MB"]
+    lines = []
+    for row in record["decoding"]:
+        kind = f"{row['kind']} bits" if row["engine"] == "lowbit" else row["kind"]
+        peak = "–" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:,.0f}"
+        lines.append(
+            [
+                *(row["model"], f"{row['embedding_bits']} bits", row["engine"], kind),
+                *(f"{1 / row['token'][which]:.1f}" for which in ("seconds", "best")),
+                f"{row['prompt'] / row['prompt_seconds']['seconds']:,.0f}",
+                *(f"{row['file_bytes'] / 1e6:,.0f}", peak),
+            ]
+        )
+    return lay_out(headings, [False] * 4 + [True] * 5, lines, form)
+
+
+def _ratio(record: dict[str, Any], row: Row) -> str:
+    """How many times faster than numpy's float32, which is measured on most threads only."""
+    same = ("k", "n", "batch", "threads")
+    for other in record["products"]:
+        if other["engine"] == "numpy" and all(other[key] == row[key] for key in same):
+            return f"{other['seconds'] / row['seconds']:.1f}x"
+    return "–"
