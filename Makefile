@@ -34,7 +34,9 @@ docs: $(DEV_STAMP) ## regenerate what the docs and the README take from code and
 	$(BIN)/python scripts/make_commands_page.py
 	$(BIN)/python scripts/make_records.py
 	$(BIN)/python scripts/make_recipe_page.py
+	$(BIN)/python scripts/make_ptq_page.py
 	$(BIN)/python scripts/make_speed_page.py
+	$(BIN)/python scripts/make_kernels_page.py
 	$(BIN)/python scripts/make_tables.py
 
 clean: ## remove caches and build products, keep the environment and the runs

@@ -29,7 +29,7 @@ def filled_pages() -> dict[Path, str]:
     tables["llama_cpp"] = llama_cpp_table(results / "llama_cpp.json")
     tables["fuzz"] = fuzz_table(results / "fuzz.json")
     # The tables of the others come from elsewhere: make_numerics_page.py, make_recipe_page.py, make_speed_page.py.
-    own = ("numerics.md", "recipe.md", "speed.md")
+    own = ("numerics.md", "ptq.md", "recipe.md", "speed.md", "kernels.md")
     pages = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").glob("*.md") if p.name not in own)]
     texts = {page: page.read_text(encoding="utf-8") for page in pages}
     return {page: fill_tables(text, tables) for page, text in texts.items() if table_names(text)}

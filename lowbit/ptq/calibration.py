@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -81,7 +81,7 @@ def draw(windows: TokenWindows, count: int, seed: int, source: str) -> Calibrati
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
-    """Where calibration runs: its rows over all local devices, everything else on the first.
+    """Where calibration runs: its rows over all devices, everything else on the first.
 
     Attributes:
       rows: of hidden states `[batches b t d]`.
@@ -94,9 +94,8 @@ class Devices:
     first: jax.Device
 
     @classmethod
-    def local(cls) -> "Devices":
-        """Returns the devices of this process."""
-        devices = jax.local_devices()
+    def of(cls, devices: Sequence[jax.Device]) -> "Devices":
+        """Returns the places on these devices."""
         mesh = Mesh(np.asarray(devices), ("data",))
         return cls(NamedSharding(mesh, PartitionSpec(None, "data")), NamedSharding(mesh, PartitionSpec()), devices[0])
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,7 @@ def quantize_layers(
     finished: Path | None = None,
     origin: str = "",
     progress: Callable[[int, float], None] | None = None,
+    devices: Sequence[jax.Device] | None = None,
 ) -> list[QuantizedLayer]:
     """Quantizes every layer, one in the device's memory at a time.
 
@@ -95,6 +96,7 @@ def quantize_layers(
       finished: folder in which finished layers are kept and found again; None keeps none.
       origin: what `params` are, so that layers of another model are not taken for theirs.
       progress: called after each layer with its index and the seconds it took.
+      devices: over which the rows of calibration are spread; None takes all of this process.
 
     Raises:
       LowbitError: as `Plan.check`, before any work.
@@ -104,7 +106,7 @@ def quantize_layers(
     store = None
     if finished is not None:
         store = FinishedLayers(finished, {**plan.record(), "origin": origin, "model": dataclasses.asdict(cfg)})
-    walk = _Walk(cfg, params, plan)
+    walk = _Walk(cfg, params, plan, Devices.of(jax.local_devices() if devices is None else devices))
     layers = []
     for index in range(cfg.num_layers):
         began = time.monotonic()
@@ -125,9 +127,8 @@ def quantize_layers(
 class _Walk:
     """Activations on their way through the model, quantized and, where a method compares, float."""
 
-    def __init__(self, cfg: LlamaConfig, params: Mapping[str, Any], plan: Plan):
-        self.cfg, self.plan = cfg, plan
-        self.devices = Devices.local()
+    def __init__(self, cfg: LlamaConfig, params: Mapping[str, Any], plan: Plan, devices: Devices):
+        self.cfg, self.plan, self.devices = cfg, plan, devices
         self.hidden: jax.Array | None = None
         self.float_hidden: jax.Array | None = None
         if plan.calibration is not None:

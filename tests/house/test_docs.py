@@ -55,6 +55,12 @@ def test_numerics_page_is_current():
     assert module.PAGE.read_text(encoding="utf-8") == module.filled_page(), "run `make docs`"
 
 
+def test_page_of_methods_without_training_is_current():
+    module = script("make_ptq_page")
+    assert module.PAGE.read_text(encoding="utf-8") == module.filled_page(), "run `make docs`"
+    assert all((module.IMAGES / f"{name}.png").exists() for name in module.records())
+
+
 def test_recipe_page_is_current():
     module = script("make_recipe_page")
     assert module.PAGE.read_text(encoding="utf-8") == module.filled_page(), "run `make docs`"
@@ -63,6 +69,11 @@ def test_recipe_page_is_current():
 
 def test_speed_page_is_current():
     module = script("make_speed_page")
+    assert module.PAGE.read_text(encoding="utf-8") == module.filled_page(), "run `make docs`"
+
+
+def test_kernels_page_is_current():
+    module = script("make_kernels_page")
     assert module.PAGE.read_text(encoding="utf-8") == module.filled_page(), "run `make docs`"
 
 

@@ -12,11 +12,17 @@ from lowbit.export.packed import unpack_params
 from lowbit.models.blockwise import LINEAR_STAGES, apply_block, linear_inputs
 from lowbit.models.pretrained import Pretrained
 from lowbit.models.transformer import Transformer
-from lowbit.ptq import METHODS, Calibration, Options, Plan, assemble, draw, make_target, quantize_layers
+from lowbit.ptq import METHODS, Calibration, Options, Plan, assemble, draw, make_target
+from lowbit.ptq import quantize_layers as on_all_devices
 from lowbit.ptq.moments import moments
 from lowbit.tree import flatten, unflatten
 
 TOKENS = np.random.default_rng(7).integers(0, 40, (16, 24)).astype(np.int32)
+
+
+def quantize_layers(cfg, params, settings, **more):
+    """On one device: programs for eight take longer to compile."""
+    return on_all_devices(cfg, params, settings, devices=jax.devices()[:1], **more)
 
 
 def plan(name, grid=None, bits=3, granularity="channel", calibrated=True, **options):
@@ -30,7 +36,7 @@ def test_layers_by_themselves_are_those_of_the_model(model, block_of):
     hidden = jnp.asarray(params["embed"]["embedding"][TOKENS[:2]])
     for index in range(cfg.num_layers):
         hidden = apply_block(cfg, block_of(params, index), hidden)
-    whole = Transformer(cfg, jnp.float32).apply({"params": params}, TOKENS[:2], method="hidden")
+    whole = Transformer(cfg, jnp.float32).apply({"params": params}, jnp.asarray(TOKENS[:2]), method="hidden")
     scale = jnp.asarray(params["norm"]["scale"])[None, None]
     normed = hidden * jax.lax.rsqrt(jnp.mean(jnp.square(hidden), -1, keepdims=True) + cfg.rms_norm_eps) * scale
     np.testing.assert_allclose(normed, whole, rtol=1e-4, atol=1e-4)
@@ -82,8 +88,18 @@ def test_later_kernels_see_what_earlier_ones_became(model, block_of):
     seen = moments(cfg, "attn/o_proj/kernel", unflatten(block), hidden)
     again = METHODS["gptq"].round("attn/o_proj/kernel", block["attn/o_proj/kernel"], seen, target, Options())
     apart = np.asarray(again.w_hat) != now["attn/o_proj/kernel"]
-    # Sums over devices and batches have another order: a tie may fall to the other side, and its output follows.
+    # Sums over batches may have another order: a tie may fall to the other side, and its output follows.
     assert apart.any(axis=0).mean() < 0.1
+
+
+def test_devices_share_the_rows(model):
+    cfg, params = model
+    assert len(jax.devices()) == 8
+    settings = plan("smoothquant", bits=8)
+    for ours, theirs in zip(on_all_devices(cfg, params, settings), quantize_layers(cfg, params, settings), strict=True):
+        for path, leaf in ours.leaves.items():
+            # Maxima of activations that went through at most two layers of sums in another order.
+            np.testing.assert_allclose(leaf, theirs.leaves[path], rtol=1e-4, atol=1e-5, err_msg=path)
 
 
 def test_a_killed_run_goes_on_to_the_same_result(model, tmp_path):
