@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lowbit.numerics import grids
-from lowbit.numerics.quantizers import Quantizer, absmean_ternary, llmqat, paretoq, rtn
+from lowbit.numerics.quantizers import Quantizer, absmean_ternary, llmqat, onebit, paretoq, rtn
 from lowbit.report.table import fill_tables, table_names
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "numerics.md"
@@ -36,6 +36,7 @@ QUANTIZERS: dict[str, Quantizer] = {
     **{f"rtn({bits}, symmetric=False)": rtn(bits, symmetric=False) for bits in (2, 3, 4)},
     **{f"llmqat({bits})": llmqat(bits) for bits in (2, 3, 4)},
     "absmean_ternary()": absmean_ternary(),
+    "onebit()": onebit(),
 }
 
 AFFINE: dict[str, grids.AffineGrid] = {
@@ -79,9 +80,14 @@ def quantizer_table() -> str:
         grid = quantizer.grid
         assert grid is not None
         learns = (
-            "recomputed each step" if quantizer.dynamic else "learned" if "paretoq" in name else "fixed at the start"
+            "recomputed each step"
+            if quantizer.dynamic
+            else "learned"
+            if name.startswith(("paretoq", "onebit"))
+            else "fixed at the start"
         )
         per = {"channel": "output channel", "tensor": "matrix"}[str(quantizer.granularity)]
+        per += ", and one an input" if name.startswith("onebit") else ""
         levels = [f"`{name}`", grid.name, str(len(grid.levels)), f"{grid.bits:.3f}", f"{grid.storage_bits:g}"]
         rows.append([*levels, learns, per])
     head = ["quantizer", "grid", "levels", "information, bits", "stored bits", "scale", "one scale a"]

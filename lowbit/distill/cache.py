@@ -243,7 +243,8 @@ class TeacherCache:
 
     def fingerprint(self) -> str:
         """Returns a SHA-256 of everything in it."""
-        parts = [json.dumps(dataclasses.asdict(part)) for part in (self.identity, *self.shards)]
+        records = [dataclasses.asdict(self.identity), *map(dataclasses.asdict, self.shards)]
+        parts = [json.dumps(record) for record in records]
         return hashlib.sha256("\n".join([*parts, self.windows.tobytes().hex()]).encode()).hexdigest()
 
     def check(self, wanted: Identity, windows: NDArray[np.int64]) -> None:

@@ -4,7 +4,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -124,7 +124,8 @@ def _teach(
 
     @jax.jit
     def top(params: dict, tokens: jax.Array) -> tuple[Kept, Truncation]:
-        hidden, head = lesson.model.apply({"params": params}, tokens, method="hidden_and_head")
+        outputs: Any = lesson.model.apply({"params": params}, tokens, method="hidden_and_head")
+        hidden, head = outputs
 
         def turn(states: jax.Array) -> tuple[Kept, Truncation]:
             logits = jnp.matmul(rows(states), head, preferred_element_type=jnp.float32)
