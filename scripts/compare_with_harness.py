@@ -16,7 +16,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -131,21 +131,22 @@ def transformers_model(folder: str, batch: int) -> LM:
 
 
 def compare(
+    source: str,
     label: str,
     model: Predictor,
     other: Callable[[], LM] | None,
     folder: Path,
     items: Mapping[str, int],
     batch: int,
-) -> list[dict[str, Any]]:
-    """Returns one record a task."""
-    records = []
+) -> Iterator[dict[str, Any]]:
+    """Yields one record a task, as soon as it is there."""
     ours = HarnessModel(model, batch)
     theirs = None if other is None else other()
     for name, count in items.items():
         tasks = by_lowbit(model, folder, name, count, batch)
         harness = by_harness(ours, folder, name, count)
         record = {
+            "source": Path(source).name,
             "model": label,
             "backend": model.backend,
             "task": name,
@@ -158,13 +159,19 @@ def compare(
             reference = by_harness(theirs, folder, name, count)
             record["transformers"] = {"metrics": reference.metrics, "seconds": reference.seconds}
             record["harness_against_transformers"] = difference(harness, reference)
-        print(json.dumps(record), file=sys.stderr, flush=True)
-        records.append(record)
-    return records
+        yield record
+
+
+def put(output: Path, record: dict[str, Any]) -> None:
+    """Writes a record among those that the output has, in place of one of the same source, backend and task."""
+    kept = json.loads(output.read_text(encoding="utf-8"))["comparisons"] if output.exists() else []
+    key = ("source", "model", "backend", "task")
+    kept = [each for each in kept if any(each[name] != record[name] for name in key)]
+    output.write_text(json.dumps({"comparisons": [*kept, record]}, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:
-    """Compares, and writes JSON after each model."""
+    """Compares, and writes JSON after each task of each model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with TASK.jsonl.bz2")
     parser.add_argument(
@@ -183,29 +190,25 @@ def main() -> None:
         folder = Path(name)
         os.environ["HF_DATASETS_CACHE"] = str(folder / "cache")
         write_tasks(arguments.data, folder, list(items))
-        models: list[tuple[str, Callable[[], Predictor], Callable[[], LM] | None]] = []
+        models: list[tuple[str, str, Callable[[], Predictor], Callable[[], LM] | None]] = []
         if arguments.float:
             models.append(
                 (
+                    arguments.float,
                     "float",
                     lambda: predictors.from_source(arguments.float),
                     lambda: transformers_model(arguments.float, arguments.batch),
                 )
             )
         if arguments.run:
-            models.append(("run", lambda: predictors.from_source(arguments.run), None))
+            models.append((arguments.run, "run", lambda: predictors.from_source(arguments.run), None))
         if arguments.packed:
-            models.append(("packed", lambda: predictors.from_source(arguments.packed), None))
-            models.append(("packed", lambda: numpy_predictor(read(Path(arguments.packed))), None))
-        record: dict[str, Any] = {
-            **provenance(0),
-            "command": shlex.join(sys.argv),
-            "lm_eval_version": lm_eval.__version__,
-            "comparisons": [],
-        }
-        for label, make, other in models:
-            record["comparisons"] += compare(label, make(), other, folder, items, arguments.batch)
-            arguments.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            models.append((arguments.packed, "packed", lambda: predictors.from_source(arguments.packed), None))
+            models.append((arguments.packed, "packed", lambda: numpy_predictor(read(Path(arguments.packed))), None))
+        origin = {**provenance(0), "command": shlex.join(sys.argv), "lm_eval_version": lm_eval.__version__}
+        for source, label, make, other in models:
+            for record in compare(source, label, make(), other, folder, items, arguments.batch):
+                put(arguments.output, {**record, "origin": origin})
 
 
 if __name__ == "__main__":

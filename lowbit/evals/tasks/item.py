@@ -5,9 +5,10 @@ import gzip
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from lowbit.errors import DataError
 
@@ -99,7 +100,7 @@ def _item(line: str, read: Callable[[Mapping[str, Any]], Item], place: str) -> I
         raise DataError(f"{place}: {error.cause}", error.mend) from error
 
 
-def _open(path: Path) -> TextIO:
+def _open(path: Path) -> TextIOWrapper:
     match path.suffix:
         case ".bz2":
             return bz2.open(path, "rt", encoding="utf-8")
