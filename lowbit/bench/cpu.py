@@ -86,7 +86,6 @@ def measure(plan: Plan, peer: Peer | None = None, progress: Progress = print) ->
     if peer is not None:
         with Child(peer.command) as child:
             record["peer"] = {"name": peer.name} | child.ask(version=True)
-    record["reading"] = _reading(plan, isa)
     record["products"] = []
     for k, n in plan.shapes:
         for batch in plan.batches:
@@ -114,25 +113,21 @@ def facts() -> dict[str, Any]:
     }
 
 
-def _reading(plan: Plan, isa: str) -> list[dict[str, Any]]:
-    readers = {threads: Reading(isa, threads) for threads in plan.threads}
-    timed = _in_turns({t: r.seconds for t, r in readers.items()}, 2 * plan.repeats)
-    return [{"threads": t, "bytes": readers[t].nbytes} | _summary(timed[t]) for t in readers]
-
-
 def _products(plan: Plan, isa: str, peer: Peer | None, k: int, n: int, batch: int) -> list[dict[str, Any]]:
-    streams: dict[tuple[str, Product], Stream | FloatStream] = {}
+    streams: dict[tuple[str, Product], Stream | FloatStream | Reading] = {}
     for bits in plan.bits:
         streams["lowbit", Product(k, n, bits, batch, 1)] = Stream(Product(k, n, bits, batch, 1), isa)
     if plan.group is not None and 2 in plan.bits:
         grouped = Product(k, n, 2, batch, 1, k // plan.group)
         streams["lowbit", grouped] = Stream(grouped, isa)
     streams["numpy", Product(k, n, FLOAT_BITS, batch, 1)] = FloatStream(Product(k, n, FLOAT_BITS, batch, 1))
+    if batch == 1:
+        streams["reading", Product(k, n, 8, batch, 1)] = Reading(isa)
     rows = []
     for threads in plan.threads:
         tasks: dict[Any, Callable[[], float]] = {}
         for (engine, case), stream in streams.items():
-            if isinstance(stream, Stream):
+            if not isinstance(stream, FloatStream):
                 stream.set_threads(threads)
             elif threads != max(plan.threads):
                 continue  # BLAS takes its number when it is loaded

@@ -84,14 +84,18 @@ class FloatStream:
 class Reading:
     """Sums bytes and does nothing else: what memory gives."""
 
-    def __init__(self, isa: str, threads: int):
+    def __init__(self, isa: str):
+        self._isa, self._threads = isa.encode(), 1
         self._data = aligned_empty(TOTAL_BYTES)
         self._data[:] = 1
-        self._arguments = isa.encode(), self._data.ctypes.data, self._data.nbytes, threads
         self.nbytes = self._data.nbytes
+
+    def set_threads(self, threads: int) -> None:
+        """Sets how many read."""
+        self._threads = threads
 
     def seconds(self) -> float:
         """Returns the time of one pass."""
         began = time.perf_counter()
-        library.library().lb_read(*self._arguments)
+        library.library().lb_read(self._isa, self._data.ctypes.data, self.nbytes, self._threads)
         return time.perf_counter() - began

@@ -18,10 +18,12 @@ def tables(record: dict[str, Any], form: Form) -> dict[str, str]:
     }
 
 
-def bandwidth(record: dict[str, Any], threads: int) -> float:
-    """Bytes/s of reading alone with so many threads."""
-    row = next(row for row in record["reading"] if row["threads"] == threads)
-    return float(row["bytes"] / row["seconds"])
+def bandwidth(record: dict[str, Any], row: Row) -> float:
+    """Bytes/s of reading alone, in the same turns and with as many threads as a product with one token."""
+    same = ("k", "n", "batch", "threads")
+    found = (r for r in record["products"] if r["engine"] == "reading" and all(r[key] == row[key] for key in same))
+    reading = next(found)
+    return float(reading["bytes"] / reading["seconds"])
 
 
 def weights(row: Row) -> str:
@@ -36,7 +38,8 @@ def weights(row: Row) -> str:
 
 def machine(record: dict[str, Any], form: Form) -> str:
     """Where the numbers are from."""
-    reading = ", ".join(f"{bandwidth(record, r['threads']) / 1e9:.1f} on {r['threads']}" for r in record["reading"])
+    rates = {r["threads"]: r["bytes"] / r["seconds"] for r in record["products"] if r["engine"] == "reading"}
+    reading = ", ".join(f"{rate / 1e9:.1f} on {threads}" for threads, rate in rates.items())
     lines = [
         ["processor", f"{record['cpu']}, {record['cores']} cores"],
         ["kernels", record["kernels"]],
@@ -58,12 +61,12 @@ def one_token(record: dict[str, Any], form: Form) -> str:
     headings = ["outputs x inputs", "engine", "weights", "threads", "µs", "best", "MB", "of reading", "to float32"]
     lines = []
     for row in record["products"]:
-        if row["batch"] != 1:
+        if row["batch"] != 1 or row["engine"] == "reading":
             continue
         share = size = "–"
         if "bytes" in row:
             size = f"{row['bytes'] / 1e6:.1f}"
-            share = f"{row['bytes'] / row['seconds'] / bandwidth(record, row['threads']):.0%}"
+            share = f"{row['bytes'] / row['seconds'] / bandwidth(record, row):.0%}"
         lines.append(
             [
                 *(f"{row['n']} x {row['k']}", row["engine"], weights(row), str(row["threads"])),
@@ -75,7 +78,8 @@ def one_token(record: dict[str, Any], form: Form) -> str:
 
 def batches(record: dict[str, Any], form: Form) -> str:
     """Microseconds of products with more tokens, on most threads."""
-    rows = [row for row in record["products"] if row["threads"] == max(record["plan"]["threads"])]
+    most = max(record["plan"]["threads"])
+    rows = [row for row in record["products"] if row["threads"] == most and row["engine"] != "reading"]
     sizes = sorted({row["batch"] for row in rows})
     found: dict[tuple[str, str, str], dict[int, float]] = {}
     for row in rows:
