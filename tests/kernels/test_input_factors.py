@@ -1,4 +1,4 @@
-"""A factor for each input of a matrix: stored, read, decoded, refused where it does not fit, and run by every kernel."""
+"""A factor for each input of a matrix: stored, read, decoded, refused where it does not fit, run by every kernel."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ import pytest
 from lowbit import formats
 from lowbit.errors import FormatError
 from lowbit.formats import PackedModel, PackedTensor
-from lowbit.kernels import library, reference
+from lowbit.kernels import Runtime, library, reference
 from lowbit.kernels.matrix import CompiledMatrix
 
 BINARY = np.array([-1.0, 1.0], np.float32)
@@ -85,3 +85,23 @@ def test_every_kernel_multiplies_by_it_first(groups):
         assert compiled.has_in_scale
         np.testing.assert_array_equal(compiled.matmul(x, "int8"), of_codes)
         assert np.all(np.abs(compiled.matmul(x, "float32") - exact) <= tolerance)
+
+
+@pytest.mark.parametrize("norm", [False, True], ids=["plain", "norms behind kernels"])
+def test_compiled_kernels_run_what_numpy_runs(make_packed, norm):
+    packed = make_packed()
+    rng = np.random.default_rng(2)
+    for name, tensor in packed.tensors.items():
+        if isinstance(tensor, PackedTensor) and not tensor.transposed:
+            factors = rng.uniform(0.5, 1.5, tensor.shape[0]).astype(tensor.scale.dtype)
+            packed.tensors[name] = dataclasses.replace(tensor, in_scale=factors)
+    packed.config["lowbit_linear_norm"] = norm
+    tokens = rng.integers(0, 40, (2, 7))
+    expected = Runtime(packed).forward(tokens)
+    packed.config["lowbit_linear_norm"] = not norm
+    assert np.abs(Runtime(packed).forward(tokens) - expected).max() > 0.01
+    packed.config["lowbit_linear_norm"] = norm
+    if library.choose("auto") != "numpy":
+        compiled = Runtime(packed, kernels="auto", activations="float32").forward(tokens)
+        # Two orders of float32 sums, through two layers: some tens of roundings of logits of size 1.
+        np.testing.assert_allclose(compiled, expected, atol=1e-4 * np.abs(expected).max())
