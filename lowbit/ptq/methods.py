@@ -8,9 +8,10 @@ from lowbit.ptq.clipping import awq_round
 from lowbit.ptq.folding import awq_fold, check_alpha, smoothquant_fold
 from lowbit.ptq.gpfq import gpfq_round
 from lowbit.ptq.gptq import check_gptq, gptq_round
+from lowbit.ptq.hqq import hqq_round
 from lowbit.ptq.kmeans import kmeans_round
 from lowbit.ptq.method import Method, Options
-from lowbit.ptq.nearest import check_groups, hqq_round, nearest_round
+from lowbit.ptq.nearest import check_groups, nearest_round
 from lowbit.ptq.outliers import outlier_round
 from lowbit.ptq.target import Target
 from lowbit.ptq.vectors import check_product, check_residual, product_round, residual_round

@@ -36,7 +36,8 @@ def test_layers_by_themselves_are_those_of_the_model(model, block_of):
     hidden = jnp.asarray(params["embed"]["embedding"][TOKENS[:2]])
     for index in range(cfg.num_layers):
         hidden = apply_block(cfg, block_of(params, index), hidden)
-    whole = Transformer(cfg, jnp.float32).apply({"params": params}, jnp.asarray(TOKENS[:2]), method="hidden")
+    variables = {"params": jax.tree.map(jnp.asarray, params)}
+    whole = Transformer(cfg, jnp.float32).apply(variables, jnp.asarray(TOKENS[:2]), method="hidden")
     scale = jnp.asarray(params["norm"]["scale"])[None, None]
     normed = hidden * jax.lax.rsqrt(jnp.mean(jnp.square(hidden), -1, keepdims=True) + cfg.rms_norm_eps) * scale
     np.testing.assert_allclose(normed, whole, rtol=1e-4, atol=1e-4)
