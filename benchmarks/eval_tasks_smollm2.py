@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             model["against"] = {name: compare(result, reference[name]) for name, result in results.items()}
         reference = reference or results
         record["models"].append(model)
-        write_atomically(arguments.output, json.dumps(record, indent=2) + "\n")
+        write_atomically(arguments.output, (json.dumps(record, indent=2) + "\n").encode())
         figures = {name: round(each["metrics"]["acc"]["value"], 4) for name, each in model["tasks"].items()}
         print(f"{source}: {figures}, {model['seconds']:.0f} s", flush=True)
 

@@ -1,4 +1,4 @@
-"""Fills the tables of docs/evaluation.md from docs/results/harness_agreement.json (`scripts/compare_with_harness.py`)."""
+"""Fills the tables of docs/evaluation.md from what `scripts/compare_with_harness.py` measured."""
 
 import json
 import sys
