@@ -77,14 +77,18 @@ def build(target: Path, command: Sequence[str] | None = None, machine: str | Non
             *((SOURCES / source, Path(folder, f"{source}.o"), (digest,)) for source in SHARED),
             *((SOURCES / "ops.c", Path(folder, f"{s}.o"), (f"-DLB_ISA_{s}", *flags)) for s, flags in sets.items()),
         ]
-        _run_all([[*cc, *FLAGS, *flags, "-c", str(source), "-o", str(to)] for source, to, flags in jobs])
+        run_all([[*cc, *FLAGS, *flags, "-c", str(source), "-o", str(to)] for source, to, flags in jobs])
         library = Path(folder, LIBRARY)
-        _run_all([[*cc, "-shared", "-pthread", *(str(to) for _, to, _ in jobs), "-lm", "-o", str(library)]])
+        run_all([[*cc, "-shared", "-pthread", *(str(to) for _, to, _ in jobs), "-lm", "-o", str(library)]])
         library.replace(target)
 
 
-def _run_all(commands: Sequence[Sequence[str]]) -> None:
-    """Runs commands side by side."""
+def run_all(commands: Sequence[Sequence[str]]) -> None:
+    """Runs compilers side by side.
+
+    Raises:
+      BuildError: one that cannot be run, or what it says when it fails.
+    """
     running = []
     for command in commands:
         try:

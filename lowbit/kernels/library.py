@@ -120,10 +120,10 @@ def library_path() -> Path:
     """
     if _digest_of(installed_library()) == build.source_digest():
         return installed_library()
-    path = _cache_folder() / f"kernels-{build.source_digest()}" / build.LIBRARY
+    path = cache_folder() / f"kernels-{build.source_digest()}" / build.LIBRARY
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _only_one(path.parent / "lock"):
+        with only_one(path.parent / "lock"):
             if not path.exists():
                 build.build(path)
     except (build.BuildError, OSError) as error:
@@ -220,7 +220,8 @@ def _digest_of(path: Path) -> str | None:
     return bytes(function()).decode()
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """Returns where kernels are put that were compiled at first use."""
     named = os.environ.get(CACHE_VARIABLE)
     if named:
         return Path(named).expanduser()
@@ -228,7 +229,7 @@ def _cache_folder() -> Path:
 
 
 @contextlib.contextmanager
-def _only_one(lock: Path) -> Iterator[None]:
+def only_one(lock: Path) -> Iterator[None]:
     """Lets one process in at a time."""
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

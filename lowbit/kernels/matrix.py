@@ -1,7 +1,7 @@
 """One weight matrix as the compiled kernels read it, and its product."""
 
 import ctypes
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,16 @@ TILE_ROWS, UNIT, QUAD_BYTES = 16, 32, 64
 
 STORED_BITS = {"u1": 1, "t5": 2, "u2": 2, "u3": 3, "u4": 4, "u8": 8}
 """Bits of a code in memory, by its packing in the file. Five trits a byte would be 1.6, but take long to take apart."""
+
+
+class Parts(NamedTuple):
+    """The arrays of a packed matrix: codes u8, scale and zero [tiles g 16], levels, and a factor for each input."""
+
+    codes: NDArray[np.uint8]
+    scale: np.ndarray
+    zero: np.ndarray | None
+    levels: NDArray[np.float32]
+    in_scale: NDArray[np.float32] | None
 
 
 class CompiledMatrix:
@@ -77,6 +87,12 @@ class CompiledMatrix:
     def codes(self) -> NDArray[np.uint8]:
         """The packed units of a packed matrix, as the kernels read them."""
         return self._held[-1]
+
+    def parts(self) -> Parts:
+        """Returns the arrays of a packed matrix, which lie where the struct points."""
+        held = {array.ctypes.data: array for array in self._held}
+        s = self.struct
+        return Parts(held[s.data], held[s.scale], held[s.zero] if s.zero else None, held[s.levels], self._in_scale)
 
     @property
     def takes_int8(self) -> bool:
