@@ -1,6 +1,6 @@
 """SmolLM2-135M to signs and two vectors of values a matrix, learned from the float model.
 
-Paper: OneBit, arXiv 2402.11295: its start, gradient and losses. The budget is this repository's, a thousand times smaller.
+Paper: OneBit, arXiv 2402.11295: its start, gradient and losses. The budget is this repository's, far smaller.
 Command: python -m lowbit train configs/onebit_smollm2.py --config.run_folder=runs/onebit
     --config.model.source=SmolLM2-135M-Instruct.Q4_1.gguf --config.data.train=train.npy --config.data.valid=val.npy
 Hardware: one H100 with 80 GB.
@@ -34,8 +34,8 @@ class Losses(NamedTuple):
     hidden_weight: float = 0.0
 
 
-# The reference adds 0.01 times the divergence summed over the 2,048 tokens of a sequence to the hidden states' distance,
-# and the divergence here is a mean over tokens: the same ratio is 1 to 1 / 20.48.
+# The reference adds 0.01 times the divergence summed over the 2,048 tokens of a sequence to the hidden states'
+# distance, and the divergence here is a mean over tokens: the same ratio is 1 to 1 / 20.48.
 LOSSES = {
     "mixed": Losses(0.7),
     "paper": Losses(1.0, hidden_weight=1 / 20.48),

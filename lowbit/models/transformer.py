@@ -191,9 +191,7 @@ class Transformer(nn.Module):
 def _into_residual(cfg: LlamaConfig, dtype: DTypeLike, dot_general: DotGeneral, name: str) -> Dense:
     """A dense layer that adds to the residual stream: starts smaller, as the 2 L of them sum (GPT-2)."""
     stddev = INIT_STDDEV / (2 * cfg.num_layers) ** 0.5
-    return Dense(
-        cfg.hidden_size, dtype, dot_general=dot_general, stddev=stddev, norm=cfg.linear_norm, name=name
-    )
+    return Dense(cfg.hidden_size, dtype, dot_general=dot_general, stddev=stddev, norm=cfg.linear_norm, name=name)
 
 
 def matmuls_and_fused_attention(primitive: Any, *args: Any, **params: Any) -> Any:
