@@ -66,7 +66,8 @@ def measure(at_once: int, batches: int, overrides: Sequence[str], folder: Path) 
             ends.append(time.monotonic())
 
     began = time.monotonic()
-    run_sweep(sweep, folder, say=say)
+    if not run_sweep(sweep, folder, say=say) or len(ends) != len(sweep.points):
+        raise SystemExit(f"a point of {folder.name} was stopped or failed: its round is no measurement")
     return np.diff([began, *ends[size - 1 :: size]]).tolist()
 
 

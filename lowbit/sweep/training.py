@@ -35,7 +35,7 @@ class Program:
     """What the points of one shape share: model, data, objective, and the compiled step.
 
     Args:
-      points: all points that will be trained with it, of one program (`programs.make_batches`).
+      points: all points that will be trained with it, of one program (`programs.make_groups`).
       layers: of the model.
 
     Raises:
