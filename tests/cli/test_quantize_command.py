@@ -101,7 +101,7 @@ def test_scales_that_do_not_fit_are_refused(quantized, train_arguments, changes,
     ("arguments", "message"),
     [
         (("--method", "gptq", "--bits", 3), "--method gptq needs calibration data"),
-        (("--method", "hqq", "--bits", 3, "--data", "x.txt"), "--method hqq looks at no data"),
+        (("--method", "rtn", "--bits", 3, "--data", "x.txt"), "--method rtn looks at no data"),
         (("--method", "gtpq", "--bits", 3), "unknown method 'gtpq'\n  -> did you mean 'gptq'?"),
         (("--method", "rtn", "--bits", 3, "--damping", "0.1"), "--method rtn has no choice of --damping"),
         (("--method", "rtn", "--bits", 3, "--granularity", 5), "a group of 5 does not divide"),
