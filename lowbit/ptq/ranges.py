@@ -18,15 +18,15 @@ PERCENT = 99.9
 SHRUNK = tuple(float(x) for x in np.linspace(0.3, 1.0, 36))
 """Shares of the min-max range that the mean-square range tries."""
 
-Bounds = tuple[Float[Array, "g m"], Float[Array, "g m"]]
+Bounds = tuple[Float[Array, "*s g m"], Float[Array, "*s g m"]]
 
 
-def minmax(grouped: Float[Array, "g G m"]) -> Bounds:
+def minmax(grouped: Float[Array, "*s g G m"]) -> Bounds:
     """The least and the greatest weight of a group, and 0 among them: nothing is clipped."""
     return jnp.minimum(jnp.min(grouped, axis=-2), 0.0), jnp.maximum(jnp.max(grouped, axis=-2), 0.0)
 
 
-def percentile(grouped: Float[Array, "g G m"]) -> Bounds:
+def percentile(grouped: Float[Array, "*s g G m"]) -> Bounds:
     """Bounds that leave out `(100 - PERCENT) / 2` percent of the weights at each end."""
     out = (1.0 - PERCENT / 100.0) / 2.0
     return (
@@ -35,7 +35,7 @@ def percentile(grouped: Float[Array, "g G m"]) -> Bounds:
     )
 
 
-BOUNDS: dict[str, Callable[[Float[Array, "g G m"]], Bounds]] = {"max": minmax, "percentile": percentile}
+BOUNDS: dict[str, Callable[[Float[Array, "*s g G m"]], Bounds]] = {"max": minmax, "percentile": percentile}
 
 RANGES = ("mse", "max", "percentile")
 """How a grid is laid over the weights of a group: least squared error, all weights, or nearly all."""
@@ -55,16 +55,16 @@ def with_zero(bits: int, granularity: Granularity, name: str, dtype: DTypeLike) 
     """
     top = float(2**bits - 1)
 
-    def state_of(low: Float[Array, "g m"], high: Float[Array, "g m"]) -> State:
+    def state_of(low: Float[Array, "*s g m"], high: Float[Array, "*s g m"]) -> State:
         scale = (high - low) / top
         return {"scale": scale, "zero": jnp.clip(jnp.round(-low / scales.stored(scale, dtype)), 0.0, top)}
 
-    def error(grouped: Float[Array, "g G m"], state: State) -> Float[Array, "g m"]:
+    def error(grouped: Float[Array, "*s g G m"], state: State) -> Float[Array, "*s g m"]:
         scale, zero = scales.stored(state["scale"], dtype)[..., None, :], state["zero"][..., None, :]
         codes = jnp.clip(jnp.round(grouped / scale) + zero, 0.0, top)
         return jnp.sum(jnp.square((codes - zero) * scale - grouped), axis=-2)
 
-    def init(w: Float[Array, "k n"]) -> State:
+    def init(w: Float[Array, "*s k n"]) -> State:
         groups.check(w.shape, granularity)
         grouped = groups.split(w.astype(jnp.float32), granularity)
         if name != "mse":
