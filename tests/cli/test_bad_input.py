@@ -39,7 +39,7 @@ def refused(lowbit):
         ),
         (
             ["eval", "--data", "x", "f"],
-            r"required: SOURCE\n  -> write python -m lowbit eval SOURCE --data FILE \.\.\. ",
+            r"required: SOURCE\n  -> write python -m lowbit eval SOURCE",
         ),
         (["eval", "x", "--data", "y", "--backend", "torch"], "invalid choice: 'torch'"),
         (["train", "c.py", "--config.quant.bits", "2"], r"sets nothing\n  -> write --config\.quant\.bits=VALUE"),
