@@ -3,6 +3,7 @@
 What is compared runs in processes of its own, so that peak memory is its own and the parent can take turns.
 """
 
+import contextlib
 import json
 import subprocess
 from collections.abc import Sequence
@@ -51,5 +52,8 @@ class Child:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._process.stdin
-        self._process.stdin.close()
+        assert self._process.stdout
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         self._process.wait()
+        self._process.stdout.close()

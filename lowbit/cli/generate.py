@@ -23,12 +23,14 @@ class Writer(NamedTuple):
       generate: from these, the tokens that follow, each as soon as it is known.
       show: (tokens, those before them) -> text, piece by piece.
       streams: whether tokens come one by one.
+      engine: what computes, to be told beside its speed.
     """
 
     encode: Callable[[str], list[int]]
     generate: Callable[[list[int]], Iterable[int]]
     show: Callable[[Iterable[int], list[int]], Iterator[str]]
     streams: bool
+    engine: str
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -54,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     for piece in pieces:
         print(piece, end="", flush=True)
     print(flush=True)
-    print(speed(len(prompt), times, writer.streams), file=sys.stderr)
+    print(f"{speed(len(prompt), times, writer.streams)} ({writer.engine})", file=sys.stderr)
     return 0
 
 
@@ -106,7 +108,6 @@ def _numpy_writer(arguments: argparse.Namespace) -> Writer:
         activations=arguments.activations,
         threads=arguments.threads,
     )
-    print(f"{runtime.kernels} kernels, {runtime.weights.activations} activations", file=sys.stderr)
 
     def generate(prompt: list[int]) -> Iterator[int]:
         return runtime.generate(
@@ -118,7 +119,8 @@ def _numpy_writer(arguments: argparse.Namespace) -> Writer:
             seed=arguments.seed,
         )
 
-    return Writer(lambda text: prompt_tokens(tokenizer, text, runtime.config), generate, tokenizer.stream, True)
+    engine = f"{runtime.kernels} kernels, {runtime.weights.activations} activations"
+    return Writer(lambda text: prompt_tokens(tokenizer, text, runtime.config), generate, tokenizer.stream, True, engine)
 
 
 def _check_text(prompt: str) -> None:

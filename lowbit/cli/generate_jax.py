@@ -52,7 +52,7 @@ def writer(arguments: argparse.Namespace) -> Writer:
             pass
         return prompt
 
-    return Writer(encode, generate, tokenizer.stream, not arguments.no_stream)
+    return Writer(encode, generate, tokenizer.stream, not arguments.no_stream, f"jax on {jax.default_backend()}")
 
 
 def _generator(arguments: argparse.Namespace) -> tuple[Generator, Mapping[str, bytes]]:

@@ -169,8 +169,12 @@ def test_generate_streams_text_and_equal_seeds_agree(lowbit, packed):
     assert first.status == 0, first.err
     assert first.out.startswith("The ship")
     assert len(first.out) > len("The ship\n")
-    assert re.fullmatch(r"12 tokens; the first after \d+\.\d\d s \(prompt of \d+: [\d.]+ tokens/s\), then [\d.]+ tokens/s\n", first.err)
-    assert lowbit(*arguments, "--seed", 1, "--storage", "packed").out == first.out
+    rates = r"prompt of \d+: [\d.]+ tokens/s\), then [\d.]+ tokens/s"
+    engine = r"\(\w+ kernels, \w+ activations\)"
+    assert re.fullmatch(rf"12 tokens; the first after \d+\.\d\d s \({rates} {engine}\n", first.err)
+    assert lowbit(*arguments, "--seed", 1).out == first.out
+    in_numpy = [lowbit(*arguments, "--seed", 1, "--storage", storage).out for storage in ("packed", "float32")]
+    assert in_numpy[0] == in_numpy[1]
     assert lowbit(*arguments, "--seed", 2).out != first.out
 
 

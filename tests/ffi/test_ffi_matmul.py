@@ -1,6 +1,8 @@
 """Products of the compiled kernels in jitted programs, against the reference."""
 
 import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +68,7 @@ def test_a_matrix_is_a_tree_of_arrays_and_scans_with_others(rng: np.random.Gener
     np.testing.assert_array_equal(np.asarray(got), x)
 
 
-def test_bad_input_is_refused(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_input_is_refused(rng: np.random.Generator) -> None:
     w = kernel_matrix(packed(rng, 32, 8, 1))
     with pytest.raises(DataError, match=r"activations are float32\[2, 31\]\n  -> give float32\[... 32\]"):
         matmul(jnp.zeros((2, 31)), w)
@@ -76,10 +78,20 @@ def test_bad_input_is_refused(rng: np.random.Generator, monkeypatch: pytest.Monk
         kernel_matrix(packed(rng, 32, 8, 1), "numpy")
     with pytest.raises(Exception, match="activations hold NaN or infinity"):
         jax.block_until_ready(jax.jit(matmul)(jnp.full((1, 32), jnp.nan), w))
-    register.cache_clear()
+
+
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    kernels = library.library_path()
     monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setattr(library, "cache_folder", lambda: library.Path("/proc/nothing"))
-    with pytest.raises(KernelError, match="the kernels cannot be called from jax"):
-        register()
-    monkeypatch.undo()
+    monkeypatch.setattr(library, "library_path", lambda: kernels)
+    monkeypatch.setattr(library, "cache_folder", lambda: tmp_path)
     register.cache_clear()
+    yield
+    register.cache_clear()
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_without_a_compiler_it_says_so() -> None:
+    with pytest.raises(KernelError, match=r"no C\+\+ compiler: no-such-compiler is not there\n  -> install a C\+\+"):
+        register()
