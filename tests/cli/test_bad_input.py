@@ -192,7 +192,8 @@ def test_packed_file_without_tokenizer(lowbit, refused, save_model, text, tmp_pa
     export = ("export", save_model(tokenizer=False), "--method", "float", "-o", path)
     assert lowbit(*export).status == 0
     refused("the packed model holds no tokenizer.json", "generate", path, "--prompt", "The")
-    refused(r"is text, and the model has no tokenizer\n  -> set model.tokenizer of a run, or give .npy", "eval", path, "--data", text)
+    no_tokenizer = r"is text, and the model has no tokenizer\n  -> set model.tokenizer of a run, or give .npy"
+    refused(no_tokenizer, "eval", path, "--data", text)
 
 
 def test_tokenizer_of_another_model(refused, save_model, text):

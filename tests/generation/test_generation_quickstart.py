@@ -53,7 +53,9 @@ def test_both_backends_print_the_same_text_and_their_speed(lowbit, path):
     assert text == numpy_text
     assert text.startswith("Der Bär: ")
     rate = r"[\d.]+ tokens/s"
-    assert re.fullmatch(rf"8 tokens; the first after [\d.]+ s \(prompt of \d+: {rate}\), then {rate} \(jax on \w+\)\n", speed)
+    assert re.fullmatch(
+        rf"8 tokens; the first after [\d.]+ s \(prompt of \d+: {rate}\), then {rate} \(jax on \w+\)\n", speed
+    )
     status, whole, speed = lowbit(*command, "--backend", "jax", "--no-stream", "--storage", "float32")
     assert (status, whole) == (0, text)
     assert re.fullmatch(rf"8 tokens after a prompt of \d+ in [\d.]+ s: {rate} \(jax on \w+\)\n", speed)
