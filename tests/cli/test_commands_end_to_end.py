@@ -8,8 +8,7 @@ import shutil
 import pytest
 
 from lowbit import formats
-from lowbit.cli import eval_texts
-from lowbit.cli import quantized
+from lowbit.cli import eval_texts, quantized
 from lowbit.cli.run_steps import checkpoint_steps
 from lowbit.errors import CheckpointError
 from lowbit.evals import Evaluation
