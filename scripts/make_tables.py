@@ -28,9 +28,12 @@ def filled_pages() -> dict[Path, str]:
     tables["gguf_types"] = gguf_types_table(results / "gguf_types.json")
     tables["llama_cpp"] = llama_cpp_table(results / "llama_cpp.json")
     tables["fuzz"] = fuzz_table(results / "fuzz.json")
-    # The tables of the others come from elsewhere: make_numerics_page.py, make_recipe_page.py, make_speed_page.py.
-    own = ("numerics.md", "ptq.md", "recipe.md", "speed.md", "kernels.md")
-    pages = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").glob("*.md") if p.name not in own)]
+    # A page with a script of its own, make_NAME_page.py, has its tables from there.
+    own = {
+        script.stem.removeprefix("make_").removesuffix("_page")
+        for script in Path(__file__).parent.glob("make_*_page.py")
+    }
+    pages = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").glob("*.md") if p.stem not in own)]
     texts = {page: page.read_text(encoding="utf-8") for page in pages}
     return {page: fill_tables(text, tables) for page, text in texts.items() if table_names(text)}
 
