@@ -1,11 +1,12 @@
 """The parameters of a packed model laid out for the compiled kernels, and a forward pass over them."""
 
 import ctypes
+import mmap
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lowbit.formats import PackedModel, PackedTensor, decode
+from lowbit.formats import PackedModel, PackedTensor, StoredTensor, decode
 from lowbit.formats.tensors import located
 from lowbit.kernels import library as native
 from lowbit.kernels.cache import KVCache
@@ -63,6 +64,7 @@ class CompiledWeights:
                 if isinstance(tensor, PackedTensor) and tensor.transposed != transposed:
                     tensor = tensor.decode()  # rows along the wrong axis: scales do not factor out of its products
                 self.matrices[name] = CompiledMatrix(tensor, isa, threads, transposed=transposed)
+                _release(packed.tensors[name])
         self._layers = (native.Layer * config.num_layers)(*map(self._layer, range(config.num_layers)))
         self._model = native.Model(
             config.num_layers,
@@ -155,3 +157,12 @@ class CompiledWeights:
             for field in ("q", "k", "v"):
                 setattr(layer, f"{field}_bias", self._vectors[f"{at}.attn.{field}_proj.bias"].ctypes.data)
         return layer
+
+
+def _release(tensor: StoredTensor) -> None:
+    """Lets go of the memory-mapped pages of what was packed anew, or they would count until the system wants them."""
+    array: object = tensor.packed if isinstance(tensor, PackedTensor) else None
+    while isinstance(array, np.ndarray):
+        array = array.base
+    if isinstance(array, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        array.madvise(mmap.MADV_DONTNEED)

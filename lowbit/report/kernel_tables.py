@@ -7,6 +7,9 @@ from lowbit.report.table import lay_out
 Form = Literal["markdown", "plain"]
 Row = dict[str, Any]
 
+BUSY = 0.5
+"""Load of a machine, in programs that want to run, from which on threads wait for others than their own."""
+
 
 def tables(record: dict[str, Any], form: Form) -> dict[str, str]:
     """Returns the tables of a record of `lowbit.bench.cpu.measure`, by name."""
@@ -48,6 +51,8 @@ def machine(record: dict[str, Any], form: Form) -> str:
         ["commit", (record["git_commit"] or "unknown")[:7]],
         ["date", record["date"][:10]],
     ]
+    if record["load"] > BUSY:
+        lines.append(["caution", "other programs ran beside it: times on all threads are not those of a free machine"])
     if "peer" in record:
         peer = record["peer"]
         lines.append([peer["name"], f"version {peer['version']}"])

@@ -5,36 +5,49 @@
 
 #include "ops.h"
 
+enum { MOST_DIGITS = 8 };
+
 typedef struct {
     const uint8_t *rows;
     int64_t row_bytes;
     int base, digits, word_bytes, num_levels;
     lb_matrix shape;
     uint8_t *units;
+    uint8_t digits_of[256][MOST_DIGITS]; /* where a word is a byte */
+    uint8_t bad_byte[256];
     atomic_int status;
 } prepack_call;
 
+/* One word to its digits, which may be written beyond the last code: 8 bytes. Returns whether a digit has no level, or
+ * the word is none that digits make. */
+static int take_apart(const prepack_call *c, uint32_t word, uint8_t *digits) {
+    int bad = 0;
+    for (int digit = 0; digit < MOST_DIGITS; digit++) {
+        digits[digit] = digit < c->digits ? (uint8_t)(word % (uint32_t)c->base) : 0;
+        bad |= digits[digit] >= c->num_levels;
+        if (digit < c->digits) word /= (uint32_t)c->base;
+    }
+    return bad || word;
+}
+
 /* One row to one code a byte. Words are little-endian numbers in a base, low digit first; what follows the last code
- * must be zero. Returns LB_BAD_CODE for a digit without a level, a word that no digits make, or a dirty end. */
+ * must be zero. Returns LB_BAD_CODE for what no codes pack to. */
 static int unpack_row(const prepack_call *c, const uint8_t *row, uint8_t *codes) {
     const int64_t k = c->shape.k;
     int bad = 0;
-    for (int64_t first = 0, at = 0; first < k; first += c->digits, at += c->word_bytes) {
+    int64_t first = 0;
+    for (int64_t at = 0; first < k; first += c->digits, at += c->word_bytes) {
+        if (c->word_bytes == 1) {
+            memcpy(codes + first, c->digits_of[row[at]], MOST_DIGITS);
+            bad |= c->bad_byte[row[at]];
+            continue;
+        }
         uint32_t word = 0;
         for (int byte = 0; byte < c->word_bytes && at + byte < c->row_bytes; byte++)
             word |= (uint32_t)row[at + byte] << 8 * byte;
-        for (int digit = 0; digit < c->digits; digit++) {
-            uint32_t code = word % (uint32_t)c->base;
-            word /= (uint32_t)c->base;
-            if (first + digit < k) {
-                codes[first + digit] = (uint8_t)code;
-                bad |= code >= (uint32_t)c->num_levels;
-            } else {
-                bad |= code != 0;
-            }
-        }
-        bad |= word != 0;
+        bad |= take_apart(c, word, codes + first);
     }
+    for (int64_t i = k; i < first; i++) bad |= codes[i] != 0;
     return bad ? LB_BAD_CODE : LB_OK;
 }
 
@@ -102,6 +115,8 @@ int lb_prepack(const uint8_t *rows, int64_t row_bytes, int64_t k, int64_t n, int
                          .num_levels = num_levels,
                          .shape = {.kind = LB_PACKED, .bits = bits, .k = k, .n = n, .groups = groups},
                          .units = units};
+    for (uint32_t byte = 0; byte < 256 && word_bytes == 1; byte++)
+        call.bad_byte[byte] = (uint8_t)take_apart(&call, byte, call.digits_of[byte]);
     if (lb_team_run(prepack_tiles, &call, threads)) return LB_NO_THREADS;
     return atomic_load(&call.status);
 }
