@@ -52,7 +52,9 @@ class Alone:
     def start(self, experiments: Sequence[Experiment]) -> TrainState:
         """See `Lanes`."""
         (experiment,) = experiments
-        return self._starts.make(experiment)
+        placed = experiment.restorable_state().constants
+        state = self._starts.make(experiment)
+        return dataclasses.replace(state, constants=placed | state.constants)
 
     def step(self, state: TrainState, batches: Sequence[np.ndarray]) -> tuple[TrainState, Metrics]:
         """See `Lanes`."""
@@ -86,7 +88,7 @@ class Together:
         devices = jax.devices()[: math.gcd(lanes, jax.device_count())]
         mesh = jax.make_mesh((len(devices),), ("lanes",), axis_types=(AxisType.Auto,), devices=devices)
         self._everywhere, self._by_lane = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("lanes",)))
-        self._starts = _Starts(dataclasses.replace(experiment, constants={}))
+        self._starts = _Starts(experiment)
         # What no lane has of its own, such as a teacher, is in memory once.
         self._shared = jax.device_put(experiment.constants, self._everywhere)
         self._step_on_one_batch = jax.jit(jax.vmap(step, in_axes=(0, None, None)), donate_argnums=0)
@@ -95,7 +97,7 @@ class Together:
 
     def start(self, experiments: Sequence[Experiment]) -> TrainState:
         """See `Lanes`."""
-        states = [self._starts.make(dataclasses.replace(experiment, constants={})) for experiment in experiments]
+        states = [self._starts.make(experiment) for experiment in experiments]
         return jax.device_put(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states), self._by_lane)
 
     def step(self, state: TrainState, batches: Sequence[np.ndarray]) -> tuple[TrainState, Metrics]:
@@ -110,21 +112,26 @@ class Together:
 
 
 class _Starts:
-    """States before the first step; points of the same widths share the program that makes them."""
+    """States before the first step, without `Experiment.constants`; points of the same widths share their program."""
 
     def __init__(self, experiment: Experiment):
-        self._shardings = jax.tree.map(lambda leaf: leaf.sharding, experiment.abstract_state())
+        self._shardings = jax.tree.map(lambda leaf: leaf.sharding, _bare(experiment).abstract_state())
         self._places = sharding.variable_shardings(experiment.mesh, {"params": experiment.params})["params"]
-        self._compiled: dict[tuple[float, ...], Callable[[Tree], TrainState]] = {}
+        self._compiled: dict[tuple[float, ...], Callable[[Tree, Tree | None], TrainState]] = {}
 
     def make(self, experiment: Experiment) -> TrainState:
         widths = tuple(experiment.config.quant.layer_bits)
         if widths not in self._compiled:
-            self._compiled[widths] = jax.jit(experiment.make_state, out_shardings=self._shardings)
-        state = self._compiled[widths](jax.device_put(experiment.params, self._places))
+            self._compiled[widths] = jax.jit(_bare(experiment).make_state, out_shardings=self._shardings)
+        state = self._compiled[widths](jax.device_put(experiment.params, self._places), experiment.scales)
         return dataclasses.replace(
             state, opt_state=with_peak(state.opt_state, experiment.config.optimizer.learning_rate)
         )
+
+
+def _bare(experiment: Experiment) -> Experiment:
+    """Without what is there already, such as a teacher, which a compiled function would hold as a literal."""
+    return dataclasses.replace(experiment, constants={})
 
 
 def _pure_step(experiment: Experiment) -> TrainStep:

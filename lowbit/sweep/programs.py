@@ -30,9 +30,9 @@ class Group:
 def make_groups(points: Sequence[Point], at_once: int) -> list[Group]:
     """Groups points by program.
 
-    What may differ inside of a program: the seed, the peak learning rate, and the width of ParetoQ's grids. A point
-    that has no other of its kind, or whose parameters are cut over devices, is a run of its own; with `at_once` = 0
-    every point is.
+    What may differ inside of a program: the seed, the peak learning rate, and the width of ParetoQ's grids where no
+    scales are taken over. A point that has no other of its kind, or whose parameters are cut over devices, is a run of
+    its own; with `at_once` = 0 every point is.
     """
     alike: dict[str, list[Point]] = {}
     for point in points:
@@ -50,8 +50,8 @@ def _program(config: ConfigDict) -> str:
     """Everything of a config that a program is made of, as text."""
     settings = json.loads(to_json(config))
     del settings["seed"], settings["run_folder"], settings["optimizer"]["learning_rate"]
-    # An override may take its width from the one that is swept, or have its own.
-    if config.quant.method == "paretoq" and not config.quant.overrides:
+    # An override may take its width from the one that is swept, or have its own; scales that a run starts with fit one.
+    if config.quant.method == "paretoq" and not config.quant.overrides and not config.model.source_scales:
         del settings["quant"]["bits"], settings["quant"]["layer_bits"]
     return json.dumps(settings, sort_keys=True)
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from lowbit import config as configs
 from lowbit.config import ConfigDict
+from lowbit.distill.objectives import PARTS
 from lowbit.errors import ConfigError
 from lowbit.evals import Evaluation, evaluate
 from lowbit.sweep.lanes import Alone, Lanes, Together
@@ -204,11 +205,7 @@ class _Batch:
                         "lr": float(metrics["learning_rate"][index]),
                         "grad_norm": float(metrics["grad_norm"][index]),
                         "param_norm": float(metrics["param_norm"][index]),
-                        **(
-                            {"cross_entropy": float(metrics["cross_entropy"][index])}
-                            if "cross_entropy" in metrics
-                            else {}
-                        ),
+                        **{name: float(metrics[name][index]) for name in PARTS if name in metrics},
                         "tokens_per_s": speed if steady else None,
                         "elapsed": self.seconds(),
                     }

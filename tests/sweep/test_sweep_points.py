@@ -28,6 +28,14 @@ def groups(base, tmp_path):
     return make
 
 
+def test_points_that_take_scales_over_share_a_width(groups):
+    axes = {"quant.bits": (2, 4), "seed": (0, 1)}
+    assert groups(axes, 8, "model.source_scales=true") == [
+        (["bits=2,seed=0", "bits=2,seed=1"], 2),
+        (["bits=4,seed=0", "bits=4,seed=1"], 2),
+    ]
+
+
 def test_a_product_has_every_combination_and_the_last_axis_is_fastest():
     points = product({"quant.bits": (1, 2), "seed": (0, 1)})
     assert points == (

@@ -1,5 +1,6 @@
 """Sweeps that train: equal to single runs, resumed after a kill, and going on where a point breaks."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -15,8 +16,10 @@ import pytest
 
 from lowbit.config import to_json
 from lowbit.errors import ConfigError, DataError, NonFiniteError, RuleError, RunFolderError
-from lowbit.sweep import Sweep, driver, product, run_sweep
-from lowbit.sweep.lanes import Together
+from lowbit.sweep import Sweep, driver, make_points, product, run_sweep
+from lowbit.sweep.lanes import Alone, Together
+from lowbit.train.setup import prepare
+from lowbit.tree import flatten
 
 FEW = (
     {"quant.bits": 1, "optimizer.learning_rate": 1e-2, "seed": 0},
@@ -78,6 +81,37 @@ def test_points_side_by_side_are_single_runs_as_closely_as_float32_lets_them(bas
             point["evaluations"]["tokens"]["nll"], single["evaluations"]["tokens"]["nll"], rtol=rtol
         )
         assert point["bits_per_weight"] == single["bits_per_weight"]
+
+
+@pytest.fixture(scope="module")
+def taught(alone):
+    """Overrides: points that start with masters and scales of a run at 1 bit, and learn from it."""
+    source = alone / "points" / summary(alone)["points"][0]["name"]
+    distill = (f"distill.teacher={source}", "distill.weight=0.5")
+    return (f"model.source={source}", "model.source_scales=true", "quant.bits=1", *distill)
+
+
+def test_lanes_start_with_the_scales_and_the_teacher_of_a_run(base, taught, tmp_path):
+    (point,) = make_points(Sweep(base, ({"seed": 0},)), tmp_path, taught)
+    experiment = prepare(point.config)
+    want = experiment.initial_state()
+    jax.tree.map(np.testing.assert_array_equal, Alone(experiment).start([experiment]), want)
+    together = Together(experiment, 2).start([experiment, experiment])
+    for path, leaf in flatten(want.params["quant"]).items():
+        np.testing.assert_array_equal(flatten(together.params["quant"])[path], np.stack([leaf, leaf]), err_msg=path)
+    fresh = dataclasses.replace(experiment, scales=None).initial_state()
+    path = "layers/mlp/down_proj/kernel/scale"
+    assert not np.array_equal(*(flatten(state.params["quant"])[path] for state in (want, fresh)))
+
+
+def test_points_log_what_their_loss_is_made_of(base, taught, tmp_path):
+    folder = tmp_path / "sweep"
+    assert run_sweep(Sweep(base, product({"seed": (0, 1)}), taught, points_at_once=2), folder)
+    for point in summary(folder)["points"]:
+        for row in rows(folder / "points" / point["name"]):
+            # In float32: three roundings of the terms and one of the sum.
+            parts = 0.5 * row["cross_entropy"] + 0.5 * row["divergence"]
+            np.testing.assert_allclose(parts, row["loss"], rtol=4 * 2.0**-24)
 
 
 def test_a_run_of_its_own_that_breaks_is_recorded(base, tmp_path, monkeypatch):
