@@ -71,14 +71,14 @@ class FinishedLayers:
         """Opens or makes the folder.
 
         Raises:
-          RunFolderError: it holds layers of other settings.
+          RunFolderError: it holds layers of other settings, which say what model and version they are of.
         """
         self._folder = folder
         text = json.dumps(settings, indent=2, sort_keys=True)
         place = folder / "settings.json"
         if place.is_file() and place.read_text() != text:
             raise RunFolderError(
-                f"{folder} holds layers that were quantized with other settings",
+                f"{folder} holds layers of another model or version, or that were quantized with other settings",
                 "remove it, or give another output",
             )
         folder.mkdir(parents=True, exist_ok=True)

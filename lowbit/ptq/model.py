@@ -20,7 +20,9 @@ from lowbit.ptq.method import Method, Options, Rounded
 from lowbit.ptq.methods import check
 from lowbit.ptq.moments import Moments, advance, moments, output_error
 from lowbit.ptq.target import Target
+from lowbit.train.teacher import fingerprint
 from lowbit.tree import flatten, unflatten
+from lowbit.version import __version__
 
 KERNELS = tuple(path for stage in LINEAR_STAGES for path in stage)
 
@@ -94,18 +96,27 @@ def quantize_layers(
       params: float parameters with stacked layers, numpy.
       plan: method, target, calibration.
       finished: folder in which finished layers are kept and found again; None keeps none.
-      origin: what `params` are, so that layers of another model are not taken for theirs.
+      origin: where `params` come from, which the settings beside finished layers name.
       progress: called after each layer with its index and the seconds it took.
       devices: over which the rows of calibration are spread; None takes all of this process.
 
     Raises:
       LowbitError: as `Plan.check`, before any work.
+      RunFolderError: `finished` holds layers of other parameters, settings or another version.
       QuantizerError: a Hessian that cannot be factored; the message names its kernel.
     """
     plan.check(cfg)
     store = None
     if finished is not None:
-        store = FinishedLayers(finished, {**plan.record(), "origin": origin, "model": dataclasses.asdict(cfg)})
+        settings = {
+            **plan.record(),
+            "origin": origin,
+            "model": dataclasses.asdict(cfg),
+            # The same path may hold another checkpoint by now, and another version may round otherwise.
+            "parameters": fingerprint(flatten(params)),
+            "version": __version__,
+        }
+        store = FinishedLayers(finished, settings)
     walk = _Walk(cfg, params, plan, Devices.of(jax.local_devices() if devices is None else devices))
     layers = []
     for index in range(cfg.num_layers):

@@ -120,8 +120,12 @@ def test_a_killed_run_goes_on_to_the_same_result(model, tmp_path):
     for ours, theirs in zip(resumed, whole, strict=True):
         jax.tree.map(np.testing.assert_array_equal, ours.leaves, theirs.leaves)
         assert {k: v.error for k, v in ours.kernels.items()} == {k: v.error for k, v in theirs.kernels.items()}
-    with pytest.raises(RunFolderError, match="holds layers that were quantized with other settings"):
+    refused = pytest.raises(RunFolderError, match=r"holds layers of another model .* quantized with other settings")
+    with refused:
         quantize_layers(cfg, params, plan("gptq", bits=2), finished=tmp_path / "layers", origin="m")
+    trained_on = jax.tree.map(lambda leaf: leaf + np.float32(1e-3), params)
+    with refused:
+        quantize_layers(cfg, trained_on, plan("gptq"), finished=tmp_path / "layers", origin="m")
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
