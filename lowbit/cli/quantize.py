@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import json
-import resource
 import shutil
 import sys
 import time
@@ -40,6 +39,7 @@ from lowbit.ptq import (
     write_run,
 )
 from lowbit.report.table import format_bytes, format_seconds
+from lowbit.train.metrics import finite
 from lowbit.train.provenance import provenance
 from lowbit.train.run_folder import RunFolder, write_atomically
 from lowbit.train.sources import load_masters
@@ -181,10 +181,14 @@ def _progress(layers: int) -> Any:
 
 
 def _memory() -> dict[str, int]:
-    """The most memory that the process and its first device have held so far, in bytes."""
+    """The most memory that the process and its first device have held so far, in bytes; only what can be known."""
     statistics = jax.local_devices()[0].memory_stats() or {}
-    peak = {"peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
-    return {**peak, "peak_device_bytes": statistics["peak_bytes_in_use"]} if statistics else peak
+    peak = {"peak_device_bytes": statistics["peak_bytes_in_use"]} if statistics else {}
+    try:
+        import resource
+    except ImportError:  # not every system counts it
+        return peak
+    return {"peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, **peak}
 
 
 def _write(
@@ -195,7 +199,7 @@ def _write(
     record: dict[str, Any],
     arguments: argparse.Namespace,
 ) -> None:
-    text = json.dumps(record, indent=2, allow_nan=False).encode()
+    text = json.dumps(finite(record), indent=2, allow_nan=False).encode()  # an error relative to zeros is NaN
     if not packs:
         write_run(model, output, _config(arguments, record, output), source.tokenizer_files)
         write_atomically(output / RECORD, text)
@@ -233,8 +237,9 @@ def _print(
         ("quantized matrices", f"{model.bits:.3f} bits/weight"),
         ("whole model", f"{model.model_bits:.3f} bits/weight"),
         ("time", format_seconds(record["seconds"])),
-        ("peak memory", format_bytes(record["peak_host_bytes"])),
     ]
+    if "peak_host_bytes" in record:
+        lines.append(("peak memory", format_bytes(record["peak_host_bytes"])))
     if not model.packable:
         lines.append(("result", "holds float16 values: no code of one weight gives them"))
     print(fields(lines))

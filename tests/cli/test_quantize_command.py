@@ -1,6 +1,7 @@
 """`quantize`: from a float model to a packed file, to a run that training goes on from, and what it refuses."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import pytest
 from lowbit import config as configs
 from lowbit.train import load_trained
 from lowbit.train.setup import prepare
-from lowbit.tree import fake_quant, flatten
+from lowbit.train.sources import load_masters
+from lowbit.tree import fake_quant, flatten, unflatten
 
 CALIBRATION = ("--sequences", 4, "--length", 24)
 
@@ -78,6 +80,26 @@ def test_training_starts_where_the_quantized_model_stands(quantized, train_argum
     decoded = flatten(fake_quant(run.rules, run.params, run.state))["layers/mlp/down_proj/kernel"]
     units = np.asarray(decoded) / np.asarray(flatten(run.state["quant"])[path]).astype(np.float16).astype(np.float32)
     assert set(np.unique(np.round(units, 3))) <= {-0.75, -0.25, 0.25, 0.75}
+
+
+def test_a_kernel_of_zeros_has_no_relative_error(lowbit, float_model, tmp_path, monkeypatch):
+    from lowbit.cli import quantize
+
+    def with_zeros(source):
+        loaded = load_masters(source)
+        path = "layers/attn/o_proj/kernel"
+        flat = flatten(loaded.params)
+        return loaded._replace(params=unflatten(flat | {path: np.zeros_like(flat[path])}))
+
+    monkeypatch.setattr(quantize, "load_masters", with_zeros)
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on a system without it
+    file = tmp_path / "zeros.lowbit"
+    done = lowbit("quantize", float_model, "--method", "rtn", "--bits", 3, "-o", file)
+    assert done.status == 0, done.err
+    assert "peak memory" not in done.out
+    record = json.loads((tmp_path / "zeros.lowbit.json").read_text())
+    assert record["relative_errors"]["attn/o_proj/kernel"] == [None, None]
+    assert "peak_host_bytes" not in record
 
 
 @pytest.mark.parametrize(
