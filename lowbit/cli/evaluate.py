@@ -3,12 +3,14 @@
 import argparse
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
 from lowbit.cli import predictors
 from lowbit.cli.eval_tasks import evaluate_tasks, open_tasks, task_record, task_table
 from lowbit.cli.eval_texts import cut_of, evaluate_texts, evaluation_table, fidelity_table, text_record
+from lowbit.cli.sources import kind_of
 from lowbit.cli.usage import UsageError, check_output
 from lowbit.data import TextTokenizer
 from lowbit.evals.predictor import Predictor
@@ -20,10 +22,17 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("nothing to evaluate on", "add --data FILE ... or --tasks NAME=FILE ...")
     if arguments.items is not None and not arguments.tasks:
         raise UsageError("--items is for --tasks", "leave it out, or use --windows for texts")
+    if arguments.against is not None and (arguments.stride or arguments.within_documents):
+        raise UsageError(
+            "--against compares predictions that see all of a window, each once",
+            "leave out --stride and --within-documents",
+        )
     if arguments.output is not None:
         check_output(Path(arguments.output), arguments.overwrite)
     items = open_tasks(arguments)
     model = predictors.from_arguments(arguments)
+    if arguments.data and not arguments.within_documents:
+        _say_if_trained_within_documents(arguments.source)
     tokenizer = _tokenizer(model)
     other = None
     if arguments.against is not None:
@@ -62,6 +71,20 @@ def _tokenizer(model: Predictor) -> TextTokenizer | None:
     if "tokenizer.json" not in model.tokenizer_files:
         return None
     return TextTokenizer.load(model.tokenizer_files, vocab_size=model.cfg.vocab_size)
+
+
+def _say_if_trained_within_documents(source: str) -> None:
+    if kind_of(source) != "run":
+        return
+    from lowbit.train.run_folder import RunFolder
+
+    config, _, _ = RunFolder(Path(source).expanduser()).read()
+    if not config.data.attend_across_documents:
+        print(
+            f"lowbit: {source} was trained with data.attend_across_documents=false, and without --within-documents "
+            "its tokens see across documents here",
+            file=sys.stderr,
+        )
 
 
 def _check_alike(

@@ -18,12 +18,12 @@ def test_tasks_and_texts_are_compared_with_another_model(lowbit, float_model, pi
     output = tmp_path / "out.json"
     done = lowbit(
         *("eval", float_model, "--method", "rtn", "--bits", 1, "--against", float_model, "--tasks", f"piqa={piqa}"),
-        *("--data", text, "--length", 16, "--stride", 8, "--windows", 3, "-o", output),
+        *("--data", text, "--length", 16, "--windows", 3, "-o", output),
     )
     assert done.status == 0, done.err
     record = json.loads(output.read_text())
     on_text = record["texts"][str(text)]
-    assert on_text["tokens"] == 16 + 8 + 8
+    assert on_text["tokens"] == 3 * 16
     assert on_text["against"]["agreement"]["kl"] > 0
     assert on_text["against"]["agreement"]["positions"] == 3 * 16
     assert on_text["against"]["nats"]["samples"] == 3
@@ -57,6 +57,11 @@ def test_papers_windows_have_one_prediction_less(lowbit, float_model, text, tmp_
         (["--tasks", "piqa"], "--tasks piqa names no file"),
         (["--tasks", "piqua=x.jsonl"], "unknown task 'piqua'"),
         (["--tasks", "piqa=absent.jsonl"], "absent.jsonl cannot be read"),
+        (
+            ["--data", "x.txt", "--against", "x", "--stride", 4],
+            "--against compares predictions that see all of a window",
+        ),
+        (["--data", "x.txt", "--against", "x", "--within-documents"], "leave out --stride and --within-documents"),
         (["--data", "x.txt", "--protocol", "papers", "--stride", 4], "--protocol papers cuts windows in its own way"),
         (["--data", "x.txt", "--protocol", "papers"], "--length 2048 exceeds the model's 64 positions"),
         (["--data", "x.npy", "--protocol", "papers", "--length", 32], "--protocol papers reads text"),

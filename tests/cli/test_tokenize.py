@@ -55,6 +55,8 @@ def test_a_run_trains_and_evaluates_on_shards(lowbit, rows, tmp_path, train_argu
     within = lowbit("eval", tmp_path / "run", "--data", folders[1], *windows, "--within-documents")
     across = lowbit("eval", tmp_path / "run", "--data", folders[1], *windows)
     assert (within.status, across.status) == (0, 0), within.err + across.err
+    said = "was trained with data.attend_across_documents=false, and without --within-documents"
+    assert (said in within.err, said in across.err) == (False, True)
     nats = [float(re.search(rf"^{folders[1]} +([\d.]+)", d.out, re.MULTILINE)[1]) for d in (within, across)]
     assert nats[0] == pytest.approx(recorded, abs=1e-4)  # printed to 4 places, summed in another order
     assert nats[1] != pytest.approx(recorded, abs=1e-4)
