@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+from lowbit.errors import ModelError
 from lowbit.llama import LlamaConfig
 from lowbit.tree import flatten, unflatten
 from lowbit.tree.paths import Tree
@@ -19,7 +20,16 @@ READERS = ("attn/q_proj", "attn/k_proj", "attn/v_proj", "mlp/gate_proj", "mlp/up
 
 
 def rotated_config(cfg: LlamaConfig) -> LlamaConfig:
-    """Returns the sizes of a turned model: it has a head of its own, as the last norm's scale is folded into that."""
+    """Returns the sizes of a turned model: it has a head of its own, as the last norm's scale is folded into that.
+
+    Raises:
+      ModelError: the model has LayerNorms behind its products: these do not commute with a rotation.
+    """
+    if cfg.linear_norm:
+        raise ModelError(
+            "a model with LayerNorms behind its products (linear_norm) computes something else once it is turned",
+            "leave model.rotate out, or take model.linear_norm=false and a source without them",
+        )
     return dataclasses.replace(cfg, tie_embeddings=False)
 
 
@@ -37,7 +47,11 @@ def rotate(params: Tree, cfg: LlamaConfig, seed: int) -> dict[str, Any]:
       params: nested dict of float32 arrays, stacked layers, as `lowbit.llama.param_shapes(cfg)` says.
       cfg: its sizes.
       seed: of Q [d d], uniform among the orthogonal matrices.
+
+    Raises:
+      ModelError: as `rotated_config`.
     """
+    rotated_config(cfg)
     q = random_orthogonal(cfg.hidden_size, seed)
     flat = {path: np.asarray(leaf, np.float64) for path, leaf in flatten(params).items()}
     head = flat["embed/embedding"].T if cfg.tie_embeddings else flat["lm_head/kernel"]

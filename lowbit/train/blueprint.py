@@ -70,6 +70,8 @@ def blueprint(config: ConfigDict, cfg: LlamaConfig, mesh: Mesh, teacher: LlamaCo
     schedule = make_schedule(steps=configs.steps(config), **config.schedule.to_dict())
     rules = tuple(quantization_rules(config.quant))
     model = make_model(config, cfg, rules)
+    if not config.data.attend_across_documents:
+        model = model.clone(separator=0)  # any token: which one it is changes no shape
     shapes = unflatten({path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in param_shapes(cfg).items()})
     resolve(rules, shapes)
     groups = parameter_groups(

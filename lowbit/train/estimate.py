@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,12 +14,12 @@ from lowbit.errors import ConfigError, ModelError
 from lowbit.llama import LlamaConfig
 from lowbit.llama.flops import kernel_weights, train_flops
 from lowbit.models.attention import resolve_attention
-from lowbit.models.rotation import rotated_config
 from lowbit.train import sharding
 from lowbit.train.accelerators import Accelerator, Kind, Measurement, nearest_measurement
 from lowbit.train.blueprint import blueprint, lower_step
 from lowbit.train.memory import Memory, compiled_memory, count_memory
 from lowbit.train.quantization import FLOAT
+from lowbit.train.setup import start_sizes
 from lowbit.train.sources import float_origin, load_sizes
 from lowbit.train.teacher import asks_for_teacher
 from lowbit.tree import bits_report
@@ -81,6 +82,8 @@ def estimate(
 ) -> Estimate:
     """Estimates a run; neither its devices nor its weights nor its data need be there.
 
+    Warns of what is not counted: the loss from a teacher's cache, and the bias by which cuDNN keeps documents apart.
+
     Args:
       config: of the run.
       device: what it will run on.
@@ -99,6 +102,7 @@ def estimate(
     count = math.prod(mesh.values())
     places = sharding.make_abstract_mesh(mesh, count)
     attention = resolve_attention(config.model.attention, config.model.compute_dtype, cfg.head_dim, device.backend)
+    _warn_of_uncounted(config, attention)
     memory = count_memory(config, cfg, places, teacher, fused_attention=attention == "cudnn")
 
     alone = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
@@ -133,11 +137,8 @@ def estimate(
 
 
 def model_sizes(config: ConfigDict) -> LlamaConfig:
-    """Returns the sizes of the model that a config trains, without reading a weight; raises ModelError."""
-    if config.model.source:
-        sizes = load_sizes(config.model.source)
-        return rotated_config(sizes) if config.model.rotate else sizes
-    return LlamaConfig(**config.model.architecture.to_dict())
+    """Returns the sizes of the model that a config trains, without reading a weight; raises as `start_sizes`."""
+    return start_sizes(config, load_sizes(config.model.source) if config.model.source else None)
 
 
 def teacher_sizes(config: ConfigDict, student: LlamaConfig) -> LlamaConfig | None:
@@ -158,6 +159,21 @@ def teacher_sizes(config: ConfigDict, student: LlamaConfig) -> LlamaConfig | Non
             "choose a teacher with the student's tokenizer: its logits are compared token by token",
         )
     return sizes
+
+
+def _warn_of_uncounted(config: ConfigDict, attention: str) -> None:
+    if config.distill.cache:
+        warnings.warn(
+            "distill.cache: the batch is counted without what the cache holds, and the loss as cross entropy alone; "
+            "memory and time will be more than estimated",
+            stacklevel=3,
+        )
+    if not config.data.attend_across_documents and attention == "cudnn":
+        warnings.warn(
+            "data.attend_across_documents=false: the 16-bit bias [b 1 t t] of cuDNN attention is not counted; memory "
+            "and time will be more than estimated",
+            stacklevel=3,
+        )
 
 
 def _kind(config: ConfigDict) -> Kind:

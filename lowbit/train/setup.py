@@ -243,6 +243,24 @@ def _quantized(rules: Sequence[Rule[Any]], module_cls: Any, prefix: str) -> Any:
     return quantize(module_cls, rules, prefix)
 
 
+def start_sizes(config: ConfigDict, source: LlamaConfig | None) -> LlamaConfig:
+    """Returns the sizes of the model that a run trains, from those of its source; None for a run from scratch.
+
+    Raises:
+      ConfigError: `model.rotate` without a source.
+      ModelError: sizes that cannot be, or a rotation of a model with LayerNorms behind its products.
+    """
+    settings = config.model
+    if source is not None:
+        cfg = dataclasses.replace(source, linear_norm=settings.linear_norm or source.linear_norm)
+        return rotated_config(cfg) if settings.rotate else cfg
+    if settings.rotate:
+        raise ConfigError(
+            "model.rotate is set, and a run from scratch has no weights to turn", "set model.source, or leave it out"
+        )
+    return LlamaConfig(**settings.architecture.to_dict(), linear_norm=settings.linear_norm)
+
+
 def _start(
     config: ConfigDict, source: Pretrained | None
 ) -> tuple[LlamaConfig, Callable[[], Tree], Mapping[str, bytes]]:
@@ -251,19 +269,13 @@ def _start(
     Parameters come as a function, as fresh ones are not for free: other parts are checked first.
     """
     settings = config.model
-    linear_norm = settings.linear_norm or (source is not None and source.cfg.linear_norm)
+    cfg = start_sizes(config, None if source is None else source.cfg)
     tokenizer = _tokenizer_files(Path(settings.tokenizer)) if settings.tokenizer else {}
     if source is not None:
         files = tokenizer or source.tokenizer_files
         if settings.rotate:
-            cfg = dataclasses.replace(rotated_config(source.cfg), linear_norm=linear_norm)
             return cfg, lambda: rotate(source.params, source.cfg, config.seed), files
-        return dataclasses.replace(source.cfg, linear_norm=linear_norm), lambda: source.params, files
-    if settings.rotate:
-        raise ConfigError(
-            "model.rotate is set, and a run from scratch has no weights to turn", "set model.source, or leave it out"
-        )
-    cfg = LlamaConfig(**settings.architecture.to_dict(), linear_norm=linear_norm)
+        return cfg, lambda: source.params, files
     model = make_model(config, cfg, None)
 
     def make_params() -> Tree:

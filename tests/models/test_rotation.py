@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lowbit.errors import ModelError
 from lowbit.llama import LlamaConfig, param_shapes
 from lowbit.models import Transformer
 from lowbit.models.rotation import random_orthogonal, rotate, rotated_config
@@ -38,6 +39,14 @@ def test_logits_stay(changes):
     tolerance = 5 * np.sqrt(2 * 20 * 40) * EPS * float(jnp.abs(wanted).max())
     np.testing.assert_allclose(got, wanted, rtol=0, atol=tolerance)
     assert float(jnp.abs(wanted).max()) > 1e4 * tolerance  # or the comparison above would compare nothing
+
+
+def test_norms_behind_products_are_refused():
+    cfg, params = random_model(linear_norm=True)
+    with pytest.raises(
+        ModelError, match=r"\(linear_norm\) computes something else once it is turned\n  -> leave model"
+    ):
+        rotate(params, cfg, seed=1)
 
 
 def test_outliers_are_spread_and_norms_are_plain():
