@@ -90,7 +90,8 @@ def float_origin(source: str) -> str:
     A run of the method "float" is a float model as well: the chain ends there.
 
     Raises:
-      ConfigError: the first run of the chain started from scratch, or the runs name each other in a circle.
+      ConfigError: the first run of the chain started from scratch or from a packed file, or the runs name each other in
+        a circle.
       RunFolderError, ConfigError: a run folder that cannot be read.
     """
     chain = [source]
@@ -108,10 +109,34 @@ def float_origin(source: str) -> str:
                 f"the runs {', '.join(chain)} name each other as their start", "name a teacher: distill.teacher"
             )
         chain.append(config.model.source)
+    origin = Path(chain[-1]).expanduser()
+    # A .gguf file stays: published float models come in it as well.
+    if origin.is_file() and origin.suffix != ".gguf":
+        raise ConfigError(
+            f"{chain[-1]} is a packed file, whose weights are rounded: no float model to learn from",
+            "name a teacher: distill.teacher",
+        )
     return chain[-1]
+
+
+def turns(source: str) -> tuple[int, ...]:
+    """Returns the seeds by which a chain of runs turned (`model.rotate`) what it began with, the newest first.
+
+    Raises:
+      RunFolderError, ConfigError: a run folder that cannot be read.
+    """
+    seeds: list[int] = []
+    seen: set[str] = set()
+    while is_run(source) and source not in seen:
+        seen.add(source)
+        config, _, _ = RunFolder(Path(source).expanduser()).read()
+        if config.model.rotate:
+            seeds.append(config.seed)
+        source = config.model.source
+    return tuple(seeds)
 
 
 def is_run(source: str) -> bool:
     """Whether a source is a run folder of ours: it holds a config and, in model/, what the weights mean."""
     path = Path(source).expanduser()
-    return (path / "config.json").is_file() and (path / "model").is_dir()
+    return bool(source) and (path / "config.json").is_file() and (path / "model").is_dir()

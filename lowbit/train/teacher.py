@@ -15,7 +15,7 @@ from lowbit.distill.objectives import Mix
 from lowbit.errors import ConfigError, ModelError, TokenizerError, nearest
 from lowbit.llama import LlamaConfig
 from lowbit.models.pretrained import Pretrained
-from lowbit.train.sources import float_origin, load_as_it_predicts, load_masters
+from lowbit.train.sources import float_origin, load_as_it_predicts, load_masters, turns
 from lowbit.train.state import Tree
 from lowbit.tree import flatten, unflatten
 
@@ -59,7 +59,8 @@ def check_distill(config: ConfigDict) -> None:
     """Refuses a section `distill` that cannot be, before anything is loaded.
 
     Raises:
-      ConfigError: an unknown dtype or divergence, or a teacher left to the start of a run that starts from scratch.
+      ConfigError: an unknown dtype or divergence, a teacher left to the start of a run that starts from scratch, or
+        hidden states to be matched with those of a model that is turned.
     """
     settings = config.distill
     if settings.dtype not in DTYPES:
@@ -67,6 +68,12 @@ def check_distill(config: ConfigDict) -> None:
     if settings.divergence not in DIVERGENCES:
         raise ConfigError(
             f"unknown distill.divergence {settings.divergence!r}", nearest(settings.divergence, DIVERGENCES)
+        )
+    if settings.hidden_weight and config.model.rotate:
+        raise ConfigError(
+            f"distill.hidden_weight={settings.hidden_weight:g} compares hidden states with the teacher's, and "
+            "model.rotate turns the student's alone",
+            "set distill.hidden_weight=0, or leave model.rotate out",
         )
     if settings.cache:
         if not settings.weight:
@@ -93,16 +100,23 @@ def load_teacher(config: ConfigDict, student: Pretrained | None) -> Teacher:
       student: what `model.source` holds; None for a run from scratch.
 
     Raises:
+      ConfigError: hidden states are to be matched, and the student's or the teacher's were turned on their way here; or
+        as `float_origin`.
       ModelError: the teacher's vocabulary has another size, or fewer positions than a training sequence.
       TokenizerError: both have a tokenizer, and a token is not the same in both.
       LowbitError: the teacher cannot be loaded.
     """
     settings = config.distill
-    name, loaded = settings.teacher, None
-    if name:
+    name = settings.teacher or float_origin(config.model.source)
+    if settings.hidden_weight and config.model.source and turns(config.model.source) != turns(name):
+        raise ConfigError(
+            f"distill.hidden_weight={settings.hidden_weight:g} compares hidden states, and model.rotate turned those "
+            f"of only one of {config.model.source} and the teacher {name}, or each in another way",
+            "set distill.hidden_weight=0, or start from and learn from models that were turned alike",
+        )
+    if settings.teacher:
         loaded = load_as_it_predicts(name)
     else:
-        name = float_origin(config.model.source)
         loaded = student if student is not None and name == config.model.source else load_masters(name)
     if student is not None:
         _check_vocabulary(name, loaded, student)

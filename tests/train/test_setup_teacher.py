@@ -16,7 +16,7 @@ from lowbit.llama import LlamaConfig, param_shapes
 from lowbit.models import save_hf
 from lowbit.train import load_trained, prepare, run, sharding
 from lowbit.train.run_folder import RunFolder
-from lowbit.train.sources import float_origin
+from lowbit.train.sources import float_origin, turns
 from lowbit.train.step import make_train_step
 from lowbit.train.teacher import fingerprint, load_teacher
 from lowbit.tree import fake_quant, flatten, unflatten
@@ -168,6 +168,34 @@ def test_where_a_chain_of_runs_began(name_run, tmp_path):
     b = name_run("b", f"model.source={a}")
     with pytest.raises(ConfigError, match=rf"the runs {a}, {b} name each other as their start"):
         float_origin(a)
+
+
+def test_hidden_states_of_turned_models_are_not_compared(tiny_config, source, name_run):
+    def attempt(start, *settings):
+        return load_teacher(tiny_config(f"model.source={start}", "distill.hidden_weight=1", *settings), None)
+
+    with pytest.raises(
+        ConfigError, match=r"model\.rotate turns the student's alone\n  -> set distill\.hidden_weight=0"
+    ):
+        prepare(tiny_config(f"model.source={source}", "distill.hidden_weight=1", "model.rotate=true"))
+    turned = name_run("turned", f"model.source={source}", "model.rotate=true", "seed=3")
+    later = name_run("later", f"model.source={turned}")
+    assert (turns(source), turns(turned), turns(later)) == ((), (3,), (3,))
+    with pytest.raises(ConfigError, match=r"turned those of only one of .*later and the teacher .*float, or each in"):
+        attempt(later)
+    with pytest.raises(ConfigError, match="turned those of only one of"):
+        attempt(source, f"distill.teacher={later}")
+    assert attempt(source).cfg == SIZES
+
+
+def test_a_packed_file_is_no_float_model(tiny_config, name_run, tmp_path):
+    packed, published = tmp_path / "m.lowbit", tmp_path / "m.gguf"
+    packed.touch()
+    published.touch()
+    assert float_origin(str(published)) == str(published)
+    for start in (str(packed), name_run("tuned", f"model.source={packed}")):
+        with pytest.raises(ConfigError, match=r"m\.lowbit is a packed file, .*\n  -> name a teacher: distill\.teacher"):
+            load_teacher(tiny_config(f"model.source={start}", "distill.weight=1"), None)
 
 
 def test_teachers_that_do_not_fit_are_refused(tiny_config, source, tmp_path):
