@@ -23,7 +23,7 @@ from lowbit.train.disk import check_room, full_disk_explained
 from lowbit.train.optimizers import leaf_paths
 from lowbit.train.state import TrainState
 
-FREE_SECTIONS = ("run_folder", "data", "checkpoint", "log", "mesh")
+FREE = ("run_folder", "data.train", "data.valid", "checkpoint", "log", "mesh")
 """What may differ between a run and its continuation: none decides what is learned (data goes by its fingerprint)."""
 
 MODEL_COLLECTIONS = ("params", "quant", "grid")
@@ -112,7 +112,7 @@ class Checkpoints:
                 raise
             except Exception:
                 continue
-            keys = [key for key in differences(saved, config) if key.split(".")[0] not in FREE_SECTIONS]
+            keys = [key for key in differences(saved, config) if not _is_free(key)]
             if keys:
                 raise CheckpointError(
                     f"checkpoint {step} in {self.folder} is of another config: {', '.join(keys)} differ",
@@ -140,11 +140,15 @@ class Checkpoints:
         model, training = jax.tree.map(ocp.utils.to_shape_dtype_struct, _parts(like))
         broken: list[int] = []
         for step in reversed(self.steps()):
+            failure: Exception | None = None
             try:
                 meta = self._restore(step, meta=ocp.args.JsonRestore())["meta"]
                 progress, shapes = Progress(**meta["progress"]), dict(meta["shapes"])
             except Exception as error:
-                self._warn(step, error)
+                failure = error
+            # All or none: who read it alone would go on from another step than the others.
+            if processes.any_of(failure is not None):
+                self._warn(step, failure)
                 broken.append(step)
                 continue
             self._check_shapes(step, shapes, _shapes(model))
@@ -164,7 +168,9 @@ class Checkpoints:
                 )
                 state = _state(parts["model"], parts["training"], like)
             except Exception as error:
-                self._warn(step, error)
+                failure = error
+            if processes.any_of(failure is not None):
+                self._warn(step, failure)
                 broken.append(step)
                 continue
             self._set_aside(broken)
@@ -226,9 +232,10 @@ class Checkpoints:
         processes.wait_for_all("broken checkpoints set aside")
         self._manager.reload()
 
-    def _warn(self, step: int, error: Exception) -> None:
+    def _warn(self, step: int, error: Exception | None) -> None:
+        why = "another process says so" if error is None else _first_line(error)
         warnings.warn(
-            f"checkpoint {step} in {self.folder} cannot be read ({_first_line(error)}); going back to the one before",
+            f"checkpoint {step} in {self.folder} cannot be read ({why}); going back to the one before",
             stacklevel=3,
         )
 
@@ -287,6 +294,10 @@ def load_model(folder: Path, shapes: dict[str, Any], step: int | None = None) ->
     if step is not None:
         raise CheckpointError(f"checkpoint {step} in {folder} cannot be read", "name another step, or another run")
     raise CheckpointError(f"{folder} holds no readable checkpoint", mend)
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in FREE)
 
 
 def _handlers() -> dict[str, Any]:

@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from lowbit.errors import CheckpointError, ConfigError
-from lowbit.train import sharding
+from lowbit.train import processes, sharding
 from lowbit.train.checkpoints import Progress, load_model, opened
 from lowbit.train.setup import prepare
 from lowbit.train.signals import Clock
@@ -233,6 +233,26 @@ def test_another_config_is_refused_with_the_keys(copied):
         checkpoints.check(experiment.config)
         with pytest.raises(CheckpointError, match=r"optimizer\.learning_rate, quant\.bits differ"):
             checkpoints.check(other)
+
+
+def test_of_the_data_only_the_files_may_be_named_anew(copied):
+    experiment, _, folder = copied
+    other = experiment.config.copy_and_resolve_references()
+    other.data.train, other.data.valid = ("moved.npy",), ("more.npy",)
+    with opened(folder) as checkpoints:
+        checkpoints.check(other)
+        other.data.attend_across_documents, other.data.separator = False, "<s>"
+        with pytest.raises(CheckpointError, match=r"data\.attend_across_documents, data\.separator differ"):
+            checkpoints.check(other)
+
+
+def test_what_another_process_cannot_read_is_read_by_none(copied, monkeypatch):
+    experiment, _, folder = copied
+    answers = iter([False, True, False, False])  # the arrays of the newest fail elsewhere
+    monkeypatch.setattr(processes, "any_of", lambda failed: next(answers))
+    with opened(folder) as checkpoints, pytest.warns(UserWarning, match="checkpoint 2 .*another process says so"):
+        _, progress = checkpoints.restore(experiment.abstract_state(), "fingerprint")
+    assert progress.step == 1
 
 
 def test_other_data_is_refused(copied):
