@@ -22,7 +22,7 @@ from lowbit.train.run_folder import RunFolder
 from lowbit.train.setup import Experiment
 from lowbit.train.state import TrainState, Tree
 from lowbit.train.step import Metrics, TrainStep
-from lowbit.tree import Rule, flatten, init_state, resolve
+from lowbit.tree import Rule, flatten, init_state, resolve, start_masters
 from lowbit.tree.apply import state_at
 
 Watched = dict[str, tuple[Array, Any]]
@@ -152,19 +152,25 @@ def measure(
 def reference(quantizers: Mapping[str, Quantizer], experiment: Experiment) -> Watched:
     """Returns the start of a run on its devices: float masters in the narrowest dtype that holds them exactly.
 
-    Published weights are of 16 bits, and cost 2 bytes each here. It is made from `experiment.params` by one program, so
-    that a run that begins and one that resumes have the same.
+    Published weights are of 16 bits, and cost 2 bytes each here; masters that a quantizer put in their place cost 4. It
+    is made from `experiment.params` and `experiment.scales`, as the first state is, by one program, so that a run that
+    begins and one that resumes have the same.
     """
     params = flatten(experiment.params)
-    dtypes = {path: narrowest(np.asarray(params[path])) for path in quantizers}
+    dtypes = {
+        path: narrowest(np.asarray(params[path])) if quantizer.masters is None else np.dtype(np.float32)
+        for path, quantizer in quantizers.items()
+    }
     places = flatten(sharding.variable_shardings(experiment.mesh, {"params": experiment.params})["params"])
 
-    def start_of(masters: dict[str, Array]) -> Watched:
+    def start_of(masters: dict[str, Array], scales: Tree | None) -> Watched:
         rules: list[Rule[Quantizer | None]] = [Rule(path, quantizer) for path, quantizer in quantizers.items()]
-        start = watched(quantizers, {"params": masters, **init_state(rules, masters)})
+        variables = {"params": start_masters(rules, masters), **init_state(rules, masters)}
+        start = watched(quantizers, variables if scales is None else variables | {"quant": scales})
         return {path: (w.astype(dtypes[path]), state) for path, (w, state) in start.items()}
 
-    return jax.jit(start_of)({path: jax.device_put(params[path], places[path]) for path in quantizers})
+    masters = {path: jax.device_put(params[path], places[path]) for path in quantizers}
+    return jax.jit(start_of)(masters, experiment.scales)
 
 
 def narrowest(w: np.ndarray) -> np.dtype:

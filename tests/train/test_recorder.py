@@ -14,7 +14,7 @@ import pytest
 from lowbit.errors import ConfigError
 from lowbit.numerics.quantizers import absmean_ternary, llmqat, paretoq, rtn, transposed
 from lowbit.train import prepare, run, sharding
-from lowbit.train.recorder import DIGITS, Recorder, codes, measure, narrowest
+from lowbit.train.recorder import DIGITS, Recorder, codes, measure, narrowest, reference, watched, watched_quantizers
 from lowbit.train.run_folder import RunFolder
 from lowbit.train.state import TrainState
 
@@ -180,6 +180,22 @@ def test_a_resumed_run_writes_the_same_and_recording_changes_no_loss(tiny_config
     assert not (off / "recorder.jsonl").exists()
     metrics = [(each / "metrics.jsonl").read_text().splitlines() for each in (folder, off)]
     assert [json.loads(line)["loss"] for line in metrics[0]] == [json.loads(line)["loss"] for line in metrics[1]]
+
+
+@pytest.mark.parametrize("learned", [False, True], ids=["latent", "scales_of_the_source"])
+def test_the_start_is_what_the_first_step_finds(tiny_config, learned):
+    settings = () if learned else ("quant.method=onebit", "quant.latent=0.013")
+    experiment = prepare(tiny_config(*settings))
+    if learned:
+        scales = jax.tree.map(lambda x: 2 * np.asarray(x), experiment.initial_state().variables["quant"])
+        experiment = dataclasses.replace(experiment, scales=scales)
+    quantizers = watched_quantizers(experiment.rules, experiment.params)
+    wanted = watched(quantizers, experiment.initial_state().variables)
+    got = reference(quantizers, experiment)
+    assert got.keys() == wanted.keys() != set()
+    for path, (w, state) in got.items():
+        np.testing.assert_array_equal(w.astype(jnp.float32), wanted[path][0])
+        jax.tree.map(np.testing.assert_array_equal, state, wanted[path][1])
 
 
 def test_a_float_model_has_nothing_to_record(tiny_config, tmp_path):
