@@ -84,7 +84,7 @@ def open_cache(
     Raises:
       DataError: no cache, a damaged one, or one of another teacher, text or vocabulary, or without the run's windows.
     """
-    cache = TeacherCache.open(Path(config.distill.cache).expanduser())
+    cache = TeacherCache.open(Path(config.distill.cache).expanduser(), verify=True)
     wanted = identity_of(config, teacher, cfg, train, separator, cache.identity.k)
     cache.check(wanted, read_windows(config, train))
     return TaughtDataset(

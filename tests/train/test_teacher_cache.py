@@ -157,6 +157,10 @@ def test_a_run_learns_from_a_cache_what_it_learns_from_the_teacher(tiny_config, 
         prepare(tiny_config(*settings, f"distill.cache={folder}", f"distill.teacher={save_random(tmp_path / 'b', 1)}"))
     with pytest.raises(DataError, match=r"lacks \d+ of the windows that the run reads"):
         prepare(tiny_config(*settings, f"distill.cache={folder}", "seed=1"))
+    place = folder / "shard-00000.npy"
+    place.write_bytes(place.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(DataError, match=r"shard-00000\.npy was changed: its SHA-256 differs"):
+        prepare(tiny_config(*settings, f"distill.cache={folder}"))
 
 
 def test_settings_that_a_cache_cannot_serve_are_refused(tiny_config, tmp_path):
