@@ -4,7 +4,7 @@ A run notices a broken step some steps later, when its state is NaN from end to 
 the newest checkpoint are taken again, up to the broken one, which is then looked at closely. `run_folder/broken/` gets
 
 report.json            the step, and how many values of which tensor are not finite
-batch.npy              the batch, i32[b t+1]
+batch.npy              the batch, i32[b t+1]; with a teacher's cache of k tokens i32[b (2k+2)t+1], see `TaughtDataset`
 checkpoints/<step-1>/  the state before the step, in the form of the run's own checkpoints; nothing resumes from it
 
 `load` reads them back.
@@ -55,7 +55,7 @@ class Broken(NamedTuple):
       experiment: of the run. `experiment.objective(state.variables, batch)` is what broke, or its gradient is, or the
         update that `experiment.optimizer` makes of it.
       state: before the step.
-      batch: i32[b t+1].
+      batch: i32[b t+1], or i32[b (2k+2)t+1] where the run reads a teacher's cache of k tokens a position.
       report: "step", "loss" and "grad_norm" (null where not finite), and as `Counts` each "gradients",
         "parameters_before" and "parameters_after".
     """
