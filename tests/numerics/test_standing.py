@@ -15,7 +15,8 @@ def test_codes_are_those_of_the_file_and_clipped_is_what_no_gradient_reaches(mak
     state = jax.tree.map(lambda leaf: 0.6 * leaf, q.init(w))  # a scale too small: something is clipped
     codes, clipped = jax.jit(lambda w, state: q.standing(w, state)[:2])(w, state)
     np.testing.assert_array_equal(codes, q.encode(w, state).codes)
-    assert jnp.any(clipped)
+    # A product of two vectors bounds no weight: every sign has a gradient, however large the weight.
+    assert jnp.any(clipped) == (not q.name.startswith("onebit"))
     if not q.dynamic:  # where the scale follows the weights, gradients pass everywhere
         (reached,) = jax.vjp(lambda w: q.fake(w, state), w)[1](jnp.ones_like(w))
         np.testing.assert_array_equal(clipped, reached == 0)

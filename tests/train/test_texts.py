@@ -81,10 +81,10 @@ def test_a_teacher_keeps_documents_apart_as_its_student_does(tiny_config, monkey
     experiment = prepare(config)
     seen = []
 
-    def distill_from(teacher, student, *_):
+    def distill(teacher, student, *_):
         seen.append((teacher.separator, student.separator))
         return lambda variables, batch: (jnp.float32(0), {})
 
-    monkeypatch.setattr(setup, "distill_from", distill_from)
+    monkeypatch.setattr(setup, "distill", distill)
     setup.make_objective(config, experiment.model, experiment.cfg)
     assert seen == [(5, 5)]
