@@ -10,6 +10,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -29,3 +30,36 @@ def optimized():
     yield
     jax.config.update("jax_disable_most_optimizations", True)
     jax.clear_caches()
+
+
+COMPILED_ONCE = {
+    # What one test has compiled, the next one reads.
+    "jax_compilation_cache_dir": "",
+    "jax_persistent_cache_min_compile_time_secs": 0.1,
+    # Steps are few and small: compiling them well takes longer than running them.
+    "jax_disable_most_optimizations": True,
+}
+
+
+@pytest.fixture(scope="session")
+def cache_folder(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("compiled"))
+
+
+@pytest.fixture(scope="module")
+def compiled_once(cache_folder):
+    """Keeps compiled programs between tests and processes, for modules that train one model many times."""
+    settings = COMPILED_ONCE | {"jax_compilation_cache_dir": cache_folder}
+    before = {name: jax.config.values[name] for name in settings}
+    _configure(settings)
+    os.environ.update({name.upper(): str(value) for name, value in settings.items()})  # for other processes
+    yield
+    for name in settings:
+        del os.environ[name.upper()]
+    _configure(before)
+
+
+def _configure(settings):
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()  # or the folder that was set when the first test compiled would stay

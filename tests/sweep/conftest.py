@@ -1,12 +1,9 @@
 """A tiny model that trains in a second, and a sweep file about it."""
 
-import os
 import textwrap
 
-import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 VOCAB = 64
 
@@ -29,35 +26,9 @@ def get_config(arg=""):
 """
 
 
-SETTINGS = {
-    # Most tests here train the same model: what one has compiled, the next one reads.
-    "jax_compilation_cache_dir": "",
-    "jax_persistent_cache_min_compile_time_secs": 0.1,
-    "jax_disable_most_optimizations": True,
-}
-
-
-@pytest.fixture(scope="session")
-def cache_folder(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("compiled"))
-
-
 @pytest.fixture(scope="module", autouse=True)
-def compile_little(cache_folder):
-    settings = SETTINGS | {"jax_compilation_cache_dir": cache_folder}
-    before = {name: jax.config.values[name] for name in settings}
-    _configure(settings)
-    os.environ.update({name.upper(): str(value) for name, value in settings.items()})  # for other processes
-    yield
-    for name in settings:
-        del os.environ[name.upper()]
-    _configure(before)
-
-
-def _configure(settings):
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()  # or the folder that was set when the first test compiled would stay
+def compile_little(compiled_once):
+    """Most tests here train the same model."""
 
 
 @pytest.fixture(scope="session")
