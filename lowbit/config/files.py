@@ -2,8 +2,9 @@
 
 import importlib.util
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
@@ -27,18 +28,9 @@ def load(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
       ConfigError: no such file or key or variant, a value of another type, or a file that fails.
     """
     path_text, _, argument = spec.partition(":")
-    path = Path(path_text)
-    if not path.is_file():
-        siblings = [str(p) for p in sorted(path.parent.glob("*.py"))] if path.parent.is_dir() else []
-        hint = nearest(path_text, siblings) if siblings else "give the path of a config file, such as configs/x.py"
-        raise ConfigError(f"config file {path_text!r} does not exist", hint)
-    module_spec = importlib.util.spec_from_file_location(path.stem, path)
-    if module_spec is None or module_spec.loader is None:
-        raise ConfigError(f"config file {path_text!r} is not a Python file", "name it something.py")
-    module = importlib.util.module_from_spec(module_spec)
+    execute = python_file(path_text, "config", "give the path of a config file, such as configs/x.py")
     try:
-        module_spec.loader.exec_module(module)
-        config = module.get_config(argument)
+        config = execute().get_config(argument)
     except LowbitError:
         raise
     except Exception as error:  # the file is the user's own code: whatever it raises is a mistake in it
@@ -50,6 +42,35 @@ def load(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
     _check_keys(config, path_text)
     override(config, overrides)
     return config.lock()
+
+
+def python_file(path_text: str, kind: str, mend: str) -> Callable[[], ModuleType]:
+    """Returns what executes a user's Python file and returns its module; that may raise anything.
+
+    Args:
+      path_text: as the user gave it.
+      kind: what the file is to an error: "config".
+      mend: what to do where there is no such file, nor any other beside it.
+
+    Raises:
+      ConfigError: no such file, or no Python file.
+    """
+    path = Path(path_text)
+    if not path.is_file():
+        siblings = [str(p) for p in sorted(path.parent.glob("*.py"))] if path.parent.is_dir() else []
+        raise ConfigError(
+            f"{kind} file {path_text!r} does not exist", nearest(path_text, siblings) if siblings else mend
+        )
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{kind} file {path_text!r} is not a Python file", "name it something.py")
+    module, loader = importlib.util.module_from_spec(spec), spec.loader
+
+    def execute() -> ModuleType:
+        loader.exec_module(module)
+        return module
+
+    return execute
 
 
 def variants(argument: str, **defaults: Any) -> ConfigDict:

@@ -1,13 +1,12 @@
 """What a sweep is: a base config, and the settings in which its points differ."""
 
 import dataclasses
-import importlib.util
 import itertools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from lowbit.errors import ConfigError, LowbitError, nearest
+from lowbit.config.files import python_file
+from lowbit.errors import ConfigError, LowbitError
 
 Settings = Mapping[str, Any]
 """Keys of a config such as "quant.bits", and their values."""
@@ -64,17 +63,9 @@ def load_sweep(path_text: str) -> Sweep:
     Raises:
       ConfigError: no such file, or one that fails or returns something else.
     """
-    path = Path(path_text)
-    if not path.is_file():
-        siblings = [str(p) for p in sorted(path.parent.glob("*.py"))] if path.parent.is_dir() else []
-        hint = nearest(path_text, siblings) if siblings else "give the path of a file such as configs/sweeps/x.py"
-        raise ConfigError(f"sweep file {path_text!r} does not exist", hint)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"sweep file {path_text!r} is not a Python file", "name it something.py")
-    module = importlib.util.module_from_spec(spec)
+    execute = python_file(path_text, "sweep", "give the path of a file such as configs/sweeps/x.py")
     try:
-        spec.loader.exec_module(module)
+        module = execute()
         if not hasattr(module, "get_sweep"):
             raise ConfigError(f"{path_text} defines no get_sweep()", "define get_sweep() -> Sweep in it")
         sweep = module.get_sweep()
