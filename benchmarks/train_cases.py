@@ -19,8 +19,8 @@ from lowbit.llama.flops import train_flops
 from lowbit.models.attention import resolve_attention
 from lowbit.train import Experiment, TrainState, sharding
 from lowbit.train.blueprint import blueprint, lower_step
+from lowbit.train.learner import make_model
 from lowbit.train.memory import compiled_memory, count_memory
-from lowbit.train.setup import make_model
 
 FLOAT, DISTILL = "float", "+distill"
 

@@ -1,6 +1,5 @@
 """A run before it has weights, data or even devices: what can be compiled and measured of a config alone."""
 
-import functools
 from typing import Any
 
 import jax
@@ -8,29 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from lowbit import config as configs
 from lowbit.config import ConfigDict
 from lowbit.data import TokenDataset, TokenWindows
 from lowbit.distill.objectives import TEACHER
-from lowbit.errors import ConfigError
 from lowbit.llama import LlamaConfig, param_shapes
 from lowbit.train import sharding
+from lowbit.train.learner import check_length, make_learner, make_plan
 from lowbit.train.limits import check_limits
-from lowbit.train.optimizers import frozen_paths
-from lowbit.train.quantization import quantization_rules
-from lowbit.train.schedules import make_schedule
-from lowbit.train.setup import (
-    Experiment,
-    check_heads,
-    make_model,
-    make_objective,
-    make_optimizer,
-    parameter_groups,
-)
+from lowbit.train.setup import Experiment, check_heads, make_objective
 from lowbit.train.state import TrainState, Tree
 from lowbit.train.step import make_train_step
 from lowbit.train.teacher import check_distill, kept_dtype
-from lowbit.tree import init_state, resolve, unflatten
+from lowbit.tree import unflatten
 
 
 def check_fit(config: ConfigDict, cfg: LlamaConfig, mesh: sharding.AnyMesh) -> None:
@@ -44,11 +32,7 @@ def check_fit(config: ConfigDict, cfg: LlamaConfig, mesh: sharding.AnyMesh) -> N
     sharding.check_batch(mesh, config.train.batch_size, config.train.accumulate)
     sharding.check_batch(mesh, config.evaluation.batch_size, 1)
     check_heads(cfg, mesh)
-    if config.train.sequence_length > cfg.max_positions:
-        raise ConfigError(
-            f"train.sequence_length={config.train.sequence_length} exceeds the model's {cfg.max_positions} positions",
-            "shorten the sequences",
-        )
+    check_length(config, cfg)
 
 
 def blueprint(config: ConfigDict, cfg: LlamaConfig, mesh: Mesh, teacher: LlamaConfig | None = None) -> Experiment:
@@ -67,28 +51,22 @@ def blueprint(config: ConfigDict, cfg: LlamaConfig, mesh: Mesh, teacher: LlamaCo
       LowbitError: as `prepare`, of everything that needs neither weights nor files.
     """
     check_fit(config, cfg, mesh)
-    schedule = make_schedule(steps=configs.steps(config), **config.schedule.to_dict())
-    rules = tuple(quantization_rules(config.quant))
-    model = make_model(config, cfg, rules)
+    plan = make_plan(config)
+    learner = make_learner(config, cfg, plan)
+    model = learner.model
     if not config.data.attend_across_documents:
         model = model.clone(separator=0)  # any token: which one it is changes no shape
-    shapes = unflatten({path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in param_shapes(cfg).items()})
-    resolve(rules, shapes)
-    groups = parameter_groups(
-        config.optimizer,
-        {"params": shapes, "quant": jax.eval_shape(functools.partial(init_state, rules), shapes)["quant"]},
-    )
     length = config.train.sequence_length
     return Experiment(
         config=config,
         cfg=cfg,
-        rules=rules,
+        rules=plan.rules,
         model=model,
-        params=shapes,
+        params=learner.shapes,
         constants={} if teacher is None else {TEACHER: _teacher_shapes(teacher, config.distill.dtype)},
         objective=make_objective(config, model, teacher),
-        optimizer=make_optimizer(config.optimizer, schedule, groups),
-        frozen=frozen_paths(groups),
+        optimizer=learner.optimizer,
+        frozen=learner.frozen,
         mesh=mesh,
         train=TokenDataset(TokenWindows((np.zeros(length + 1, np.uint32),), length), config.train.batch_size),
         valid={},

@@ -1,8 +1,7 @@
 """From a config to everything that a run needs, each part checked before any work begins."""
 
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +12,26 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from lowbit import config as configs
 from lowbit.config import ConfigDict
 from lowbit.data import TokenDataset, TokenWindows
 from lowbit.distill.cached import TaughtDataset, distill_from_cache
 from lowbit.distill.objectives import TEACHER, distill
-from lowbit.errors import ConfigError, ModelError, TokenizerError, nearest
-from lowbit.linen import quantize
-from lowbit.llama import LlamaConfig, param_shapes
+from lowbit.errors import ConfigError, ModelError, TokenizerError
+from lowbit.llama import LlamaConfig
 from lowbit.models import Transformer
 from lowbit.models.hf import TOKENIZER_FILES
-from lowbit.models.layers import untransformed
 from lowbit.models.pretrained import Pretrained
 from lowbit.models.rotation import rotate, rotated_config
 from lowbit.train import sharding
-from lowbit.train.limits import check_limits
+from lowbit.train.learner import check_length, make_learner, make_model, make_plan
 from lowbit.train.objectives import next_token
-from lowbit.train.optimization import check_optimizer, make_optimizer, make_scale_schedule, parameter_groups
-from lowbit.train.optimizers import frozen_paths
-from lowbit.train.quantization import quantization_rules
-from lowbit.train.schedules import make_schedule
 from lowbit.train.sources import load_masters, load_scales
 from lowbit.train.state import TrainState, Tree, split
 from lowbit.train.step import Objective
 from lowbit.train.teacher import asks_for_teacher, check_distill, load_teacher, make_mix
 from lowbit.train.teacher_cache import Lesson, check_cacheable, identity_of, open_cache, read_windows
 from lowbit.train.texts import check_names, open_texts
-from lowbit.tree import Rule, init_state, resolve, start_masters, unflatten
+from lowbit.tree import Rule, init_state, start_masters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,37 +116,20 @@ def prepare(config: ConfigDict) -> Experiment:
     Raises:
       LowbitError: whatever in the config cannot be: sizes, names, files, shapes.
     """
-    check_limits(config)
-    check_optimizer(config.optimizer)
-    steps = configs.steps(config)
-    schedule = make_schedule(steps=steps, **config.schedule.to_dict())
-    scale_schedule = make_scale_schedule(config, schedule)
+    plan = make_plan(config)
     mesh = sharding.make_mesh(config.mesh.to_dict())
     sharding.check_batch(mesh, config.train.batch_size, config.train.accumulate)
     sharding.check_batch(mesh, config.evaluation.batch_size, 1)
-    rules = tuple(quantization_rules(config.quant))
     check_distill(config)
     check_names(config.data.train, config.data.valid)
 
     source = load_masters(config.model.source) if config.model.source else None
     cfg, make_params, tokenizer_files = _start(config, source)
     check_heads(cfg, mesh)
-    if config.train.sequence_length > cfg.max_positions:
-        raise ConfigError(
-            f"train.sequence_length={config.train.sequence_length} exceeds the model's {cfg.max_positions} positions",
-            "shorten the sequences",
-        )
-    model = make_model(config, cfg, rules)
-    shapes = unflatten({path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in param_shapes(cfg).items()})
-    resolve(rules, shapes)
-    groups = parameter_groups(
-        config.optimizer,
-        {"params": shapes, "quant": jax.eval_shape(functools.partial(init_state, rules), shapes)["quant"]},
-        scale_schedule,
-    )
-    optimizer = make_optimizer(config.optimizer, schedule, groups)
+    check_length(config, cfg)
+    learner = make_learner(config, cfg, plan)
     texts = open_texts(config, cfg.vocab_size, tokenizer_files)
-    model = model.clone(separator=texts.separator)
+    model = learner.model.clone(separator=texts.separator)
     share, shares = sharding.batch_share(mesh)
     train = TokenDataset(
         texts.train,
@@ -176,13 +151,13 @@ def prepare(config: ConfigDict) -> Experiment:
     return Experiment(
         config=config,
         cfg=cfg,
-        rules=rules,
+        rules=plan.rules,
         model=model,
         params=make_params(),
         constants={} if live is None else {TEACHER: live.params},
         objective=objective,
-        optimizer=optimizer,
-        frozen=frozen_paths(groups),
+        optimizer=learner.optimizer,
+        frozen=learner.frozen,
         mesh=mesh,
         train=train,
         valid=texts.valid,
@@ -223,24 +198,6 @@ def make_objective(config: ConfigDict, model: Transformer, teacher: LlamaConfig 
     # No gradient reaches the teacher: nothing of it is kept, so nothing is computed again.
     wise = make_model(config, teacher, None).clone(remat="none", separator=model.separator)
     return distill(wise, model, make_mix(config), chunks)
-
-
-def make_model(config: ConfigDict, cfg: LlamaConfig, rules: Sequence[Rule[Any]] | None) -> Transformer:
-    """Returns the decoder with `rules` inside, or the float one for None."""
-    settings = config.model
-    dtypes = ("float32", "bfloat16", "float16")
-    if settings.compute_dtype not in dtypes:
-        raise ConfigError(
-            f"unknown model.compute_dtype {settings.compute_dtype!r}", nearest(settings.compute_dtype, dtypes)
-        )
-    transform = untransformed if rules is None else functools.partial(_quantized, rules)
-    return Transformer(
-        cfg, jnp.dtype(settings.compute_dtype), remat=settings.remat, attention=settings.attention, transform=transform
-    )
-
-
-def _quantized(rules: Sequence[Rule[Any]], module_cls: Any, prefix: str) -> Any:
-    return quantize(module_cls, rules, prefix)
 
 
 def start_sizes(config: ConfigDict, source: LlamaConfig | None) -> LlamaConfig:

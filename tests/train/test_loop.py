@@ -19,7 +19,7 @@ from lowbit.config import to_json
 from lowbit.data import TokenDataset
 from lowbit.errors import CheckpointError, ConfigError, DataError, RunFolderError, TokenizerError
 from lowbit.train import NonFiniteError, load_trained, prepare, run, train
-from lowbit.train.setup import make_model
+from lowbit.train.learner import make_model
 from lowbit.tree import fake_quant
 
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from lowbit.numerics.quantizers import paretoq, stored_as
+from lowbit.train.learner import make_model
 from lowbit.train.objectives import next_token
 from lowbit.train.optimizers import with_peak
 from lowbit.train.quantization import LINEAR_KERNELS
-from lowbit.train.setup import make_model, prepare
+from lowbit.train.setup import prepare
 from lowbit.train.step import make_train_step
 from lowbit.tree import Rule
 

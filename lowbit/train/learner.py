@@ -1,0 +1,111 @@
+"""From a config, and then a model's sizes, to what learns: rules, model, optimizer. Neither weights nor files."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lowbit import config as configs
+from lowbit.config import ConfigDict
+from lowbit.errors import ConfigError, nearest
+from lowbit.linen import quantize
+from lowbit.llama import LlamaConfig, param_shapes
+from lowbit.models import Transformer
+from lowbit.models.layers import untransformed
+from lowbit.train.limits import check_limits
+from lowbit.train.optimization import check_optimizer, make_optimizer, make_scale_schedule, parameter_groups
+from lowbit.train.optimizers import frozen_paths
+from lowbit.train.quantization import quantization_rules
+from lowbit.train.schedules import Schedule, make_schedule
+from lowbit.train.state import Tree
+from lowbit.tree import Rule, init_state, resolve, unflatten
+
+
+class Plan(NamedTuple):
+    """What a config says before anything is known of the model.
+
+    Attributes:
+      schedule: share of the peak learning rate, by step.
+      scale_schedule: that of quantizer scales; None for the same.
+      rules: which parameter has which quantizer.
+    """
+
+    schedule: Schedule
+    scale_schedule: Schedule | None
+    rules: tuple[Rule[Any], ...]
+
+
+def make_plan(config: ConfigDict) -> Plan:
+    """Returns the plan of a config.
+
+    Raises:
+      LowbitError: a number out of range, a name that stands for nothing.
+    """
+    check_limits(config)
+    check_optimizer(config.optimizer)
+    schedule = make_schedule(steps=configs.steps(config), **config.schedule.to_dict())
+    return Plan(schedule, make_scale_schedule(config, schedule), tuple(quantization_rules(config.quant)))
+
+
+class Learner(NamedTuple):
+    """A plan for a model of known sizes.
+
+    Attributes:
+      shapes: of the float masters, f32.
+      model: quantized, apply-only, over the whole window.
+      optimizer: over what is not frozen.
+      frozen: paths that stay as they start.
+    """
+
+    shapes: Tree
+    model: Transformer
+    optimizer: optax.GradientTransformation
+    frozen: frozenset[str]
+
+
+def make_learner(config: ConfigDict, cfg: LlamaConfig, plan: Plan) -> Learner:
+    """Returns what learns, from a model's sizes alone.
+
+    Raises:
+      LowbitError: rules or patterns that do not fit the model's parameters, an unknown dtype, nothing left to train.
+    """
+    model = make_model(config, cfg, plan.rules)
+    shapes = unflatten({path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in param_shapes(cfg).items()})
+    resolve(plan.rules, shapes)
+    groups = parameter_groups(
+        config.optimizer,
+        {"params": shapes, "quant": jax.eval_shape(functools.partial(init_state, plan.rules), shapes)["quant"]},
+        plan.scale_schedule,
+    )
+    optimizer = make_optimizer(config.optimizer, plan.schedule, groups)
+    return Learner(shapes, model, optimizer, frozen_paths(groups))
+
+
+def check_length(config: ConfigDict, cfg: LlamaConfig) -> None:
+    """Raises ConfigError for sequences longer than the model's positions."""
+    if config.train.sequence_length > cfg.max_positions:
+        raise ConfigError(
+            f"train.sequence_length={config.train.sequence_length} exceeds the model's {cfg.max_positions} positions",
+            "shorten the sequences",
+        )
+
+
+def make_model(config: ConfigDict, cfg: LlamaConfig, rules: Sequence[Rule[Any]] | None) -> Transformer:
+    """Returns the decoder with `rules` inside, or the float one for None."""
+    settings = config.model
+    dtypes = ("float32", "bfloat16", "float16")
+    if settings.compute_dtype not in dtypes:
+        raise ConfigError(
+            f"unknown model.compute_dtype {settings.compute_dtype!r}", nearest(settings.compute_dtype, dtypes)
+        )
+    transform = untransformed if rules is None else functools.partial(_quantized, rules)
+    return Transformer(
+        cfg, jnp.dtype(settings.compute_dtype), remat=settings.remat, attention=settings.attention, transform=transform
+    )
+
+
+def _quantized(rules: Sequence[Rule[Any]], module_cls: Any, prefix: str) -> Any:
+    return quantize(module_cls, rules, prefix)
