@@ -1,7 +1,6 @@
 """Cross entropy mixed with the divergence from a teacher of whom the k likeliest tokens are known, and the rest's mass.
 
-The tokens that are not kept are one bucket, of which both models have a probability. Positions are visited in chunks as
-in `lowbit.distill.losses`, and value and gradient are made together.
+The tokens that are not kept are one bucket, of which both models have a probability.
 """
 
 import functools
@@ -11,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
-from lowbit.models.chunks import cut, join, rows
+from lowbit.distill.mixture import Means, Slopes, mixed
+from lowbit.models.chunks import rows
 
 _ABSENT = -1e30
 
@@ -91,31 +91,12 @@ def _forward(
     weight: float,
     temperature: float,
     chunks: int,
-) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array, Kept]]:
-    share = 1.0 / targets.size
+) -> tuple[Means, tuple[Slopes, Kept]]:
+    def apart(log_p: jax.Array, wise: Kept, _: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return _divergence(log_p, Kept(rows(wise.ids), rows(wise.log_probs), wise.tail.reshape(-1)))
 
-    def turn(
-        d_head: jax.Array, piece: tuple[jax.Array, Kept, jax.Array]
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
-        states, wise, ids = piece
-        logits = jnp.matmul(rows(states), head, preferred_element_type=jnp.float32)
-        log_p = jax.nn.log_softmax(logits)
-        flat = ids.reshape(-1)
-        nll = -jnp.take_along_axis(log_p, flat[:, None], axis=-1)[:, 0]
-        soft = log_p if temperature == 1.0 else jax.nn.log_softmax(logits / temperature)
-        apart, d_apart = _divergence(soft, Kept(rows(wise.ids), rows(wise.log_probs), wise.tail.reshape(-1)))
-        hard = (1 - weight) * (jnp.exp(log_p) - jax.nn.one_hot(flat, head.shape[1], dtype=jnp.float32))
-        d_logits = (hard + (weight * temperature) * d_apart).astype(states.dtype)
-        d_states = jnp.einsum("rv,dv->rd", d_logits, head, preferred_element_type=jnp.float32)
-        d_head += jnp.einsum("rd,rv->dv", rows(states), d_logits, preferred_element_type=jnp.float32)
-        d_hidden = (d_states.reshape(states.shape) * share).astype(states.dtype)
-        return d_head, (nll.reshape(ids.shape), apart.reshape(ids.shape), d_hidden)
-
-    pieces = cut(hidden, chunks), Kept(*(cut(part, chunks) for part in kept)), cut(targets, chunks)
-    d_head, (nll, apart, d_hidden) = jax.lax.scan(turn, jnp.zeros(head.shape, jnp.float32), pieces)
-    cross_entropy, mean_apart = jnp.mean(join(nll)), jnp.mean(join(apart))
-    loss = (1 - weight) * cross_entropy + (weight * temperature**2) * mean_apart
-    return (loss, cross_entropy, mean_apart), (join(d_hidden), d_head * share, kept)
+    means, slopes = mixed(hidden, head, kept, targets, weight, temperature, chunks, apart)
+    return means, (slopes, kept)
 
 
 def _divergence(log_p: Float32[Array, "r V"], kept: Kept) -> tuple[Float32[Array, " r"], Float32[Array, "r V"]]:
@@ -142,14 +123,13 @@ def _backward(
     weight: float,
     temperature: float,
     chunks: int,
-    residuals: tuple[jax.Array, jax.Array, Kept],
-    cotangents: tuple[jax.Array, jax.Array, jax.Array],
+    residuals: tuple[Slopes, Kept],
+    cotangents: Means,
 ) -> tuple[jax.Array, jax.Array, Kept, None]:
-    d_hidden, d_head, kept = residuals
-    g = cotangents[0]
+    slopes, kept = residuals
     # Of integers there is no gradient at all, of the teacher's probabilities it is not wanted.
     nothing: tuple[None, jax.Array, jax.Array] = (None, jnp.zeros_like(kept.log_probs), jnp.zeros_like(kept.tail))
-    return d_hidden * g.astype(d_hidden.dtype), (d_head * g).astype(d_hidden.dtype), Kept(*nothing), None  # type: ignore[arg-type]
+    return *slopes.times(cotangents[0]), Kept(*nothing), None  # type: ignore[arg-type]
 
 
 bucket_distillation.defvjp(_forward, _backward)

@@ -1,7 +1,6 @@
 """Cross entropy mixed with a divergence from a teacher, without ever holding the logits of either.
 
-Positions are visited in chunks. The logits of student and teacher, f32[b t/chunks V] each, live inside one turn of a
-scan, where value and gradient are made together, as in `lowbit.train.losses`.
+The logits of student and teacher, f32[b t/chunks V] each, live inside one turn of the walk in `lowbit.distill.mixture`.
 """
 
 import functools
@@ -11,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
-from lowbit.models.chunks import cut, join, rows
+from lowbit.distill.mixture import Means, Slopes, mixed
+from lowbit.models.chunks import rows
 
 DIVERGENCES = ("forward", "reverse", "confidence")
 """Of the student from the teacher, by the name that a config gives."""
@@ -71,34 +71,13 @@ def _forward(
     temperature: float,
     chunks: int,
     divergence: str,
-) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array, Outputs]]:
-    share = 1.0 / targets.size
-
-    def turn(
-        d_head: jax.Array, piece: tuple[jax.Array, jax.Array, jax.Array]
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
-        states, wise, ids = piece
-        logits = jnp.matmul(rows(states), head, preferred_element_type=jnp.float32)
+) -> tuple[Means, tuple[Slopes, Outputs]]:
+    def apart(log_p: jax.Array, wise: jax.Array, flat: jax.Array) -> tuple[jax.Array, jax.Array]:
         taught = jnp.matmul(rows(wise), teacher.head, preferred_element_type=jnp.float32)
-        log_p = jax.nn.log_softmax(logits)
-        flat = ids.reshape(-1)
-        nll = -jnp.take_along_axis(log_p, flat[:, None], axis=-1)[:, 0]
-        soft = log_p if temperature == 1.0 else jax.nn.log_softmax(logits / temperature)
-        goal = jax.nn.log_softmax(taught / temperature)
-        apart, d_apart = _divergence(soft, goal, flat, divergence)
-        onehot = jax.nn.one_hot(flat, head.shape[1], dtype=jnp.float32)
-        hard = (1 - weight) * (jnp.exp(log_p) - onehot)
-        d_logits = (hard + (weight * temperature) * d_apart).astype(states.dtype)
-        d_states = jnp.einsum("rv,dv->rd", d_logits, head, preferred_element_type=jnp.float32)
-        d_head += jnp.einsum("rd,rv->dv", rows(states), d_logits, preferred_element_type=jnp.float32)
-        d_hidden = (d_states.reshape(states.shape) * share).astype(states.dtype)
-        return d_head, (nll.reshape(ids.shape), apart.reshape(ids.shape), d_hidden)
+        return _divergence(log_p, jax.nn.log_softmax(taught / temperature), flat, divergence)
 
-    pieces = cut(hidden, chunks), cut(teacher.hidden, chunks), cut(targets, chunks)
-    d_head, (nll, apart, d_hidden) = jax.lax.scan(turn, jnp.zeros(head.shape, jnp.float32), pieces)
-    cross_entropy, mean_apart = jnp.mean(join(nll)), jnp.mean(join(apart))
-    loss = (1 - weight) * cross_entropy + (weight * temperature**2) * mean_apart
-    return (loss, cross_entropy, mean_apart), (join(d_hidden), d_head * share, teacher)
+    means, slopes = mixed(hidden, head, teacher.hidden, targets, weight, temperature, chunks, apart)
+    return means, (slopes, teacher)
 
 
 def _divergence(
@@ -123,13 +102,11 @@ def _backward(
     temperature: float,
     chunks: int,
     divergence: str,
-    residuals: tuple[jax.Array, jax.Array, Outputs],
-    cotangents: tuple[jax.Array, jax.Array, jax.Array],
+    residuals: tuple[Slopes, Outputs],
+    cotangents: Means,
 ) -> tuple[jax.Array, jax.Array, Outputs, None]:
-    d_hidden, d_head, teacher = residuals
-    g = cotangents[0]
-    zeros = jax.tree.map(jnp.zeros_like, teacher)
-    return d_hidden * g.astype(d_hidden.dtype), (d_head * g).astype(d_hidden.dtype), zeros, None
+    slopes, teacher = residuals
+    return *slopes.times(cotangents[0]), jax.tree.map(jnp.zeros_like, teacher), None
 
 
 distillation.defvjp(_forward, _backward)
