@@ -21,7 +21,6 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -29,12 +28,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.machine import machine
+from benchmarks.record import write_record
 from benchmarks.shapes import SHAPES
 from lowbit.generation import CACHE_KINDS, Decoder, Sampling, Weights, bytes_per_token, cache_kind, from_params, loop
 from lowbit.generation.cache import KVCache
 from lowbit.llama import LlamaConfig, param_shapes
 from lowbit.models import pretrained
-from lowbit.train.run_folder import write_atomically
 from lowbit.tree import unflatten
 
 GREEDY = Sampling()
@@ -271,12 +270,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse_arguments(argv)
     options.argv = list(sys.argv[1:] if argv is None else argv)
     record = measure(options)
-    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-    if options.output in (None, "-"):
-        sys.stdout.write(text)
-    else:
-        Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(Path(options.output), text.encode())
+    write_record(record, options.output)
 
 
 if __name__ == "__main__":

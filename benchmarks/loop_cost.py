@@ -11,7 +11,6 @@ Expected: docs/survival.md.
 
 import argparse
 import dataclasses
-import json
 import shlex
 import statistics
 import sys
@@ -25,9 +24,9 @@ import jax
 import numpy as np
 
 from benchmarks.machine import machine
+from benchmarks.record import write_record
 from lowbit.config import base, override, shrink
 from lowbit.train import Experiment, make_train_step, prepare, sharding, train
-from lowbit.train.run_folder import write_atomically
 
 WARM = 15
 """Steps before the first that counts: compilation, and the first log points."""
@@ -112,12 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "loop_host_seconds": loop,
         "loop_over_bare_seconds": statistics.median(loop) - statistics.median(bare),
     }
-    text = json.dumps(record, indent=1) + "\n"
-    if options.output is None:
-        print(text, end="")
-    else:
-        Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(Path(options.output), text.encode())
+    write_record(record, options.output)
 
 
 if __name__ == "__main__":

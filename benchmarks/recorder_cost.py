@@ -10,7 +10,6 @@ Expected: docs/recorder.md.
 
 import argparse
 import dataclasses
-import json
 import math
 import shlex
 import statistics
@@ -25,13 +24,14 @@ import jax
 import numpy as np
 
 from benchmarks.machine import machine
+from benchmarks.record import write_record
 from benchmarks.shapes import SHAPES
 from benchmarks.train_cases import Bench, Case, case_config, make_bench, run_steps
 from lowbit.config import base
 from lowbit.models import pretrained
 from lowbit.train import TrainState
 from lowbit.train.recorder import Recorder, watched_quantizers
-from lowbit.train.run_folder import RunFolder, write_atomically
+from lowbit.train.run_folder import RunFolder
 from lowbit.tree import flatten
 
 BOUND = 0.01
@@ -146,12 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{record['least_every_steps_within_bound']}",
         file=sys.stderr,
     )
-    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-    if options.output in (None, "-"):
-        sys.stdout.write(text)
-    else:
-        Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(Path(options.output), text.encode())
+    write_record(record, options.output)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ config for this one alone: --variants float 2 2:model.remat=full,train.loss_chun
 """
 
 import argparse
-import json
 import os
 import shlex
 import statistics
@@ -26,10 +25,10 @@ import jax
 
 from benchmarks.machine import machine, matmul_peak
 from benchmarks.op_times import op_seconds
+from benchmarks.record import write_record
 from benchmarks.shapes import SHAPES
 from benchmarks.train_cases import Bench, Case, case_config, make_bench, peak_memory, run_steps, time_steps
 from lowbit.llama.flops import kernel_weights
-from lowbit.train.run_folder import write_atomically
 
 VARIANTS = ("float", "1", "1.58", "2", "3", "4", "2+distill")
 ONE_DEVICE = (1, 1, 1)
@@ -211,12 +210,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     record = measure(options)
     for case in record["cases"]:
         _say(_line(case))
-    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-    if options.output in (None, "-"):
-        sys.stdout.write(text)
-    else:
-        Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(Path(options.output), text.encode())
+    write_record(record, options.output)
 
 
 if __name__ == "__main__":
