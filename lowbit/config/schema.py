@@ -99,6 +99,8 @@ def base() -> ConfigDict:
                 "scale_learning_rate": 1.0,  # factor on the learning rate, for quantizer scales
                 "scale_schedule": "same",  # their shape: "same" as schedule.shape, or "cosine", "linear", "constant"
                 "scale_until": 1.0,  # share of the steps after which they stand still
+                # Factor on the learning rate, for embedding, head, norms and biases
+                "float_learning_rate": 1.0,
                 "clip_norm": 1.0,  # global L2 norm of the gradient; inf clips nothing
                 "frozen": (),  # patterns of paths like "params/embed/.*" that stay as they start
             },

@@ -40,6 +40,7 @@ LIMITS = {
     "optimizer.momentum": DECAY,
     "optimizer.weight_decay": NOT_NEGATIVE,
     "optimizer.scale_learning_rate": NOT_NEGATIVE,
+    "optimizer.float_learning_rate": NOT_NEGATIVE,
     "optimizer.scale_until": SHARE,
     "optimizer.clip_norm": POSITIVE_OR_INF,
     "train.batch_size": COUNT,

@@ -53,6 +53,7 @@ def parameter_groups(settings: ConfigDict, shapes: Tree, scale_schedule: Schedul
         after=[rule.pattern for rule in frozen],
         orthogonal=settings.name == "muon",
         scale_schedule=scale_schedule,
+        float_learning_rate=settings.float_learning_rate,
     )
     return assign_groups([*frozen, *usual], shapes)
 

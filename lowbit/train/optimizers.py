@@ -45,6 +45,7 @@ def default_groups(
     after: Sequence[str] = (),
     orthogonal: bool = False,
     scale_schedule: Schedule | None = None,
+    float_learning_rate: float = 1.0,
 ) -> list[Rule]:
     """Returns the usual table: matrices decay, norms and biases do not, scales have a rate of their own.
 
@@ -55,15 +56,18 @@ def default_groups(
       after: patterns of rules that will stand before these and take what they match.
       orthogonal: whether updates of the layers' kernels are made orthogonal; those of embedding and head never are.
       scale_schedule: of the same collection; None follows the run's own.
+      float_learning_rate: factor on the learning rate of embedding, head, norms and biases.
 
     Raises:
       RuleError: a pattern that is no regular expression.
     """
+    kernels_apart = orthogonal or float_learning_rate != 1.0
+    kernels = Group(weight_decay=weight_decay, orthogonal=orthogonal)
     table = [
         Rule(r"quant/.*", Group(learning_rate=scale_learning_rate, schedule=scale_schedule)),
-        Rule(r"params/(.*/)?(\w*norm/scale|bias)", Group()),
-        *([Rule(r"params/layers/.*/kernel", Group(weight_decay=weight_decay, orthogonal=True))] if orthogonal else []),
-        Rule(r"params/.*", Group(weight_decay=weight_decay)),
+        Rule(r"params/(.*/)?(\w*norm/scale|bias)", Group(learning_rate=float_learning_rate)),
+        *([Rule(r"params/layers/.*/kernel", kernels)] if kernels_apart else []),
+        Rule(r"params/.*", Group(learning_rate=float_learning_rate, weight_decay=weight_decay)),
     ]
     taken = [*(Rule(pattern, True) for pattern in after), Rule(".*", False)]
     left = [path for path in paths if not lookup(taken, path)]

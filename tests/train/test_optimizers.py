@@ -158,6 +158,15 @@ def test_frozen_leaves_are_named_and_something_must_be_left():
         frozen_paths(assign_groups([Rule(".*", Group(frozen=True))], PARAMS))
 
 
+def test_default_groups_give_all_but_the_kernels_of_layers_a_rate_of_their_own():
+    rates = {path: group.learning_rate for path, group in groups(float_learning_rate=0.1).items()}
+    kernels = {path for path in rates if path.startswith("params/layers/") and path.endswith("/kernel")}
+    scales = {path for path in rates if path.startswith("quant/")}
+    assert kernels
+    assert all(rates[path] == 1.0 for path in kernels | scales)
+    assert {rates[path] for path in set(rates) - kernels - scales} == {0.1}
+
+
 def test_default_groups_leave_out_what_earlier_rules_take():
     rules = default_groups(leaf_paths(PARAMS), after=["params/.*"])
     assert [rule.pattern for rule in rules] == ["quant/.*"]
