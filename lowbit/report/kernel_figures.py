@@ -29,7 +29,7 @@ def over_bits(record: dict[str, Any]) -> Figure:
             and (row["k"], row["n"], row["batch"], row["threads"], row["groups"]) == (k, n, 1, threads, 1)
         ]
         bits = [row["bits"] for row in rows]
-        reading = [1e6 * row["bytes"] / bandwidth(record, row) for row in rows]
+        reading = [1e6 * row["bytes"] / bandwidth(record, row["threads"]) for row in rows]
         axes.plot(bits, reading, color=theme.MUTED.light, linestyle=":", label="reading the weights alone")
         axes.plot(bits, [1e6 * r["seconds"] for r in rows], color=theme.BLUE.light, marker="o", label="product")
         axes.set_title(f"{n} x {k}, one token, {threads} threads")
