@@ -7,7 +7,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from lowbit.data.atomic import replacing
+from lowbit.atomic import replacing
 from lowbit.data.manifest import Shard
 from lowbit.data.tokens import Tokens
 from lowbit.errors import DataError
@@ -48,6 +48,11 @@ class Written:
         """Returns what `dataclasses.asdict` and JSON made a record of."""
         shards = tuple(Shard(**shard) for shard in record["shards"])
         return cls(**{**record, "place": Place(*record["place"]), "shards": shards})
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """Returns the dtype of shards: uint16 where the vocabulary fits, else uint32."""
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
 class ShardWriter:

@@ -1,29 +1,23 @@
 """From sources of text to folders of token shards, in a way that survives being killed.
 
-`progress.json` in the folder names the job and what of it is safe on disk. It is replaced at once when a shard is
-finished, and removed when the manifests are written, so that a folder is always one of: nothing, a job that goes on
-where its last shard ended, or finished. Tokens are a pure function of the job: what a resumed job writes is equal to
-what an undisturbed one would have written, byte for byte.
+Tokens are a pure function of the job (`lowbit.data.jobs`): what a resumed job writes is equal to what an undisturbed
+one would have written, byte for byte.
 """
 
-import dataclasses
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from lowbit.data.atomic import replacing
-from lowbit.data.manifest import Manifest, is_token_folder
-from lowbit.data.shards import Place, ShardWriter, Written
+from lowbit.data.jobs import Job, check_folder
+from lowbit.data.shards import Place, ShardWriter, token_dtype
 from lowbit.data.sources import Source
 from lowbit.data.tokenizer import TextTokenizer
 from lowbit.errors import DataError
 from lowbit.version import __version__
 
-PROGRESS = "progress.json"
 SHARD_TOKENS = 1 << 26  # 128 MiB of uint16, half a minute of one core
 _TEXT_A_CALL = 1 << 22  # bytes: enough for the tokenizer's threads, few enough to stay small in memory
 
@@ -93,8 +87,8 @@ def tokenize(
     if not sources:
         raise DataError("no text to tokenize", "name at least one source")
     folders = {"train": folder / "train", "valid": folder / "valid"} if valid_share else {"all": folder}
-    _check_folder(folder)
-    job = {
+    check_folder(folder)
+    identity: dict[str, Any] = {
         "tokenizer": tokenizer.fingerprint(),
         "vocab_size": tokenizer.vocab_size,
         "separator": tokenizer.separator,
@@ -102,21 +96,19 @@ def tokenize(
         "sources": [source.identity() for source in sources],
         "lowbit_version": __version__,
     }
-    written = _begin(folder, job, folders)
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+    job = Job(folder, identity, folders)
+    written, _ = job.begin()
+    dtype = token_dtype(tokenizer.vocab_size)
     writers = {part: ShardWriter(folders[part], shard_tokens, dtype, written[part]) for part in folders}
-    _save(folder, job, writers)  # from now on the folder is known for what it is
-    _write_all(sources, tokenizer, writers, valid_share, report, lambda: _save(folder, job, writers))
+    job.save(writers, {})  # from now on the folder is known for what it is
+    _write_all(sources, tokenizer, writers, valid_share, report, lambda: job.save(writers, {}))
     for writer in writers.values():
         writer.close(Place(len(sources), 0))
-    _save(folder, job, writers)
+    job.save(writers, {})
     if not any(writer.written.tokens for writer in writers.values()):
-        (folder / PROGRESS).unlink()
+        job.abandon()
         raise DataError("the text is empty", "give at least one document with text in it")
-    for part, writer in writers.items():
-        folders[part].mkdir(exist_ok=True)
-        _manifest(job, part, writer.written).write(folders[part])
-    (folder / PROGRESS).unlink()
+    job.finish(writers, identity["sources"])
     return folders
 
 
@@ -177,61 +169,3 @@ def _batches(pieces: Iterator[_Piece]) -> Iterator[list[_Piece]]:
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _check_folder(folder: Path) -> None:
-    """Refuses a folder that is finished or somebody else's, before the sources are hashed."""
-    if (folder / PROGRESS).is_file():
-        return
-    done = [path for path in (folder, folder / "train", folder / "valid") if is_token_folder(path)]
-    if done:
-        raise DataError(f"{done[0]} is finished already", "read it, or write to another folder")
-    if folder.exists() and (not folder.is_dir() or any(path.suffix != ".partial" for path in folder.iterdir())):
-        raise DataError(f"{folder} exists, and is no folder of tokens", "write to a new folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{folder} cannot be made: {error.strerror}", "write to another folder") from error
-
-
-def _begin(folder: Path, job: Mapping[str, Any], folders: Mapping[str, Path]) -> dict[str, Written]:
-    """What is written already: nothing of a new job, or what an interrupted one left."""
-    for half_written in folder.rglob(".*.partial"):
-        half_written.unlink()
-    place = folder / PROGRESS
-    if not place.is_file():
-        return dict.fromkeys(folders, Written(Place(0, 0)))
-    over = "remove the folder and start over"
-    try:
-        record = json.loads(place.read_bytes())
-        differing = [name for name in job if job[name] != record["job"][name]]
-        if differing:
-            raise DataError(
-                f"{folder} was begun by another job: other {', '.join(differing)}", f"give the same command, or {over}"
-            )
-        written = {part: Written.from_json(record["parts"][part]) for part in folders}
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{place} cannot be read: {error!r}", over) from error
-    for part, state in written.items():
-        for shard in state.shards:
-            path = folders[part] / shard.file
-            if not path.is_file() or path.stat().st_size != shard.size:
-                raise DataError(f"{path} was finished, and is missing or cut now", over)
-    return written
-
-
-def _save(folder: Path, job: Mapping[str, Any], writers: Mapping[str, ShardWriter]) -> None:
-    parts = {part: dataclasses.asdict(writer.written) for part, writer in writers.items()}
-    with replacing(folder / PROGRESS) as file:
-        file.write(json.dumps({"job": job, "parts": parts}, indent=2).encode())
-
-
-def _manifest(job: Mapping[str, Any], part: str, written: Written) -> Manifest:
-    return Manifest(
-        **job,
-        part=part,
-        documents=written.documents,
-        tokens=written.tokens,
-        text_bytes=written.text_bytes,
-        shards=written.shards,
-    )

@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lowbit.data import Manifest, TextTokenizer, encode_documents, find_sources, tokenization, tokenize
+from lowbit.data.jobs import PROGRESS
 from lowbit.data.sources import TextFile
-from lowbit.data.tokenization import PROGRESS, part_of
+from lowbit.data.tokenization import part_of
 from lowbit.errors import DataError
 
 DOCUMENTS = ["the cat sat", "", "on the mat, said the fox", "naïve café", "the dog " * 30, "12 日本", "the log"] * 3
