@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lowbit.data.atomic import replacing
+from lowbit.atomic import replacing
 from lowbit.data.manifest import Manifest, is_token_folder
 from lowbit.data.shards import Place, ShardWriter, Written
 from lowbit.errors import DataError
