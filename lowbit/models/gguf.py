@@ -19,8 +19,9 @@ from lowbit.gguf.blocks import dequantize as dequantize_integers
 from lowbit.llama import LlamaConfig, rope_frequencies
 from lowbit.models.gguf_tokenizer import tokenizer_from_metadata
 from lowbit.models.hf import read_tokenizer_files
+from lowbit.models.layerwise import StoredModel
 from lowbit.models.pretrained import Pretrained
-from lowbit.models.stacking import stack_params
+from lowbit.models.stacking import release_pages
 
 ARCHITECTURES = ("llama", "qwen2")
 
@@ -73,12 +74,17 @@ def load_gguf(path: Path) -> Pretrained:
         that are not what the metadata states.
       TokenizerError: a tokenizer that cannot be rebuilt.
     """
+    return open_gguf(path).load()
+
+
+def open_gguf(path: Path) -> StoredModel:
+    """Opens a GGUF file, whose tensors stay on the disk; raises as `load_gguf`."""
     metadata, tensors = read(path)
     source = _Tensors(path, tensors)
     cfg = _config(metadata, source)
     if metadata["general.architecture"] == "llama":
         source.rotary_heads = {"attn_q.weight": cfg.num_heads, "attn_k.weight": cfg.num_kv_heads}
-    return Pretrained(cfg, stack_params(cfg, source, gguf_name), _tokenizer_files(path, metadata))
+    return StoredModel(cfg, _tokenizer_files(path, metadata), source, gguf_name)
 
 
 def read_gguf_config(path: Path) -> LlamaConfig:
@@ -117,6 +123,12 @@ class _Tensors:
         if heads is None or values.ndim != 2 or values.shape[0] % (2 * heads):
             return values
         return half_split_rows(values, heads)
+
+    def release(self) -> None:
+        """Lets go of what was read of the file."""
+        for tensor in self._tensors.values():
+            release_pages(tensor.data)
+            break  # one map holds all
 
 
 def dequantized(tensor: GgufTensor, where: str) -> np.ndarray:

@@ -15,8 +15,9 @@ from safetensors.numpy import save_file
 
 from lowbit.errors import ModelError, TokenizerError, nearest
 from lowbit.llama import LAYER_PREFIX, LlamaConfig, param_shapes
+from lowbit.models.layerwise import StoredModel
 from lowbit.models.pretrained import Pretrained
-from lowbit.models.stacking import TensorSource, is_transposed, stack_params
+from lowbit.models.stacking import TensorSource, is_transposed
 from lowbit.tree import flatten
 
 SaveDtype = Literal["float16", "float32", "bfloat16"]
@@ -71,10 +72,14 @@ def load_hf(folder: Path) -> Pretrained:
       ModelError: no config.json or safetensors, a missing shard, or tensors that are not what the config states.
       TokenizerError: tokenizer files that are no JSON objects.
     """
+    return open_hf(folder).load()
+
+
+def open_hf(folder: Path) -> StoredModel:
+    """Opens a folder, whose tensors stay on the disk; raises as `load_hf`."""
     cfg = read_hf_config(folder)
     tokenizer_files = read_tokenizer_files(folder)
-    params = stack_params(cfg, _agree_on_head(cfg, _Folder(folder)), hf_name)
-    return Pretrained(cfg, params, tokenizer_files)
+    return StoredModel(cfg, tokenizer_files, _agree_on_head(cfg, _Folder(folder)), hf_name)
 
 
 def read_hf_config(folder: Path) -> LlamaConfig:
@@ -185,6 +190,10 @@ class _Folder:
             )
         return self._open[file].get_tensor(name)
 
+    def release(self) -> None:
+        """Closes the files, which are memory maps."""
+        self._open.clear()
+
 
 class _WithoutHead:
     """The tensors of a tied model whose file repeats the embedding as a head."""
@@ -192,6 +201,7 @@ class _WithoutHead:
     def __init__(self, source: _Folder):
         self.where = source.where
         self.read = source.read
+        self.release = source.release
         self._names = source.names() - {_TOP_NAMES["lm_head/kernel"]}
 
     def names(self) -> set[str]:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from lowbit.formats import StoredTensor, decode, read
+from lowbit.formats import BFloat16, PackedTensor, StoredTensor, decode, read
 from lowbit.llama import LlamaConfig
+from lowbit.models.layerwise import StoredModel
 from lowbit.models.pretrained import Pretrained
-from lowbit.models.stacking import is_transposed, stack_params
+from lowbit.models.stacking import is_transposed, release_pages
 
 
 def load_packed(path: Path) -> Pretrained:
@@ -18,9 +19,14 @@ def load_packed(path: Path) -> Pretrained:
       FormatError: no packed file, or a damaged one.
       ModelError: a config of a family not supported, or tensors that are not those of the config.
     """
+    return open_packed(path).load()
+
+
+def open_packed(path: Path) -> StoredModel:
+    """Opens a packed file, whose tensors stay on the disk; raises as `load_packed`."""
     packed = read(path, verify=True)
     cfg = LlamaConfig.from_hf(packed.config, f"the config in {path}")
-    return Pretrained(cfg, stack_params(cfg, _Tensors(path, packed.tensors), packed_name), packed.tokenizer)
+    return StoredModel(cfg, packed.tokenizer, _Tensors(path, packed.tensors), packed_name)
 
 
 def read_packed_config(path: Path) -> LlamaConfig:
@@ -49,3 +55,15 @@ class _Tensors:
         """Returns a tensor as float32, kernels as [n k]."""
         values = decode(self._tensors[name])
         return values.T if is_transposed(name.replace(".", "/")) else values
+
+    def release(self) -> None:
+        """Lets go of what was read of the file."""
+        for tensor in self._tensors.values():
+            match tensor:
+                case PackedTensor():
+                    release_pages(tensor.packed)
+                case BFloat16():
+                    release_pages(tensor.bits)
+                case _:
+                    release_pages(tensor)
+            break  # one map holds all

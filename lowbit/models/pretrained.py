@@ -39,19 +39,9 @@ def load(source: str | Path) -> Pretrained:
       TokenizerError: a GGUF file whose tokenizer cannot be rebuilt.
       FormatError: a file that is neither of both, or damaged.
     """
-    # Imported here so that reading one kind of file does not load the libraries of the other.
-    path = Path(source).expanduser()
-    if path.suffix == ".gguf":
-        from lowbit.models.gguf import load_gguf
+    from lowbit.models.layerwise import open_model
 
-        return load_gguf(path)
-    if path.is_file():
-        from lowbit.models.packed import load_packed
-
-        return load_packed(path)
-    from lowbit.models.hf import load_hf
-
-    return load_hf(_folder(source, _HUB_FILES))
+    return open_model(source).load()
 
 
 def load_config(source: str | Path) -> LlamaConfig:
@@ -71,11 +61,15 @@ def load_config(source: str | Path) -> LlamaConfig:
         return read_packed_config(path)
     from lowbit.models.hf import read_hf_config
 
-    return read_hf_config(_folder(source, ("config.json",)))
+    return read_hf_config(local_folder(source, ("config.json",)))
 
 
-def _folder(source: str | Path, files: Sequence[str]) -> Path:
-    """The local folder of a source that is no file; of a hub model, one with the files of these patterns."""
+def local_folder(source: str | Path, files: Sequence[str] = _HUB_FILES) -> Path:
+    """Returns the folder of a source that is no file; of a hub model, one with the files of these patterns.
+
+    Raises:
+      ModelError: there is no folder, and no hub model that can be had.
+    """
     path = Path(source).expanduser()
     if path.is_dir():
         return path

@@ -1,5 +1,6 @@
 """Tensors of one layer each, as files hold them, into the stacked parameter tree of the decoder."""
 
+import mmap
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
@@ -27,6 +28,10 @@ class TensorSource(Protocol):
         """Returns one tensor as floats, matrices as [n k] (out, in)."""
         ...
 
+    def release(self) -> None:
+        """Lets go of what is in memory of the file; `read` takes it up again."""
+        ...
+
 
 def stack_params(cfg: LlamaConfig, source: TensorSource, name_of: NameOf) -> dict[str, Any]:
     """Returns the nested float32 tree of `cfg`, kernels [L k n], read from tensors of one layer each.
@@ -41,24 +46,18 @@ def stack_params(cfg: LlamaConfig, source: TensorSource, name_of: NameOf) -> dic
     Raises:
       ModelError: a tensor is missing, unexpected, of another shape, or not finite.
     """
-    shapes = param_shapes(cfg)
-    expected = {name for path in shapes for name in layer_names(cfg, path, name_of)}
-    _compare_names(expected, source)
+    check_names(cfg, source, name_of)
     flat: dict[str, np.ndarray] = {}
-    for path, shape in shapes.items():
+    for path, shape in param_shapes(cfg).items():
         is_layered = path.startswith(LAYER_PREFIX)
         stacked = np.empty(0, np.float32)
         for layer, name in enumerate(layer_names(cfg, path, name_of)):
-            tensor = _oriented(path, source.read(name), shape[1:] if is_layered else shape, name, source.where)
+            tensor = read_oriented(path, shape[1:] if is_layered else shape, source, name)
             if layer == 0:  # not before a tensor has proved that the config's sizes are no fancy
                 stacked = np.empty(shape, np.float32)
             slot = stacked[layer] if is_layered else stacked
             slot[...] = tensor
-            if not np.isfinite(slot).all():
-                raise ModelError(
-                    f"{name} in {source.where} holds NaN or infinite values",
-                    "download the model again, or take a release whose weights are finite",
-                )
+            check_finite(slot, source, name)
         flat[path] = stacked
     return unflatten(flat)
 
@@ -75,15 +74,50 @@ def is_transposed(path: str) -> bool:
     return path.endswith("/kernel")
 
 
-def _oriented(path: str, tensor: np.ndarray, shape: tuple[int, ...], name: str, where: str) -> np.ndarray:
-    """Returns the tensor as the tree wants it, after comparing its shape."""
+def read_oriented(path: str, shape: tuple[int, ...], source: TensorSource, name: str) -> np.ndarray:
+    """Returns the tensor of one layer as the tree wants it, in its stored dtype, perhaps a view.
+
+    Args:
+      path: of the parameter.
+      shape: of one layer of it.
+      source: where it comes from.
+      name: of the tensor there.
+
+    Raises:
+      ModelError: it has another shape.
+    """
+    tensor = source.read(name)
     wanted = shape[::-1] if is_transposed(path) else shape
     if tensor.shape != wanted:
         raise ModelError(
-            f"{name} in {where} has shape {list(tensor.shape)}, but the config states {list(wanted)}",
+            f"{name} in {source.where} has shape {list(tensor.shape)}, but the config states {list(wanted)}",
             "use the config of this very model",
         )
     return tensor.T if is_transposed(path) else tensor
+
+
+def check_finite(values: np.ndarray, source: TensorSource, name: str) -> None:
+    """Raises ModelError where a tensor holds what is no number."""
+    if not np.isfinite(values).all():
+        raise ModelError(
+            f"{name} in {source.where} holds NaN or infinite values",
+            "download the model again, or take a release whose weights are finite",
+        )
+
+
+def check_names(cfg: LlamaConfig, source: TensorSource, name_of: NameOf) -> None:
+    """Raises ModelError where a source lacks a tensor, or holds one that a decoder of this config does not have."""
+    expected = {name for path in param_shapes(cfg) for name in layer_names(cfg, path, name_of)}
+    _compare_names(expected, source)
+
+
+def release_pages(array: np.ndarray) -> None:
+    """Lets go of the pages of the memory map that an array is a view of; they count as long as they are held."""
+    base: object = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 def _compare_names(expected: set[str], source: TensorSource) -> None:
