@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lowbit.generation.sampling import sample
+from lowbit.generation.sampling import largest, sample
 from lowbit.kernels import Sampling
 
 LOGITS = np.array([0.1, 2.0, -1.0, 1.5, 2.0, -3.0], np.float32)
@@ -58,3 +58,26 @@ def test_a_row_depends_on_its_own_seed_and_number():
     flat = jnp.zeros((1, 1000), jnp.float32)
     drawn = {int(sample(flat, Sampling(1.0), seeds[:1], jnp.int32(number))[0]) for number in range(5)}
     assert len(drawn) == 5
+
+
+@pytest.mark.parametrize("values", [3, 40, None])
+@pytest.mark.parametrize(("vocabulary", "k"), [(49_152 // 24, 20), (1000, 7), (97, 1), (64, 40), (33, 33)])
+def test_largest_is_top_k_ties_included(vocabulary, k, values):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(30, vocabulary)) if values is None else rng.integers(0, values, (30, vocabulary))
+    x = x.astype(np.float32)
+    x[0] = 0.0
+    x[1, 5:] = -np.inf
+    for got, expected in zip(largest(jnp.asarray(x), k), jax.lax.top_k(x, k), strict=True):
+        assert got.dtype == expected.dtype
+        np.testing.assert_array_equal(got, expected)
+    order = np.argsort(-x, axis=-1, kind="stable")[:, :k]
+    np.testing.assert_array_equal(largest(jnp.asarray(x), k)[1], order)
+
+
+def test_largest_sorts_no_whole_row():
+    """On a GPU a sort of all logits takes longer than the step of a small model."""
+    text = jax.jit(largest, static_argnums=1).lower(jax.ShapeDtypeStruct((8, 49_152), jnp.float32), 50).as_text()
+    sorted_shapes = [line for line in text.splitlines() if "top_k" in line or "sort" in line]
+    assert any("8x1536xf32" in line for line in sorted_shapes)
+    assert not any("8x49152xf32" in line for line in sorted_shapes)
