@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine
+from lowbit.atomic import write_atomically
 from lowbit.cli import predictors
 from lowbit.cli.eval_tasks import evaluate_tasks, task_record
 from lowbit.errors import DataError
 from lowbit.evals import paired_test
 from lowbit.evals.tasks import TASKS, Item, TaskResult, read_items
-from lowbit.train.run_folder import write_atomically
 
 
 def find_items(folder: Path, first: int | None) -> dict[str, list[Item]]:

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.machine import machine
+from lowbit.atomic import write_atomically
 from lowbit.data import TextTokenizer, TokenWindows, open_windows
 from lowbit.errors import QuantizerError
 from lowbit.evals import evaluate
@@ -35,7 +36,6 @@ from lowbit.models import Transformer, pretrained
 from lowbit.models.pretrained import Pretrained
 from lowbit.ptq import METHODS, Calibration, Options, Plan, assemble, draw, make_target, quantize_layers
 from lowbit.train.objectives import nll_function
-from lowbit.train.run_folder import write_atomically
 
 
 class Row(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lowbit.train.run_folder import write_atomically
+from lowbit.atomic import write_atomically
 
 
 def write_record(record: Mapping[str, Any], output: str | None) -> None:

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import machine
+from lowbit.atomic import write_atomically
 from lowbit.models import pretrained
 from lowbit.sweep import Sweep, product, run_sweep
-from lowbit.train.run_folder import write_atomically
 
 MODEL = "assets/quickstart/model"
 WIDTHS, RATES = (1, 1.58, 2, 3, 4), (1e-4, 3e-4, 1e-3, 3e-3)

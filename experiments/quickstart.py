@@ -27,6 +27,7 @@ import numpy as np
 
 from lowbit import config as configs
 from lowbit import formats
+from lowbit.atomic import write_atomically
 from lowbit.cli import quantized
 from lowbit.cli.quantized import Quantized
 from lowbit.data import TextTokenizer, TokenWindows, byte_lengths, encode_files
@@ -41,7 +42,6 @@ from lowbit.report.results import Row, rows_from
 from lowbit.report.table import results_table
 from lowbit.train import run
 from lowbit.train.provenance import git_commit
-from lowbit.train.run_folder import write_atomically
 from lowbit.tree import flatten, init_state, lookup
 from lowbit.tree.apply import state_at
 

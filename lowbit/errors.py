@@ -70,6 +70,10 @@ class RunFolderError(LowbitError):
     """A run folder that exists, or cannot be written."""
 
 
+class LockedError(LowbitError):
+    """A folder that another process is writing to."""
+
+
 class FormatError(LowbitError):
     """A packed file that is truncated, altered, of another version, or no packed file at all."""
 

@@ -2,11 +2,10 @@
 
 import argparse
 import json
-import math
 import sys
 from pathlib import Path
-from typing import Any
 
+from lowbit.atomic import write_atomically
 from lowbit.cli import predictors
 from lowbit.cli.eval_tasks import evaluate_tasks, open_tasks, task_record, task_table
 from lowbit.cli.eval_texts import cut_of, evaluate_texts, evaluation_table, fidelity_table, text_record
@@ -14,6 +13,7 @@ from lowbit.cli.sources import kind_of
 from lowbit.cli.usage import UsageError, check_output
 from lowbit.data import TextTokenizer
 from lowbit.evals.predictor import Predictor
+from lowbit.strict_json import finite
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -63,7 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
             "texts": {path: text_record(result) for path, result in texts.items()},
             "tasks": {name: task_record(comparison) for name, comparison in tasks.items()},
         }
-        _write(Path(arguments.output), json.dumps(_finite(record), indent=2, allow_nan=False) + "\n")
+        text = json.dumps(finite(record), indent=2, allow_nan=False) + "\n"
+        write_atomically(Path(arguments.output), text.encode(), UsageError)
     return 0
 
 
@@ -99,21 +100,3 @@ def _check_alike(
         raise UsageError(
             f"{arguments.source} and {arguments.against} have different tokens", "compare them by --tasks alone"
         )
-
-
-def _finite(value: Any) -> Any:
-    """JSON has neither infinity, such as a perplexity beyond float64, nor NaN: both become null."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}", "write somewhere else") from error
-    finally:
-        partial.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ import jax
 
 from lowbit import config as configs
 from lowbit import formats
+from lowbit.atomic import write_atomically
 from lowbit.cli.eval_texts import LONGEST_WINDOW, evaluation_table
 from lowbit.cli.origin import source_path
 from lowbit.cli.sources import PACKED_SUFFIXES
@@ -39,9 +40,9 @@ from lowbit.ptq import (
     write_run,
 )
 from lowbit.report.table import format_bytes, format_seconds
-from lowbit.train.metrics import finite
+from lowbit.strict_json import finite
 from lowbit.train.provenance import provenance
-from lowbit.train.run_folder import RunFolder, write_atomically
+from lowbit.train.run_folder import RunFolder
 from lowbit.train.sources import load_masters
 from lowbit.tree.paths import Tree
 

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any, get_origin
 
-from lowbit.data.atomic import replacing
+from lowbit.atomic import write_atomically
 from lowbit.data.tokenizer import TextTokenizer
 from lowbit.data.tokens import Tokens, map_tokens
 from lowbit.errors import DataError, TokenizerError
@@ -69,8 +69,8 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Writes it into the folder of its shards."""
         record = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
-        with replacing(folder / FILE) as file:
-            file.write((json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
+        text = json.dumps(record, indent=2, allow_nan=False) + "\n"
+        write_atomically(folder / FILE, text.encode(), DataError)
 
     @classmethod
     def read(cls, folder: str | Path) -> "Manifest":

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lowbit.atomic import replacing
 from lowbit.data import parquet
-from lowbit.data.atomic import replacing
 from lowbit.data.tokenizer import TextTokenizer
 from lowbit.data.tokens import Tokens
 from lowbit.errors import DataError
@@ -115,7 +115,7 @@ def save_tokens(path: str | Path, tokens: Tokens) -> None:
     """Writes a token file that `TokenWindows.open` reads; a reader never sees half of it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
+    with replacing(path, DataError) as file:
         np.save(file, tokens, allow_pickle=False)
 
 

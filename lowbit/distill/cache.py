@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lowbit.data.atomic import replacing
+from lowbit.atomic import SUFFIX, replacing, write_atomically
 from lowbit.data.manifest import file_sha256
 from lowbit.errors import DataError
+from lowbit.locks import NAME, sole_writer
 
 FORMAT, VERSION = "lowbit-teacher-cache", 1
 _AGAIN = "make the cache again with `python -m lowbit cache-teacher`"
@@ -111,6 +112,7 @@ def write_cache(
 
     Raises:
       DataError: the folder holds another cache or something else, or cannot be written.
+      LockedError: another process is writing it.
     """
     job = {
         "format": FORMAT,
@@ -120,19 +122,28 @@ def write_cache(
         "windows_sha256": hashlib.sha256(windows.astype("<i8").tobytes()).hexdigest(),
         "windows_per_shard": windows_per_shard,
     }
-    _claim(folder, job)
-    with replacing(folder / "windows.npy") as file:
-        np.save(file, windows.astype("<i8"))
-    shards = []
-    for number, start in enumerate(range(0, len(windows), windows_per_shard)):
-        place = folder / f"shard-{number:05d}.npy"
-        note = place.with_suffix(".json")
-        if not note.is_file():
-            _write_shard(place, identity, windows[start : start + windows_per_shard], teach)
-        shards.append(Shard(**_json(note)))
-        if start + windows_per_shard >= len(windows):
-            _write_json(folder / "cache.json", {**job, "shards": [dataclasses.asdict(shard) for shard in shards]})
-        yield shards[-1]
+    _make(folder)
+    with sole_writer(folder):
+        _claim(folder, job)
+        with replacing(folder / "windows.npy", DataError) as file:
+            np.save(file, windows.astype("<i8"))
+        shards = []
+        for number, start in enumerate(range(0, len(windows), windows_per_shard)):
+            place = folder / f"shard-{number:05d}.npy"
+            note = place.with_suffix(".json")
+            if not note.is_file():
+                _write_shard(place, identity, windows[start : start + windows_per_shard], teach)
+            shards.append(Shard(**_json(note)))
+            if start + windows_per_shard >= len(windows):
+                _write_json(folder / "cache.json", {**job, "shards": [dataclasses.asdict(shard) for shard in shards]})
+            yield shards[-1]
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be made: {error.strerror}", "give another folder") from error
 
 
 def _claim(folder: Path, job: dict[str, Any]) -> None:
@@ -144,9 +155,8 @@ def _claim(folder: Path, job: dict[str, Any]) -> None:
         if odd:
             raise DataError(f"{folder} holds another cache: {', '.join(odd)} differ", mend)
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if any(path.name != NAME and path.suffix != SUFFIX for path in folder.iterdir()):
         raise DataError(f"{folder} exists and is no cache of a teacher", mend)
-    folder.mkdir(parents=True, exist_ok=True)
     _write_json(place, job)
 
 
@@ -156,7 +166,7 @@ def _write_shard(place: Path, identity: Identity, windows: NDArray[np.int64], te
     records["ids"] = ids
     records["log_probs"] = np.maximum(log_probs, LOWEST)
     records["tail"] = np.maximum(tail, LOWEST)
-    with replacing(place) as file:
+    with replacing(place, DataError) as file:
         np.save(file, records, allow_pickle=False)
     # Behind its shard: what has a note is whole.
     _write_json(
@@ -166,8 +176,7 @@ def _write_shard(place: Path, identity: Identity, windows: NDArray[np.int64], te
 
 
 def _write_json(place: Path, values: dict[str, Any]) -> None:
-    with replacing(place) as file:
-        file.write((json.dumps(values, indent=2, allow_nan=False) + "\n").encode())
+    write_atomically(place, (json.dumps(values, indent=2, allow_nan=False) + "\n").encode(), DataError)
 
 
 def _json(place: Path) -> dict[str, Any]:

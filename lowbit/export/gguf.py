@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lowbit.errors import ModelError
+from lowbit.atomic import replacing
+from lowbit.errors import FormatError, ModelError
 from lowbit.export.gguf_blocks import Blocks, to_blocks
 from lowbit.export.gguf_layout import slots
 from lowbit.export.gguf_metadata import model_metadata, rope_divisors
@@ -16,7 +17,6 @@ from lowbit.export.gguf_record import record
 from lowbit.export.gguf_tokenizer import tokenizer_metadata
 from lowbit.export.packed import check_standard
 from lowbit.formats import PackedModel, PackedTensor, StoredTensor
-from lowbit.formats.writer import replacing
 from lowbit.gguf import CODERS, F32, GgufTensor, write
 from lowbit.kernels import unstacked_shapes
 from lowbit.llama import LlamaConfig
@@ -119,7 +119,7 @@ def write_gguf(path: Path, model: GgufModel) -> None:
     Raises:
       FormatError: the file system refuses.
     """
-    with replacing(path) as file:
+    with replacing(path, FormatError) as file:
         write(file, model.metadata, model.tensors)
 
 

@@ -12,6 +12,7 @@ import jax
 
 from lowbit.errors import KernelError
 from lowbit.kernels import build, library
+from lowbit.locks import one_at_a_time
 
 SOURCE = Path(__file__).with_name("matmul.cc")
 TARGET = "lowbit_matmul"
@@ -44,7 +45,7 @@ def _compiled(kernels: Path) -> Path:
     path = library.cache_folder() / f"ffi-{digest.hexdigest()[:16]}" / "liblowbit_ffi.so"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with library.only_one(path.parent / "lock"):
+        with one_at_a_time(path.parent / "lock"):
             if not path.exists():
                 part = path.with_suffix(".part")
                 headers = (f"-I{jax.ffi.include_dir()}", f"-I{build.SOURCES}")

@@ -5,17 +5,14 @@ must give equal bytes whatever the library's version, and because arrays then go
 instead of being joined in memory first.
 """
 
-import errno
 import hashlib
 import os
-import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
+from lowbit.atomic import replacing
 from lowbit.errors import FormatError
 from lowbit.formats.layout import (
     DATA_ALIGNMENT,
@@ -53,7 +50,7 @@ def write(path: str | os.PathLike[str], model: PackedModel, *, overwrite: bool =
     blobs = {name: _little_endian(array) for name, array in stored_arrays(model).items()}
     order = sorted(blobs, key=lambda name: (-blobs[name][1].itemsize, name))
     header = _header(model, blobs, order)
-    with replacing(target) as file:
+    with replacing(target, FormatError) as file:
         file.write(header)
         for name in order:
             file.write(_raw(blobs[name][1]))
@@ -107,47 +104,3 @@ def _header(model: PackedModel, blobs: dict[str, tuple[str, np.ndarray]], order:
 
 def _sha256(array: np.ndarray) -> str:
     return hashlib.sha256(_raw(array)).hexdigest()
-
-
-@contextmanager
-def replacing(target: Path) -> Iterator[BinaryIO]:
-    """Gives a temporary file beside `target` that replaces it at the end, or is removed on any failure.
-
-    Raises:
-      FormatError: the file system refuses.
-    """
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-        _sync_folder(target.parent)
-    except OSError as error:
-        raise _cannot_write(target, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes the new name itself survive a power cut; only POSIX lets a folder be opened for that."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _cannot_write(target: Path, error: OSError) -> FormatError:
-    mends = {
-        errno.ENOSPC: "free some space, or write to another disk",
-        errno.ENOENT: f"make the folder {target.parent} first",
-        errno.EACCES: f"write to a folder you own, or change the permissions of {target.parent}",
-    }
-    return FormatError(
-        f"{target} cannot be written: {os.strerror(error.errno) if error.errno else error}",
-        mends.get(error.errno or 0, "check the path and the disk, then try again"),
-    )

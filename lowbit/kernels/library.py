@@ -4,18 +4,16 @@ Installing the package compiles them where there is a compiler. A source tree th
 install) is compiled anew at first use, into a cache folder, once for all processes.
 """
 
-import contextlib
 import ctypes
-import fcntl
 import functools
 import os
 import warnings
-from collections.abc import Iterator
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t, c_uint64, c_void_p
 from pathlib import Path
 
 from lowbit.errors import ConfigError, KernelError, nearest
 from lowbit.kernels import build
+from lowbit.locks import one_at_a_time
 
 CHOICE_VARIABLE = "LOWBIT_KERNELS"
 """Environment variable that says what "auto" means: numpy, or the name of an instruction set."""
@@ -123,7 +121,7 @@ def library_path() -> Path:
     path = cache_folder() / f"kernels-{build.source_digest()}" / build.LIBRARY
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with only_one(path.parent / "lock"):
+        with one_at_a_time(path.parent / "lock"):
             if not path.exists():
                 build.build(path)
     except (build.BuildError, OSError) as error:
@@ -226,11 +224,3 @@ def cache_folder() -> Path:
     if named:
         return Path(named).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lowbit"
-
-
-@contextlib.contextmanager
-def only_one(lock: Path) -> Iterator[None]:
-    """Lets one process in at a time."""
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -10,11 +10,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from lowbit.atomic import write_atomically
 from lowbit.errors import RunFolderError
 from lowbit.numerics.quantizers import Quantizer
 from lowbit.ptq.codebook import codebook
 from lowbit.ptq.target import SCALE_DTYPE, Target
-from lowbit.train.run_folder import write_atomically
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,9 +1,7 @@
-"""What every page is made of: the document, its sections, a row of facts, and a file that appears whole."""
+"""What every page is made of: the document, its sections, and a row of facts."""
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from lowbit.report.stylesheet import stylesheet
@@ -39,13 +37,3 @@ def provenance(command: str, facts: Mapping[str, Any]) -> str:
     items = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in facts.items())
     body = f'<pre><code>{escape(command)}</code></pre>\n<dl class="machine">{items}</dl>'
     return section("How this was made", "The command, and the machine that it ran on.", body)
-
-
-def write_page(path: Path, page: str) -> None:
-    """Writes a page; half of one never stands under its name."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(page, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from lowbit.atomic import write_atomically
 from lowbit.errors import DataError
 from lowbit.report import theme
 from lowbit.report.curves import Series, draw_curves, read_metrics
 from lowbit.report.frontier import draw_frontier, write_frontier
 from lowbit.report.histograms import WeightHistogram, draw_histograms
-from lowbit.report.html import document, header, provenance, section, write_page
+from lowbit.report.html import document, header, provenance, section
 from lowbit.report.results import Row, Run, read_rows, read_run, trained_and_rounded
 from lowbit.report.svg import inline_svg
 from lowbit.report.table import COLUMNS, format_bytes
@@ -40,7 +41,7 @@ def write_report(folder: str | Path, histograms: Sequence[WeightHistogram] = ())
     page = render_page(rows, run, curves, histograms)
     write_frontier(rows, folder / "pareto.png")
     path = folder / "report.html"
-    write_page(path, page)
+    write_atomically(path, page.encode())
     return path
 
 

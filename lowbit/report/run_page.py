@@ -5,11 +5,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from lowbit.atomic import write_atomically
 from lowbit.errors import DataError
 from lowbit.report.curves import draw_curves, read_metrics
 from lowbit.report.flight_figures import QUANTITIES, draw_heat_maps, draw_levels, draw_quantity
 from lowbit.report.flight_log import FlightLog, read_flight_log
-from lowbit.report.html import document, header, provenance, section, write_page
+from lowbit.report.html import document, header, provenance, section
 from lowbit.report.svg import inline_svg
 
 FACTS = ("device", "device_count", "jax_version", "git_commit", "date")
@@ -55,7 +56,7 @@ def write_run_page(folder: str | Path, output: str | Path | None = None) -> Path
     """
     folder = Path(folder)
     path = folder / "report.html" if output is None else Path(output)
-    write_page(path, render_run_page(folder))
+    write_atomically(path, render_run_page(folder).encode())
     return path
 
 

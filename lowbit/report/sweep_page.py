@@ -6,8 +6,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from lowbit.atomic import write_atomically
 from lowbit.report import theme
-from lowbit.report.html import document, header, provenance, section, write_page
+from lowbit.report.html import document, header, provenance, section
 from lowbit.report.svg import inline_svg
 from lowbit.report.sweep import WIDTH, SweepResults, best_by_width, label, read_sweep, show, sweep_cells, sweep_table
 from lowbit.report.sweep_figures import draw_sweep
@@ -39,7 +40,7 @@ def write_sweep_report(folder: str | Path) -> Path:
         for name, figure in figures.items():
             figure.savefig(folder / f"{name}.png", format="png")
     path = folder / "report.html"
-    write_page(path, render_sweep(results, figures))
+    write_atomically(path, render_sweep(results, figures).encode())
     return path
 
 

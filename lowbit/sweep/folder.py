@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lowbit.atomic import write_atomically
 from lowbit.config import differences, from_json
 from lowbit.errors import RunFolderError
 from lowbit.sweep.points import Point
 from lowbit.sweep.spec import Sweep
 from lowbit.train.provenance import provenance
-from lowbit.train.run_folder import RunFolder, write_atomically
+from lowbit.train.run_folder import RunFolder
 
 FROM_RESULT = (
     "evaluations",

@@ -21,9 +21,10 @@ from lowbit.config import ConfigDict
 from lowbit.distill.objectives import PARTS
 from lowbit.errors import ConfigError
 from lowbit.evals import Evaluation, evaluate
+from lowbit.strict_json import finite
 from lowbit.sweep.lanes import Alone, Lanes, Together
 from lowbit.sweep.points import Point
-from lowbit.train.metrics import Log, Meter, finite
+from lowbit.train.metrics import Log, Meter
 from lowbit.train.quantization import quantization_rules
 from lowbit.train.results import Result, as_record
 from lowbit.train.run_folder import RunFolder

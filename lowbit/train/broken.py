@@ -23,12 +23,13 @@ import numpy as np
 import optax
 from jax.experimental import multihost_utils
 
+from lowbit.atomic import write_atomically
 from lowbit.errors import CheckpointError, DiskFullError, NonFiniteError
+from lowbit.strict_json import finite
 from lowbit.train import processes, sharding
 from lowbit.train.checkpoints import Progress, opened
-from lowbit.train.metrics import finite
 from lowbit.train.optimizers import path_string
-from lowbit.train.run_folder import RunFolder, write_atomically
+from lowbit.train.run_folder import RunFolder
 from lowbit.train.setup import Experiment, prepare
 from lowbit.train.state import TrainState, Tree
 from lowbit.train.step import TrainStep, make_train_step

@@ -17,11 +17,12 @@ from lowbit.config import ConfigDict
 from lowbit.distill.objectives import PARTS
 from lowbit.evals import Evaluation, evaluate
 from lowbit.models.placement import on_mesh
+from lowbit.strict_json import finite
 from lowbit.train import processes, sharding
 from lowbit.train.broken import BrokenStep, examine
 from lowbit.train.checkpoints import Checkpoints, Progress, opened
 from lowbit.train.disk import full_disk_explained
-from lowbit.train.metrics import Log, Meter, finite
+from lowbit.train.metrics import Log, Meter
 from lowbit.train.objectives import nll_function
 from lowbit.train.recorder import Recorder
 from lowbit.train.results import Result, as_record

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -12,8 +11,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from lowbit.atomic import write_atomically
 from lowbit.errors import ConfigError
-from lowbit.train.run_folder import RunFolder, write_atomically
+from lowbit.strict_json import finite
+from lowbit.train.run_folder import RunFolder
 
 
 class JsonLines:
@@ -47,15 +48,6 @@ class JsonLines:
         """Closes the file."""
         if self._file is not None:
             self._file.close()
-
-
-def finite(value: Any) -> Any:
-    """Returns a tree of JSON values with None for each number that JSON cannot write: inf, -inf and NaN."""
-    if isinstance(value, Mapping):
-        return {key: finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _rows(path: Path) -> Iterator[tuple[tuple[int, str | None], bytes]]:

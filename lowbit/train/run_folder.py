@@ -12,13 +12,13 @@ result.json          written last: a folder without it is a run that did not fin
 
 import dataclasses
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lowbit.atomic import write_atomically
 from lowbit.config import ConfigDict, from_json, to_json
 from lowbit.errors import RunFolderError
 from lowbit.llama import LlamaConfig
@@ -125,16 +125,3 @@ class RunFolder:
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Writes result.json; raises ValueError for a number that JSON has not."""
         write_atomically(self.result, json.dumps(result, indent=2, sort_keys=True, allow_nan=False).encode())
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file that is there whole or not at all, also after a power cut."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -130,7 +130,7 @@ def test_a_full_disk_leaves_nothing_behind(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(f"lowbit.formats.writer.os.{step}", full)
+    monkeypatch.setattr(f"lowbit.atomic.os.{step}", full)
     with pytest.raises(FormatError, match=r"cannot be written: No space left on device\n  -> free some space"):
         write(tmp_path / "model", tiny_model)
     assert list(tmp_path.iterdir()) == []
@@ -144,7 +144,7 @@ def test_a_failed_overwrite_keeps_the_old_file(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lowbit.formats.writer.os.fsync", interrupted)
+    monkeypatch.setattr("lowbit.atomic.os.fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write(tiny_file, replace(tiny_model, tensors={}), overwrite=True)
     assert tiny_file.read_bytes() == before
