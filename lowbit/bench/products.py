@@ -7,7 +7,8 @@ import numpy as np
 
 from lowbit.bench.random_model import random_tensor
 from lowbit.kernels import library
-from lowbit.kernels.matrix import CompiledMatrix, aligned_empty
+from lowbit.kernels.matrix import CompiledMatrix
+from lowbit.kernels.scratch import aligned_empty
 
 TOTAL_BYTES = 160 << 20
 """Of all copies: five times a third-level cache of 32 MiB."""

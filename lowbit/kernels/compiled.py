@@ -10,7 +10,8 @@ from lowbit.formats import PackedModel, PackedTensor, StoredTensor, decode
 from lowbit.formats.tensors import located
 from lowbit.kernels import library as native
 from lowbit.kernels.cache import KVCache
-from lowbit.kernels.matrix import CompiledMatrix, aligned_empty, check_status
+from lowbit.kernels.matrix import CompiledMatrix, check_status
+from lowbit.kernels.scratch import Scratch
 from lowbit.kernels.weights import check_tensors, embedding_rows
 from lowbit.llama import LlamaConfig
 
@@ -78,7 +79,7 @@ class CompiledWeights:
             self._layers,
             self._vectors["norm.scale"].ctypes.data,
         )
-        self._workspace = np.empty(0, np.uint8)
+        self._scratch = Scratch()
 
     @property
     def in_one_call(self) -> bool:
@@ -131,8 +132,7 @@ class CompiledWeights:
         theirs = native.Cache(keys.ctypes.data, values.ctypes.data, b, cache.capacity, cache.length)
         model = ctypes.byref(self._model)
         needed = self._library.lb_forward_workspace(model, b, t, cache.length + t, self.threads)
-        if self._workspace.nbytes < needed:
-            self._workspace = aligned_empty(2 * needed if t == 1 else needed)
+        scratch = self._scratch.of(needed, more=needed if t == 1 else 0)  # token by token, more is needed each time
         x, cos, sin = (np.ascontiguousarray(array) for array in (x, *angles))
         check_status(
             self._library.lb_forward(
@@ -140,7 +140,7 @@ class CompiledWeights:
                 model,
                 ctypes.byref(theirs),
                 *(x.ctypes.data, t, cos.ctypes.data, sin.ctypes.data),
-                self._workspace.ctypes.data,
+                scratch.ctypes.data,
                 self.threads,
             )
         )

@@ -10,6 +10,7 @@ from lowbit.errors import ConfigError, DataError, KernelError, QuantizerError, n
 from lowbit.formats import PACKINGS, BFloat16, PackedTensor
 from lowbit.kernels import library as native
 from lowbit.kernels.reference import ACTIVATION_MAX, INT32_MAX, integer_levels
+from lowbit.kernels.scratch import Scratch, aligned_empty
 from lowbit.kernels.weights import Activations
 
 TILE_ROWS, UNIT, QUAD_BYTES = 16, 32, 64
@@ -61,7 +62,7 @@ class CompiledMatrix:
             self._take_packed(w)
         else:
             self._take_floats(w, transposed)
-        self._workspace = np.empty(0, np.uint8)
+        self._scratch = Scratch()
 
     @property
     def k(self) -> int:
@@ -120,25 +121,21 @@ class CompiledMatrix:
 
     def matmul_into(self, x: NDArray[np.float32], y: NDArray[np.float32], mode: int) -> None:
         """Writes the product of contiguous arrays to y, unchecked; mode is `library.INT8` or `library.FLOAT`."""
+        matrix = ctypes.byref(self.struct)
+        scratch = self._scratch.of(self._library.lb_workspace(matrix, len(x)))
         check_status(
             self._library.lb_matmul(
                 self.isa.encode(),
-                ctypes.byref(self.struct),
+                matrix,
                 x.ctypes.data,
                 len(x),
                 y.ctypes.data,
                 self.n,
                 mode,
-                self._workspace_for(len(x)).ctypes.data,
+                scratch.ctypes.data,
                 self.threads,
             )
         )
-
-    def _workspace_for(self, tokens: int) -> NDArray[np.uint8]:
-        needed = self._library.lb_workspace(ctypes.byref(self.struct), tokens)
-        if self._workspace.nbytes < needed:
-            self._workspace = aligned_empty(needed)
-        return self._workspace
 
     def _hold(self, array: np.ndarray) -> int:
         self._held.append(array)
@@ -202,13 +199,6 @@ class CompiledMatrix:
         kinds = {np.dtype(np.float32): native.FLOAT32, np.dtype(np.float16): native.FLOAT16}
         s.kind = native.BFLOAT16 if isinstance(w, BFloat16) else kinds[rows.dtype]
         s.data = self._hold(rows)
-
-
-def aligned_empty(size: int) -> NDArray[np.uint8]:
-    """Returns uninitialised bytes that start on a cache line."""
-    raw = np.empty(size + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + size]
 
 
 def check_status(status: int) -> None:

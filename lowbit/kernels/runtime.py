@@ -31,6 +31,8 @@ class Runtime:
     Sequences end at the config's `max_positions`, so "dynamic" rope scaling never leaves its first form and
     cached keys stay valid.
 
+    Threads may share a runtime, each with caches of its own.
+
     Args:
       packed: a model as `lowbit.formats.read` returns it.
       storage: of numpy's weights: "float32", the default, decodes them once, "packed" at every use (slow, least

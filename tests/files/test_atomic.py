@@ -26,7 +26,7 @@ def test_the_old_content_stands_until_the_new_one_is_whole(tmp_path):
 def test_whatever_stops_the_writer_leaves_the_old_content_alone(tmp_path):
     path = tmp_path / "file"
     write_atomically(path, b"old")
-    with pytest.raises(KeyboardInterrupt), replacing(path) as file:
+    with pytest.raises(KeyboardInterrupt), replacing(path) as file:  # noqa: PT012
         file.write(b"new")
         raise KeyboardInterrupt
     assert path.read_bytes() == b"old"
