@@ -23,6 +23,7 @@ from lowbit.config import ConfigDict
 from lowbit.data import TextTokenizer, open_windows
 from lowbit.evals import Evaluation, evaluate, jax_predictor
 from lowbit.export import pack_model
+from lowbit.locks import sole_writer
 from lowbit.models.pretrained import Pretrained
 from lowbit.numerics.grids import TERNARY_BITS
 from lowbit.ptq import (
@@ -66,33 +67,35 @@ def run(arguments: argparse.Namespace) -> int:
 
     began = time.monotonic()
     partial = output.with_name(f".{output.name}.layers")
-    layers = quantize_layers(
-        source.cfg,
-        source.params,
-        plan,
-        finished=partial,
-        origin=source_path(arguments.source),
-        progress=_progress(source.cfg.num_layers),
-    )
-    model = assemble(source, layers, target)
-    seconds = time.monotonic() - began
-    after = _evaluated(source, model.decoded(), texts, arguments.windows) if texts else {}
+    partial.mkdir(parents=True, exist_ok=True)
+    with sole_writer(partial):
+        layers = quantize_layers(
+            source.cfg,
+            source.params,
+            plan,
+            finished=partial,
+            origin=source_path(arguments.source),
+            progress=_progress(source.cfg.num_layers),
+        )
+        model = assemble(source, layers, target)
+        seconds = time.monotonic() - began
+        after = _evaluated(source, model.decoded(), texts, arguments.windows) if texts else {}
 
-    record = {
-        "source": source_path(arguments.source),
-        **plan.record(),
-        **provenance(arguments.seed),
-        "seconds": seconds,
-        "bits_per_weight": model.bits,
-        "bits_per_weight_model": model.model_bits,
-        "packed": model.packable,
-        **_memory(),
-        "before": {path: dataclasses.asdict(result) for path, result in before.items()},
-        "after": {path: dataclasses.asdict(result) for path, result in after.items()},
-        "relative_errors": model.errors,
-    }
-    _write(output, packs, model, source, record, arguments)
-    shutil.rmtree(partial)
+        record = {
+            "source": source_path(arguments.source),
+            **plan.record(),
+            **provenance(arguments.seed),
+            "seconds": seconds,
+            "bits_per_weight": model.bits,
+            "bits_per_weight_model": model.model_bits,
+            "packed": model.packable,
+            **_memory(),
+            "before": {path: dataclasses.asdict(result) for path, result in before.items()},
+            "after": {path: dataclasses.asdict(result) for path, result in after.items()},
+            "relative_errors": model.errors,
+        }
+        _write(output, packs, model, source, record, arguments)
+        shutil.rmtree(partial)
     _print(arguments.source, output, model, record, before, after)
     return 0
 
@@ -189,7 +192,8 @@ def _memory() -> dict[str, int]:
         import resource
     except ImportError:  # not every system counts it
         return peak
-    return {"peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, **peak}
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, others kibibytes
+    return {"peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, **peak}
 
 
 def _write(

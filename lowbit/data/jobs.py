@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lowbit.atomic import replacing
+from lowbit.atomic import SUFFIX, write_atomically
 from lowbit.data.manifest import Manifest, is_token_folder
 from lowbit.data.shards import Place, ShardWriter, Written
 from lowbit.errors import DataError
+from lowbit.locks import NAME
 
 PROGRESS = "progress.json"
 _OVER = "remove the folder and start over"
@@ -41,7 +42,7 @@ class Job:
         Raises:
           DataError: the folder was begun by another job, its record cannot be read, or a finished shard is gone.
         """
-        for half_written in self.folder.rglob(".*.partial"):
+        for half_written in self.folder.rglob(f".*{SUFFIX}"):
             half_written.unlink()
         place = self.folder / PROGRESS
         if not place.is_file():
@@ -68,8 +69,8 @@ class Job:
     def save(self, writers: Mapping[str, ShardWriter], notes: Mapping[str, Any]) -> None:
         """Notes how far each stream is, and what else a resumption has to know, JSON."""
         parts = {part: dataclasses.asdict(writer.written) for part, writer in writers.items()}
-        with replacing(self.folder / PROGRESS) as file:
-            file.write(json.dumps({"job": self.identity, "parts": parts, "notes": notes}, indent=2).encode())
+        text = json.dumps({"job": self.identity, "parts": parts, "notes": notes}, indent=2)
+        write_atomically(self.folder / PROGRESS, text.encode(), DataError)
 
     def abandon(self) -> None:
         """Leaves a folder that nothing came into as if it had not been begun."""
@@ -107,9 +108,14 @@ def check_folder(folder: Path) -> None:
     done = [path for path in (folder, folder / "train", folder / "valid") if is_token_folder(path)]
     if done:
         raise DataError(f"{done[0]} is finished already", "read it, or write to another folder")
-    if folder.exists() and (not folder.is_dir() or any(path.suffix != ".partial" for path in folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(not _passing(path) for path in folder.iterdir())):
         raise DataError(f"{folder} exists, and is no folder of tokens", "write to a new folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{folder} cannot be made: {error.strerror}", "write to another folder") from error
+
+
+def _passing(path: Path) -> bool:
+    """Whether a file is one of those that a killed process leaves in a folder that it had hardly begun."""
+    return path.name == NAME or path.suffix == SUFFIX

@@ -16,6 +16,7 @@ from lowbit.data.shards import Place, ShardWriter, token_dtype
 from lowbit.data.sources import Source
 from lowbit.data.tokenizer import TextTokenizer
 from lowbit.errors import DataError
+from lowbit.locks import sole_writer
 from lowbit.version import __version__
 
 SHARD_TOKENS = 1 << 26  # 128 MiB of uint16, half a minute of one core
@@ -79,6 +80,7 @@ def tokenize(
     Raises:
       DataError: the folder holds something else, a source cannot be read or has changed, there is no text, or the disk
         is full.
+      LockedError: another process is writing to the folder.
     """
     if not 0 <= valid_share < 1:
         raise DataError(f"a share of {valid_share} of the documents for validation", "give one in [0, 1)")
@@ -97,18 +99,19 @@ def tokenize(
         "lowbit_version": __version__,
     }
     job = Job(folder, identity, folders)
-    written, _ = job.begin()
-    dtype = token_dtype(tokenizer.vocab_size)
-    writers = {part: ShardWriter(folders[part], shard_tokens, dtype, written[part]) for part in folders}
-    job.save(writers, {})  # from now on the folder is known for what it is
-    _write_all(sources, tokenizer, writers, valid_share, report, lambda: job.save(writers, {}))
-    for writer in writers.values():
-        writer.close(Place(len(sources), 0))
-    job.save(writers, {})
-    if not any(writer.written.tokens for writer in writers.values()):
-        job.abandon()
-        raise DataError("the text is empty", "give at least one document with text in it")
-    job.finish(writers, identity["sources"])
+    with sole_writer(folder):
+        written, _ = job.begin()
+        dtype = token_dtype(tokenizer.vocab_size)
+        writers = {part: ShardWriter(folders[part], shard_tokens, dtype, written[part]) for part in folders}
+        job.save(writers, {})  # from now on the folder is known for what it is
+        _write_all(sources, tokenizer, writers, valid_share, report, lambda: job.save(writers, {}))
+        for writer in writers.values():
+            writer.close(Place(len(sources), 0))
+        job.save(writers, {})
+        if not any(writer.written.tokens for writer in writers.values()):
+            job.abandon()
+            raise DataError("the text is empty", "give at least one document with text in it")
+        job.finish(writers, identity["sources"])
     return folders
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 
 from lowbit.errors import ConfigError, LowbitError, NonFiniteError
+from lowbit.locks import check_free, sole_writer
 from lowbit.sweep.folder import SweepFolder
 from lowbit.sweep.points import Point, make_points
 from lowbit.sweep.programs import Group, make_groups
@@ -48,19 +49,38 @@ def run_sweep(
 
     Raises:
       LowbitError: anything wrong with a point, the data or the folder, before any work.
+      LockedError: another process is training in the folder.
     """
     if jax.process_count() > 1:
         raise ConfigError(f"a sweep over {jax.process_count()} processes", "run one sweep in each, in its own folder")
     place = SweepFolder(folder)
     points = make_points(sweep, folder, overrides)
     place.check(points, resume)
+    if resume and not dry_run:
+        check_free(folder)
     groups = make_groups([point for point in points if place.record(point) is None], _at_once(sweep))
     layers = [_check(group) for group in groups]
     _announce(points, groups, say)
     if dry_run:
         return True
     folder.mkdir(parents=True, exist_ok=True)
-    place.write_summary(points, sweep, overrides, command)
+
+    def summarize() -> None:
+        place.write_summary(points, sweep, overrides, command)
+
+    with sole_writer(folder):
+        return _train(place, groups, layers, summarize, say)
+
+
+def _train(
+    place: SweepFolder,
+    groups: Sequence[Group],
+    layers: Sequence[int],
+    summarize: Callable[[], None],
+    say: Callable[[str], None],
+) -> bool:
+    """Trains group after group; returns whether all came to their end."""
+    summarize()
     for group, depth in zip(groups, layers, strict=True):
         program = Program(group.points, depth) if group.at_once else None
         for batch in group.batches:
@@ -75,7 +95,7 @@ def run_sweep(
             for point, error in zip(batch, errors, strict=True):
                 place.write_record(point, error, group.at_once and len(batch))
                 say(f"{point.name}: {_outcome(place, point)}")
-            place.write_summary(points, sweep, overrides, command)
+            summarize()
     return True
 
 

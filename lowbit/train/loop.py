@@ -1,10 +1,11 @@
 """The loop around the pure step: data, checkpoints, evaluation, logs, and an end in good order."""
 
+import contextlib
 import dataclasses
 import functools
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lowbit import config as configs
 from lowbit.config import ConfigDict
 from lowbit.distill.objectives import PARTS
 from lowbit.evals import Evaluation, evaluate
+from lowbit.locks import check_free, sole_writer
 from lowbit.models.placement import on_mesh
 from lowbit.strict_json import finite
 from lowbit.train import processes, sharding
@@ -50,9 +52,12 @@ def run(config: ConfigDict, *, resume: bool = False) -> Result:
         `lowbit.train.broken` has kept the step.
       DiskFullError: the run folder's disk is full; the last good checkpoint stays.
       ProcessError: another process of the run is lost.
+      LockedError: another process is training in the run folder.
     """
     folder = RunFolder(Path(config.run_folder))
     folder.check(resume)
+    if resume and processes.is_first():
+        check_free(folder.path)
     # No process comes to `train`, where the first one makes the folder, before all have looked.
     processes.wait_for_all("run folder looked at")
     if resume and folder.checkpoints.is_dir():
@@ -66,11 +71,6 @@ def train(experiment: Experiment, *, resume: bool = False) -> Result:
     config = experiment.config
     folder = RunFolder(Path(config.run_folder))
     clock = Clock(config.checkpoint.every_steps, config.checkpoint.every_minutes)
-    if processes.is_first():
-        folder.check(resume)
-        if not resume:
-            folder.create(config, experiment.cfg, experiment.tokenizer_files)
-    processes.wait_for_all("run folder made")
 
     def start(resume: bool) -> tuple[TrainState, Progress]:
         at_zero = Progress(0, 0, 0.0, experiment.train.fingerprint(), experiment.teacher)
@@ -80,6 +80,7 @@ def train(experiment: Experiment, *, resume: bool = False) -> Result:
         return restored or (experiment.initial_state(), at_zero)
 
     with (
+        _claimed(folder, experiment, resume),
         full_disk_explained(folder.path),
         processes.losses_explained(),
         opened(folder.checkpoints, config.checkpoint.keep) as checkpoints,
@@ -115,6 +116,20 @@ def train(experiment: Experiment, *, resume: bool = False) -> Result:
             del state
             checkpoints.wait()
             raise examine(broken, experiment, folder, functools.partial(start, True), step_fn)
+
+
+@contextlib.contextmanager
+def _claimed(folder: RunFolder, experiment: Experiment, resume: bool) -> Iterator[None]:
+    """Makes the run folder, or finds it where it is resumed, and keeps it for this run: its first process holds it."""
+    with contextlib.ExitStack() as stack:
+        if processes.is_first():
+            folder.check(resume)
+            if not resume:
+                folder.create(experiment.config, experiment.cfg, experiment.tokenizer_files)
+            with full_disk_explained(folder.path):
+                stack.enter_context(sole_writer(folder.path))
+        processes.wait_for_all("run folder made")
+        yield
 
 
 class _Run:
