@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lowbit.numerics.activations import dynamic
 from lowbit.numerics.quantizers import llmqat, paretoq
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -72,3 +73,15 @@ def test_llmqat_reference_variant(bits):
     excess = 2e-6 + 1e-6 * float(jnp.max(jnp.abs(x))) / reach
     np.testing.assert_allclose(out, expected, rtol=excess, atol=0)
     np.testing.assert_array_equal(vjp(c)[0], golden["grad_x"].reshape(out.shape))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("form", ["sym", "asym"])
+def test_llmqat_activations(form, bits):
+    with np.load(GOLDEN / f"llmqat_act_{form}{bits}.npz") as file:
+        golden = {key: jnp.asarray(file[key]) for key in file}
+    quantizer = dynamic(bits, symmetric=form == "sym", variant="reference")
+    out, vjp = jax.vjp(lambda x: quantizer.fake(x, quantizer.init(x)), golden["x"])
+    # The reference multiplies, divides and adds in another order: three roundings of numbers up to max|x| < 5.
+    np.testing.assert_allclose(out, golden["out"], rtol=0, atol=3 * 5 * 2**-24)
+    np.testing.assert_array_equal(vjp(golden["grad_out"])[0], golden["grad_x"])

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from lowbit.numerics.quantizers import QUANTIZERS, absmean_ternary, llmqat, onebit, paretoq, rtn
+from lowbit.numerics.activations import dynamic, static
+from lowbit.numerics.quantizers import QUANTIZERS, absmean_ternary, llmqat, onebit, paretoq, rtn, transposed
 
 CASES = {
     **{f"paretoq{b:g}": functools.partial(paretoq, b) for b in (1, 1.58, 2, 3, 4)},
@@ -27,9 +28,33 @@ CASES = {
 # OneBit's two vectors are of all weights together: its outputs are not each other's strangers, and its gradient is no
 # cut one. What it obeys instead is in test_onebit.py.
 ONE_SCALE = {name: make for name, make in CASES.items() if not name.startswith("onebit")}
+
+
+def of_tokens(make, granularity="channel"):
+    """Activations whose tokens are the columns of [k n], so that they meet the laws of weights; they have no groups."""
+    q = make("tensor" if granularity == "tensor" else "token" if make.func is dynamic else "channel")
+    return transposed(q) if make.func is dynamic else q
+
+
+def activations(*args, **kwargs):
+    return functools.partial(of_tokens, functools.partial(*args, **kwargs))
+
+
+ACTIVATIONS = {
+    **{f"activations{b}": activations(dynamic, b) for b in (4, 8)},
+    "activations8_minmax": activations(dynamic, 8, symmetric=False),
+    "activations4_llmqat": activations(dynamic, 4, variant="reference"),
+    "activations4_llmqat_minmax": activations(dynamic, 4, symmetric=False, variant="reference"),
+    "cache4": activations(dynamic, 4, scale_dtype=jnp.float16),
+    "cache4_minmax": activations(dynamic, 4, symmetric=False, scale_dtype=jnp.float16),
+    "activations8_static": activations(static, 8),
+    "activations4_static_minmax": activations(static, 4, symmetric=False),
+}
 GRANULARITIES = ["channel", "tensor", 8]
-every_case = pytest.mark.parametrize("make", CASES.values(), ids=CASES.keys())
-every_case_of_one_scale = pytest.mark.parametrize("make", ONE_SCALE.values(), ids=ONE_SCALE.keys())
+EVERY, EVERY_OF_ONE_SCALE = CASES | ACTIVATIONS, ONE_SCALE | ACTIVATIONS
+every_case = pytest.mark.parametrize("make", EVERY.values(), ids=EVERY.keys())
+every_case_with_groups = pytest.mark.parametrize("make", CASES.values(), ids=CASES.keys())
+every_case_of_one_scale = pytest.mark.parametrize("make", EVERY_OF_ONE_SCALE.values(), ids=EVERY_OF_ONE_SCALE.keys())
 every_granularity = pytest.mark.parametrize("granularity", GRANULARITIES)
 
 
@@ -66,10 +91,10 @@ def test_what_you_train_is_what_you_ship(make, granularity):
 @settings(max_examples=60, deadline=None)
 @given(
     w=hnp.arrays(np.float32, (8, 3), elements=st.floats(-100, 100, width=32, allow_subnormal=False)),
-    name=st.sampled_from(sorted(CASES)),
+    name=st.sampled_from(sorted(EVERY)),
 )
 def test_what_you_train_is_what_you_ship_for_any_weights(w, name):
-    q, w = CASES[name](), jnp.asarray(w)
+    q, w = EVERY[name](), jnp.asarray(w)
     state = q.init(w)
     kept = q.encode(w, state)
     assert int(jnp.max(kept.codes)) < len(q.grid.levels)
@@ -86,9 +111,9 @@ def test_encoding_what_was_decoded_changes_no_code(make, granularity):
 
 
 # LLM-QAT's reference adds an absolute 1e-6 to the maximum: it alone is not equivariant.
-@pytest.mark.parametrize("name", [name for name in CASES if name != "llmqat4_reference"])
+@pytest.mark.parametrize("name", [name for name in EVERY if "llmqat4_reference" not in name and "_llmqat" not in name])
 def test_scaling_by_a_power_of_two_is_exact(name):
-    q, w = CASES[name](granularity=8), weights()
+    q, w = EVERY[name](granularity=8), weights()
     w = w.at[:, 1].set(w[:, 0])  # the floor of an all-zero group's scale does not scale
     plain, scaled = q.encode(w, q.init(w)), q.encode(w * 4, q.init(w * 4))
     np.testing.assert_array_equal(plain.codes, scaled.codes)
@@ -104,7 +129,7 @@ def test_outputs_are_permuted_with_their_weights(make, granularity):
     np.testing.assert_array_equal(permuted, q.encode(w, q.init(w)).decode()[:, order])
 
 
-@every_case
+@every_case_with_groups
 def test_groups_are_independent(make):
     q, w = make(granularity=8), weights()
     changed = w.at[:8].multiply(7.0)
@@ -122,7 +147,8 @@ def test_the_nearest_level_is_chosen(make):
     error = np.abs(np.asarray(w, np.float64) - np.asarray(kept.decode(), np.float64))
     least = np.abs(np.asarray(w, np.float64) - levels).min(axis=0)
     # w/scale and the level times the scale are each rounded once: ties may fall either way within that.
-    assert np.all(error <= least * (1 + 2**-20) + scale * 2**-20)
+    size = np.abs(np.asarray(w, np.float64))
+    assert np.all(error <= least * (1 + 2**-20) + scale * 2**-20 + size * 2**-22)
 
 
 @pytest.mark.parametrize(("family", "widths"), [(rtn, (2, 3, 4, 8)), (paretoq, (1, 2, 3, 4))], ids=["rtn", "paretoq"])
