@@ -1,0 +1,211 @@
+"""From a teacher to a folder of token shards that training reads, in a way that survives being killed.
+
+Texts are a pure function of the recipe, and which are kept of the texts before them: a job that goes on where its last
+shard ended reads from the shards what was kept, and writes the wave that it was killed in again.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from lowbit.data import Manifest, TextTokenizer
+from lowbit.data.jobs import Job, check_folder
+from lowbit.data.shards import Place, ShardWriter, Written, token_dtype
+from lowbit.data.tokenization import SHARD_TOKENS
+from lowbit.data.tokens import map_tokens
+from lowbit.errors import DataError, TokenizerError
+from lowbit.generation import Generator
+from lowbit.synthesis.duplicates import Duplicates
+from lowbit.synthesis.filters import REASONS, Filters
+from lowbit.synthesis.recipe import Recipe, special_tokens, start_tokens, texts
+from lowbit.synthesis.waves import Teacher, make_teacher, write
+from lowbit.version import __version__
+
+PART = "all"
+PATIENCE = 4096
+"""Texts left out in a row after which nothing more is expected."""
+
+
+class Progress(NamedTuple):
+    """How far a job is.
+
+    Attributes:
+      kept: tokens in the folder and on their way there, separators included.
+      wanted: tokens.
+      made: tokens written by this process, kept or not.
+      new: tokens kept by this process.
+      texts: written so far, by whatever process.
+      dropped: of these, by reason.
+      seconds: that the teacher took in this process, compilation included.
+    """
+
+    kept: int
+    wanted: int
+    made: int
+    new: int
+    texts: int
+    dropped: dict[str, int]
+    seconds: float
+
+
+def synthesize(
+    generator: Generator,
+    tokenizer: TextTokenizer,
+    folder: Path,
+    recipe: Recipe,
+    filters: Filters,
+    *,
+    teacher: dict[str, Any],
+    shard_tokens: int = SHARD_TOKENS,
+    devices: Sequence[Any] | None = None,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> Manifest:
+    """Lets a model write training text, or goes on where the same job was stopped.
+
+    Args:
+      generator: decoder and weights of the model.
+      tokenizer: the model's; its separator stands behind every text.
+      folder: made if need be.
+      recipe: what is written.
+      filters: what of it is kept.
+      teacher: names the model in the manifest, such as its source and a hash of its weights.
+      shard_tokens: of every shard but the last.
+      devices: that share the texts of a batch; None takes all of this process.
+      report: called after each batch.
+
+    Raises:
+      DataError: texts longer than the model has positions, more start tokens than there are, a folder of something
+        else or of another job, no text that is kept, or a full disk.
+      TokenizerError: a tokenizer of another vocabulary than the model's.
+      ConfigError: a batch that the devices cannot share evenly.
+    """
+    cfg = generator.decoder.cfg
+    if recipe.length > cfg.max_positions:
+        raise DataError(
+            f"texts of {recipe.length} tokens do not fit the model's {cfg.max_positions} positions",
+            f"ask for a length of {cfg.max_positions} or less",
+        )
+    if tokenizer.vocab_size != cfg.vocab_size:
+        raise TokenizerError(
+            f"the tokenizer has {tokenizer.vocab_size:,} tokens, the teacher's vocabulary {cfg.vocab_size:,}",
+            "use the tokenizer that was saved with the teacher",
+        )
+    special = special_tokens(tokenizer, cfg.vocab_size, cfg.eos_token_ids)
+    starts = start_tokens(special, recipe.starts)
+    check_folder(folder)
+    on = list(devices) if devices is not None else jax.local_devices()
+    identity: dict[str, Any] = {
+        "tokenizer": tokenizer.fingerprint(),
+        "vocab_size": tokenizer.vocab_size,
+        "separator": tokenizer.separator,
+        "options": {
+            "recipe": recipe.identity(),
+            "filters": vars(filters),
+            "shard_tokens": shard_tokens,
+            # Another device, or number of them, sums in another order: other bytes.
+            "computed": [generator.decoder.dtype, list(generator.decoder.cache), on[0].device_kind, len(on)],
+        },
+        "sources": [{"synthetic": True, **teacher}],
+        "lowbit_version": __version__,
+    }
+    job = Job(folder, identity, {PART: folder})
+    written, notes = job.begin()
+    shards = ShardWriter(folder, shard_tokens, token_dtype(tokenizer.vocab_size), written[PART])
+    keeper = _Keeper(tokenizer, filters, shards, recipe.tokens, Counter(notes))
+    job.save({PART: shards}, keeper.dropped)  # from now on the folder is known for what it is
+    writer = make_teacher(generator.decoder, generator.weights, special, on)
+    last = _keep_all(writer, recipe, starts, keeper, lambda: job.save({PART: shards}, keeper.dropped), report)
+    shards.close(Place(0, last + 1))
+    job.save({PART: shards}, keeper.dropped)
+    counts = {"texts": last + 1, "dropped": {reason: keeper.dropped[reason] for reason in REASONS}}
+    job.finish({PART: shards}, [identity["sources"][0] | counts])
+    return Manifest.read(folder)
+
+
+class _Keeper:
+    """Judges texts in their order, and puts those that are kept into shards."""
+
+    def __init__(
+        self, tokenizer: TextTokenizer, filters: Filters, shards: ShardWriter, wanted: int, dropped: Counter[str]
+    ):
+        self.shards, self.wanted, self.dropped = shards, wanted, dropped
+        self._tokenizer, self._filters = tokenizer, filters
+        self._seen = Duplicates(filters.near_duplicates)
+        for tokens in finished_texts(shards.folder, shards.written, tokenizer.separator):
+            self._seen.add(tokens)
+        self.before = self.kept = shards.written.tokens - shards.written.offset
+        self.streak = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether there are as many tokens as are wanted."""
+        return self.kept >= self.wanted
+
+    def judge(self, number: int, tokens: NDArray[np.int32]) -> bool:
+        """Takes the next text; returns whether a shard was finished by it."""
+        content = self._tokenizer.decode(tokens).encode()
+        reason = self._filters.reason(tokens, content, self._seen)
+        if reason is not None:
+            self.dropped[reason] += 1
+            self.streak += 1
+            if self.streak >= PATIENCE:
+                counts = ", ".join(f"{name} {count:,}" for name, count in self.dropped.items())
+                raise DataError(
+                    f"an empty generation: the last {self.streak:,} texts were all left out (so far: {counts})",
+                    "loosen the filters, draw at another temperature, or take a teacher that was trained",
+                )
+            return False
+        self.streak = 0
+        self.kept += len(tokens) + 1
+        ended = np.append(tokens, self._tokenizer.separator).astype(np.uint32)
+        return self.shards.append(Place(0, number), len(content), ended)
+
+
+def _keep_all(
+    teacher: Teacher,
+    recipe: Recipe,
+    starts: Sequence[int],
+    keeper: _Keeper,
+    save: Callable[[], None],
+    report: Callable[[Progress], None],
+) -> int:
+    """Writes and judges waves until there is enough; returns the number of the last text."""
+    number = keeper.shards.written.place.document
+    if keeper.done:  # all but the manifest was there
+        return number - 1
+    first = number - number % recipe.batch
+    made, seconds = 0, 0.0
+    while not keeper.done:
+        began = time.monotonic()
+        rows = write(teacher, recipe, texts(recipe, starts, first, recipe.batch))
+        seconds += time.monotonic() - began
+        made += sum(map(len, rows))
+        for place in range(number - first, len(rows)):
+            number, tokens = first + place, rows[place]
+            if keeper.judge(number, tokens):
+                save()
+            if keeper.done:
+                break
+        progress = Progress(
+            keeper.kept, keeper.wanted, made, keeper.kept - keeper.before, number + 1, dict(keeper.dropped), seconds
+        )
+        report(progress)
+        if not keeper.done:
+            first += recipe.batch
+            number = first
+    return number
+
+
+def finished_texts(folder: Path, written: Written, separator: int) -> Iterator[NDArray[np.int32]]:
+    """Yields the texts that end in the finished shards of a folder, without their separators."""
+    rest = np.zeros(0, np.int32)
+    for shard in written.shards:
+        tokens = np.concatenate([rest, np.asarray(map_tokens(folder / shard.file)).astype(np.int32)])
+        *whole, rest = np.split(tokens, np.flatnonzero(tokens == separator) + 1)
+        yield from (text[:-1] for text in whole)
