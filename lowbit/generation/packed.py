@@ -14,6 +14,9 @@ import numpy as np
 from lowbit.errors import QuantizerError
 from lowbit.formats.packing import PACKINGS, packing_for
 from lowbit.kernels.reference import ACTIVATION_MAX, INT32_MAX, integer_levels
+from lowbit.numerics.activations import dynamic, integers
+
+_ACTIVATIONS = dynamic(8)
 
 
 @jax.tree_util.register_dataclass
@@ -142,15 +145,9 @@ def quantize_activations(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     Bit for bit `lowbit.kernels.reference.quantize_activations` wherever x is finite.
     """
-    x = x.astype(jnp.float32)
-    # Compilers turn a division by a broadcast number into a product with its reciprocal, which may differ in the last
-    # bit. The divisors here are maxima that depend on what is divided, and always equal 127 and the scale.
-    largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
-    scale = largest / jnp.maximum(jnp.float32(ACTIVATION_MAX), largest * 1e-37)
-    divisor = jnp.maximum(scale, jnp.abs(x) * 1e-30)
-    ratio = jnp.where(scale > 0, x / jnp.where(scale > 0, divisor, 1.0), 0.0)
-    codes = jnp.clip(jnp.round(ratio), -ACTIVATION_MAX, ACTIVATION_MAX).astype(jnp.int8)
-    return codes, scale
+    rounded: Any = _ACTIVATIONS.encode(x, _ACTIVATIONS.init(x))
+    codes = integers(rounded)
+    return codes.numbers, codes.scale
 
 
 def even_levels(levels: tuple[float, ...]) -> EvenLevels | None:
