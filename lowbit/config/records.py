@@ -10,31 +10,74 @@ from ml_collections import ConfigDict
 from lowbit.config.keys import flat, leaves
 from lowbit.config.schema import base
 from lowbit.errors import ConfigError
+from lowbit.version import __version__
+
+ADDED: dict[str, Any] = {
+    "data.attend_across_documents": True,
+    "data.separator": "",
+    "distill.attention_layer": -1,
+    "distill.attention_weight": 0.0,
+    "distill.cache": "",
+    "distill.divergence": "forward",
+    "distill.dtype": "bfloat16",
+    "distill.hidden_weight": 0.0,
+    "distill.teacher": "",
+    "distill.temperature": 1.0,
+    "distill.weight": 0.0,
+    "log.recorder_every_steps": 0,
+    "model.architecture.bos_token_id": 0,
+    "model.architecture.eos_token_ids": (0,),
+    "model.linear_norm": False,
+    "model.rotate": False,
+    "model.source_scales": False,
+    "optimizer.float_learning_rate": 1.0,
+    "optimizer.momentum": 0.95,
+    "optimizer.name": "adamw",
+    "optimizer.scale_schedule": "same",
+    "optimizer.scale_until": 1.0,
+    "quant.estimator": "clipped",
+    "quant.latent": 0.0,
+    "quant.layer_bits": (),
+    "quant.symmetric": True,
+    "quant.variant": "fixed",
+}
+"""Keys that were added after runs had been recorded without them, and the value by which each means what was done
+before it was there. Whoever adds a key to the schema adds it here."""
+
+VERSION = "lowbit_version"
 
 
 def to_json(config: ConfigDict) -> str:
-    """Returns the config as indented JSON with sorted keys; `from_json` is its inverse.
+    """Returns the config as indented JSON with sorted keys, and which version wrote it; `from_json` is its inverse.
 
     JSON has no infinity: it is written as the string "inf".
     """
-    return json.dumps(_spelt(config.to_dict()), indent=2, sort_keys=True, allow_nan=False)
+    record = {VERSION: __version__, **_spelt(config.to_dict())}
+    return json.dumps(record, indent=2, sort_keys=True, allow_nan=False)
 
 
 def from_json(text: str, place: str) -> ConfigDict:
-    """Returns the config that `to_json` wrote.
+    """Returns the config that `to_json` wrote; keys that were `ADDED` since mean what was done before.
 
     Raises:
-      ConfigError: no JSON, or keys other than those of `base()`; `place` says where the text stood.
+      ConfigError: no JSON, a key that this version does not know, or one missing that every version had; `place` says
+        where the text stood.
     """
-    mend = "use the version of lowbit that wrote it"
     try:
         values = dict(flat(json.loads(text)))
     except (ValueError, AttributeError) as error:
-        raise ConfigError(f"{place} holds no config", mend) from error
+        raise ConfigError(f"{place} holds no config", "use the version of lowbit that wrote it") from error
+    written = values.pop(VERSION, None)
+    author = "a version that did not say which" if written is None else f"lowbit {written}"
+    mend = f"use the version of lowbit that wrote it; it was written by {author}, and this is {__version__}"
     config = base()
-    unlike = sorted(values.keys() ^ dict(leaves(config)).keys())
-    if unlike:
-        raise ConfigError(f"{place} and this version's configs differ in the keys {', '.join(unlike)}", mend)
+    known = dict(leaves(config)).keys()
+    unknown, missing = sorted(values.keys() - known), sorted(known - values.keys() - ADDED.keys())
+    if unknown:
+        raise ConfigError(f"{place} has keys that this version does not know: {', '.join(unknown)}", mend)
+    if missing:
+        raise ConfigError(f"{place} lacks the keys {', '.join(missing)}", mend)
+    values = ADDED | values
     floats = {key for key, value in leaves(config) if isinstance(value, float)}
     try:
         for key, value in values.items():

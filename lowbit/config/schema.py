@@ -16,7 +16,10 @@ ELEMENTS: dict[str, type] = {
 
 
 def base() -> ConfigDict:
-    """Returns every setting there is, at its usual value; the comments are the reference."""
+    """Returns every setting there is, at its usual value; the comments are the reference.
+
+    A key that is added gets a line in `records.ADDED`, or the runs recorded without it can be read no longer.
+    """
     config = ConfigDict(
         {
             "seed": 0,  # below 2**31; of the order of windows, and of the start of a model made from scratch

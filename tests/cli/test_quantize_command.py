@@ -2,11 +2,15 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from lowbit import config as configs
+from lowbit.cli import quantize
+from lowbit.locks import sole_writer
+from lowbit.models.layerwise import ModelInMemory
 from lowbit.train import load_trained
 from lowbit.train.setup import prepare
 from lowbit.train.sources import load_masters
@@ -83,15 +87,13 @@ def test_training_starts_where_the_quantized_model_stands(quantized, train_argum
 
 
 def test_a_kernel_of_zeros_has_no_relative_error(lowbit, float_model, tmp_path, monkeypatch):
-    from lowbit.cli import quantize
-
     def with_zeros(source):
         loaded = load_masters(source)
         path = "layers/attn/o_proj/kernel"
         flat = flatten(loaded.params)
-        return loaded._replace(params=unflatten(flat | {path: np.zeros_like(flat[path])}))
+        return ModelInMemory(loaded._replace(params=unflatten(flat | {path: np.zeros_like(flat[path])})))
 
-    monkeypatch.setattr(quantize, "load_masters", with_zeros)
+    monkeypatch.setattr(quantize, "open_masters", with_zeros)
     monkeypatch.setitem(sys.modules, "resource", None)  # as on a system without it
     file = tmp_path / "zeros.lowbit"
     done = lowbit("quantize", float_model, "--method", "rtn", "--bits", 3, "-o", file)
@@ -137,6 +139,22 @@ def test_mistakes_are_refused_before_any_work(lowbit, float_model, tmp_path, arg
     assert done.status == 2
     assert message in done.err
     assert not list(tmp_path.iterdir())
+
+
+def test_two_at_once_do_not_share_half_quantized_layers(lowbit, float_model, tmp_path):
+    (tmp_path / ".out.lowbit.layers").mkdir()
+    with sole_writer(tmp_path / ".out.lowbit.layers"):
+        done = lowbit("quantize", float_model, "--method", "rtn", "--bits", 3, "-o", tmp_path / "out.lowbit")
+    assert done.status == 2
+    assert ".out.lowbit.layers is being written by process" in done.err
+
+
+@pytest.mark.parametrize(("system", "unit"), [("linux", 1024), ("darwin", 1)])
+def test_peak_memory_is_in_bytes_on_every_system(monkeypatch, system, unit):
+    monkeypatch.setattr(sys, "platform", system)
+    usage = SimpleNamespace(RUSAGE_SELF=0, getrusage=lambda who: SimpleNamespace(ru_maxrss=7))
+    monkeypatch.setitem(sys.modules, "resource", usage)
+    assert quantize._memory()["peak_host_bytes"] == 7 * unit
 
 
 def test_too_few_tokens_are_refused(lowbit, float_model, text, tmp_path):

@@ -1,6 +1,7 @@
 """The config machinery: files, variants, overrides, JSON, and every kind of typo."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,10 @@ from lowbit.config import (
     to_json,
     variants,
 )
+from lowbit.config.keys import flat, leaves
+from lowbit.config.records import ADDED
 from lowbit.errors import ConfigError
+from lowbit.version import __version__
 
 FILE = """
 from lowbit.config import base, variants
@@ -205,10 +209,34 @@ def test_json_keeps_every_value_and_type():
 def test_json_of_another_version_is_refused():
     values = json.loads(to_json(base()))
     values["train"]["novelty"] = 1
-    with pytest.raises(ConfigError, match=r"run/config.json .* differ in the keys train\.novelty"):
+    message = (
+        rf"run/config.json has keys that this version does not know: train\.novelty\n.*by lowbit {__version__}, and"
+    )
+    with pytest.raises(ConfigError, match=message):
+        from_json(json.dumps(values), "run/config.json")
+    del values["train"]["novelty"], values["train"]["tokens"], values["lowbit_version"]
+    message = r"run/config.json lacks the keys train\.tokens\n.* by a version that did not say which, and this is"
+    with pytest.raises(ConfigError, match=message):
         from_json(json.dumps(values), "run/config.json")
     with pytest.raises(ConfigError, match=r"run/config\.json holds no config"):
         from_json("[1", "run/config.json")
+
+
+def test_a_config_of_the_first_runs_means_what_it_did_then():
+    """The record is as it was written: 56 keys, infinity as Python spells it, no version."""
+    text = (Path(__file__).parent / "config_of_the_first_runs.json").read_text()
+    written = dict(flat(json.loads(text)))
+    config = from_json(text, "w2/config.json")
+    found = dict(leaves(config))
+    assert found.keys() == dict(leaves(base())).keys(), "add new keys to ADDED"
+    assert {key: found[key] for key in written} == {
+        key: tuple(value) if isinstance(value, list) else value for key, value in written.items()
+    }
+    assert {key: found[key] for key in found.keys() - written.keys()} == ADDED
+    assert config.log.recorder_every_steps == 0  # the one default that changes what a run does
+    usual = dict(leaves(base()))
+    assert {key for key in ADDED if ADDED[key] != usual[key]} == {"log.recorder_every_steps"}
+    assert from_json(to_json(config), "again").to_dict() == config.to_dict()
 
 
 def test_json_with_values_of_another_type_is_refused():

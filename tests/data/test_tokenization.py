@@ -18,7 +18,8 @@ from lowbit.data import Manifest, TextTokenizer, encode_documents, find_sources,
 from lowbit.data.jobs import PROGRESS
 from lowbit.data.sources import TextFile
 from lowbit.data.tokenization import part_of
-from lowbit.errors import DataError
+from lowbit.errors import DataError, LockedError
+from lowbit.locks import NAME, sole_writer
 
 DOCUMENTS = ["the cat sat", "", "on the mat, said the fox", "naïve café", "the dog " * 30, "12 日本", "the log"] * 3
 
@@ -261,3 +262,16 @@ def test_a_full_disk_is_reported_and_the_job_goes_on_later(tmp_path, tokenizer, 
         tokenize(rows, tokenizer, tmp_path / "out", shard_tokens=20)
     tokenize(rows, tokenizer, tmp_path / "out", shard_tokens=20)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_two_jobs_do_not_write_to_one_folder(tmp_path, tokenizer):
+    rows = [Rows("a", tuple(DOCUMENTS))]
+    (tmp_path / "out").mkdir()
+    with (
+        sole_writer(tmp_path / "out"),
+        pytest.raises(LockedError, match=rf"out is being written by process {os.getpid()}"),
+    ):
+        tokenize(rows, tokenizer, tmp_path / "out")
+    (tmp_path / "out" / NAME).write_text("of a process that was killed")
+    tokenize(rows, tokenizer, tmp_path / "out")
+    assert not (tmp_path / "out" / NAME).exists()

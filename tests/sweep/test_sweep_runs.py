@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from lowbit.config import to_json
-from lowbit.errors import ConfigError, DataError, NonFiniteError, RuleError, RunFolderError
+from lowbit.errors import ConfigError, DataError, LockedError, NonFiniteError, RuleError, RunFolderError
+from lowbit.locks import sole_writer
 from lowbit.sweep import Sweep, driver, make_points, product, run_sweep
 from lowbit.sweep.lanes import Alone, Together
 from lowbit.train.setup import prepare
@@ -207,6 +208,8 @@ def test_a_sweep_may_get_more_points_but_no_other_base(base, alone):
     said = []
     assert run_sweep(sweep, alone, resume=True, dry_run=True, say=said.append)
     assert said[0] == "3 points, 2 finished"
+    with sole_writer(alone), pytest.raises(LockedError, match="alone is being written by process"):
+        run_sweep(sweep, alone, resume=True)
     with pytest.raises(RunFolderError, match=r"begun with another config: optimizer\.b1 differ"):
         run_sweep(sweep, alone, resume=True, overrides=["optimizer.b1=0.8"])
 

@@ -12,8 +12,9 @@ import pytest
 from lowbit.data import TokenDataset, TokenWindows
 from lowbit.distill.cache import Identity, TeacherCache, write_cache
 from lowbit.distill.cached import TaughtDataset, untangle
-from lowbit.errors import ConfigError, DataError
+from lowbit.errors import ConfigError, DataError, LockedError
 from lowbit.llama import LlamaConfig, param_shapes
+from lowbit.locks import sole_writer
 from lowbit.models import save_hf
 from lowbit.train import prepare, run
 from lowbit.train.setup import make_lesson
@@ -93,6 +94,8 @@ def test_an_interrupted_cache_goes_on_to_the_same_bytes(tmp_path, cache):
         assert (broken / file).read_bytes() == (cache.folder / file).read_bytes()
     with pytest.raises(DataError, match=r"broken holds another cache: teacher differ\n  -> give another folder"):
         list(write_cache(broken, dataclasses.replace(IDENTITY, teacher="b"), np.arange(0, 20, 2), 4, teach))
+    with sole_writer(broken), pytest.raises(LockedError, match="broken is being written by process"):
+        list(write_cache(broken, IDENTITY, np.arange(0, 20, 2), 4, teach))
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("x")
     with pytest.raises(DataError, match="notes exists and is no cache of a teacher"):
