@@ -62,6 +62,10 @@ class DiskFullError(LowbitError):
     """A disk without room for what a run has to write."""
 
 
+class MemoryShortError(LowbitError):
+    """A machine with less memory than the work takes."""
+
+
 class ProcessError(LowbitError):
     """Processes of one run that do not find each other, or lost one."""
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,35 +23,40 @@ from lowbit.cli.usage import UsageError, check_output
 from lowbit.config import ConfigDict
 from lowbit.data import TextTokenizer, open_windows
 from lowbit.evals import Evaluation, evaluate, jax_predictor
-from lowbit.export import pack_model
+from lowbit.evals.predictor import Predictor
 from lowbit.locks import sole_writer
-from lowbit.models.pretrained import Pretrained
+from lowbit.models.layerwise import LayerSource
 from lowbit.numerics.grids import TERNARY_BITS
 from lowbit.ptq import (
+    Activations,
     Calibration,
-    Method,
     Options,
     Plan,
-    QuantizedModel,
+    QuantizedLayer,
+    Summary,
     Target,
     assemble,
     draw,
     make_target,
     method_by_name,
+    pack_layers,
     quantize_layers,
     write_run,
 )
+from lowbit.ptq.memory import available_host_memory, check_host_memory, host_memory
 from lowbit.report.table import format_bytes, format_seconds
 from lowbit.strict_json import finite
 from lowbit.train.provenance import provenance
 from lowbit.train.run_folder import RunFolder
-from lowbit.train.sources import load_masters
-from lowbit.tree.paths import Tree
+from lowbit.train.sources import open_masters
 
 RECORD = "quantization.json"
 """Of a folder, the record of how it was made; beside a packed file it is the file's name and `.json`."""
 
 EVALUATION_BATCH = 8
+
+Written = tuple[Summary, Callable[[], Predictor]]
+"""The figures of a result, and what makes it predict."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -58,45 +64,45 @@ def run(arguments: argparse.Namespace) -> int:
     output = Path(arguments.output).expanduser()
     packs = output.suffix in PACKED_SUFFIXES
     method, target, options = method_by_name(arguments.method), _target(arguments), _options(arguments)
-    _check_output(output, packs, target, arguments)
-    source = load_masters(arguments.source)
-    plan = Plan(method, target, options, _calibration(arguments, method, source))
+    plan = Plan(method, target, options, None, _activations(arguments))
+    _check_output(output, packs, plan, arguments)
+    source = open_masters(arguments.source)
+    plan = dataclasses.replace(plan, calibration=_calibration(arguments, plan, source))
     plan.check(source.cfg)
     texts = _texts(arguments, source)
-    before = _evaluated(source, source.params, texts, arguments.windows) if texts else {}
+    _check_memory(source, plan, packs, bool(texts))
+    before = _evaluated(_float(source), texts, arguments.windows) if texts else {}
 
     began = time.monotonic()
     partial = output.with_name(f".{output.name}.layers")
     partial.mkdir(parents=True, exist_ok=True)
     with sole_writer(partial):
         layers = quantize_layers(
-            source.cfg,
-            source.params,
+            source,
             plan,
             finished=partial,
             origin=source_path(arguments.source),
             progress=_progress(source.cfg.num_layers),
         )
-        model = assemble(source, layers, target)
         seconds = time.monotonic() - began
-        after = _evaluated(source, model.decoded(), texts, arguments.windows) if texts else {}
-
-        record = {
-            "source": source_path(arguments.source),
-            **plan.record(),
-            **provenance(arguments.seed),
+        record = {"source": source_path(arguments.source), **plan.record(), **provenance(arguments.seed)}
+        write = _write_packed if packs else _write_run
+        summary, rounded = write(output, source, layers, plan, record, arguments)
+        after = _evaluated(rounded(), texts, arguments.windows) if texts else {}
+        record |= {
             "seconds": seconds,
-            "bits_per_weight": model.bits,
-            "bits_per_weight_model": model.model_bits,
-            "packed": model.packable,
+            "bits_per_weight": summary.bits,
+            "bits_per_weight_model": summary.model_bits,
+            "packed": summary.packable,
             **_memory(),
             "before": {path: dataclasses.asdict(result) for path, result in before.items()},
             "after": {path: dataclasses.asdict(result) for path, result in after.items()},
-            "relative_errors": model.errors,
+            "relative_errors": summary.errors,
         }
-        _write(output, packs, model, source, record, arguments)
+        text = json.dumps(finite(record), indent=2, allow_nan=False).encode()  # an error relative to zeros is NaN
+        write_atomically(output.with_name(f"{output.name}.json") if packs else output / RECORD, text)
         shutil.rmtree(partial)
-    _print(arguments.source, output, model, record, before, after)
+    _print(arguments.source, output, summary, record, before, after)
     return 0
 
 
@@ -127,40 +133,59 @@ def _options(arguments: argparse.Namespace) -> Options:
     return Options(**chosen, seed=arguments.seed)
 
 
-def _check_output(output: Path, packs: bool, target: Target, arguments: argparse.Namespace) -> None:
+def _activations(arguments: argparse.Namespace) -> Activations | None:
+    name, estimate = arguments.activations, arguments.activation_range
+    if name is None:
+        if estimate is not None:
+            raise UsageError("--activation-range says how static ranges are found", "add --activations int8-static")
+        return None
+    found = Activations(name) if estimate is None else Activations(name, estimate)
+    if estimate is not None and not found.is_static:
+        raise UsageError(f"--activations {name} has no choice of --activation-range", "leave out --activation-range")
+    return found
+
+
+def _check_output(output: Path, packs: bool, plan: Plan, arguments: argparse.Namespace) -> None:
     if packs:
         check_output(output, arguments.overwrite)
         return
     if arguments.overwrite:
         raise UsageError("--overwrite replaces packed files, and a folder is asked for", "give a folder of a new name")
     RunFolder(output).check(resume=False)
-    if target.section() is None:
+    if plan.activations is not None:
         raise UsageError(
-            f"training has no quantizer with the grid {target.grid!r}, so no run folder can hold it",
+            "a run folder holds what training goes on from, and --activations rounds for inference",
+            f"write a packed file: -o {output}{PACKED_SUFFIXES[0]}",
+        )
+    if plan.target.section() is None:
+        raise UsageError(
+            f"training has no quantizer with the grid {plan.target.grid!r}, so no run folder can hold it",
             f"write a packed file: -o {output}{PACKED_SUFFIXES[0]}",
         )
 
 
-def _calibration(arguments: argparse.Namespace, method: Method, source: Pretrained) -> Calibration | None:
-    if not method.needs_data:
+def _calibration(arguments: argparse.Namespace, plan: Plan, source: LayerSource) -> Calibration | None:
+    who = f"--method {plan.method.name}"
+    if not plan.needs_data:
         if arguments.data:
-            raise UsageError(f"--method {method.name} looks at no data", "leave out --data")
+            raise UsageError(f"{who} looks at no data", "leave out --data")
         return None
     if not arguments.data:
-        raise UsageError(f"--method {method.name} needs calibration data", "add --data FILE (text or .npy tokens)")
+        who = who if plan.method.needs_data else f"--activations {arguments.activations}"
+        raise UsageError(f"{who} needs calibration data", "add --data FILE (text or .npy tokens)")
     windows = open_windows(
         arguments.data, length=arguments.length, vocab_size=source.cfg.vocab_size, tokenizer=_tokenizer(source)
     )
     return draw(windows, arguments.sequences, arguments.seed, ", ".join(arguments.data))
 
 
-def _tokenizer(source: Pretrained) -> TextTokenizer | None:
+def _tokenizer(source: LayerSource) -> TextTokenizer | None:
     if "tokenizer.json" not in source.tokenizer_files:
         return None
     return TextTokenizer.load(source.tokenizer_files, vocab_size=source.cfg.vocab_size)
 
 
-def _texts(arguments: argparse.Namespace, source: Pretrained) -> dict[str, Any]:
+def _texts(arguments: argparse.Namespace, source: LayerSource) -> dict[str, Any]:
     length = min(source.cfg.max_positions, LONGEST_WINDOW)
     tokenizer = _tokenizer(source)
     return {
@@ -169,11 +194,13 @@ def _texts(arguments: argparse.Namespace, source: Pretrained) -> dict[str, Any]:
     }
 
 
-def _evaluated(source: Pretrained, params: Tree, texts: dict[str, Any], first: int | None) -> dict[str, Evaluation]:
-    """Nats per token on each text; the float32 model or the quantized one."""
-    length = min(source.cfg.max_positions, LONGEST_WINDOW)
-    predictor = jax_predictor.predictor(source.cfg, params, source.tokenizer_files)
-    nll = predictor.make_nll(EVALUATION_BATCH, length, None)
+def _float(source: LayerSource) -> Predictor:
+    return jax_predictor.predictor(source.cfg, source.load().params, source.tokenizer_files)
+
+
+def _evaluated(predictor: Predictor, texts: dict[str, Any], first: int | None) -> dict[str, Evaluation]:
+    """Nats per token on each text."""
+    nll = predictor.make_nll(EVALUATION_BATCH, min(predictor.cfg.max_positions, LONGEST_WINDOW), None)
     return {path: evaluate(nll, windows, batch_size=EVALUATION_BATCH, first=first) for path, windows in texts.items()}
 
 
@@ -196,28 +223,46 @@ def _memory() -> dict[str, int]:
     return {"peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, **peak}
 
 
-def _write(
+def _check_memory(source: LayerSource, plan: Plan, packs: bool, evaluates: bool) -> None:
+    """Says what memory the work takes, and refuses it where the host has less."""
+    on_host = jax.default_backend() == "cpu"
+    needed = host_memory(source.cfg, plan, packs=packs, evaluates=evaluates, on_host=on_host)
+    available = available_host_memory()
+    check_host_memory(needed, available)
+    free = "" if available is None else f"; {format_bytes(available)} are free"
+    print(f"{needed}{free}", file=sys.stderr)
+
+
+def _write_packed(
     output: Path,
-    packs: bool,
-    model: QuantizedModel,
-    source: Pretrained,
-    record: dict[str, Any],
+    source: LayerSource,
+    layers: Iterable[QuantizedLayer],
+    plan: Plan,
+    record: Mapping[str, Any],
     arguments: argparse.Namespace,
-) -> None:
-    text = json.dumps(finite(record), indent=2, allow_nan=False).encode()  # an error relative to zeros is NaN
-    if not packs:
-        write_run(model, output, _config(arguments, record, output), source.tokenizer_files)
-        write_atomically(output / RECORD, text)
-        return
+) -> Written:
     # Bytes of the file depend on neither when nor where nor how fast it was made.
-    kept = {key: record[key] for key in ("source", "method", "grid", "bits", "granularity", "range", "options")}
-    meta = {"quantization": {**kept, "calibration": record["calibration"]}}
-    packed = pack_model(model.cfg, model.params, model.rules, model.state, source.tokenizer_files, meta)
+    kept = ("source", "method", "grid", "bits", "granularity", "range", "options", "calibration", "activations")
+    meta = {"quantization": {key: record[key] for key in kept}}
+    packed, summary = pack_layers(source, layers, plan.target, meta, plan.activations)
     formats.write(output, packed, overwrite=arguments.overwrite)
-    write_atomically(output.with_name(f"{output.name}.json"), text)
+    return summary, lambda: jax_predictor.packed_predictor(source.cfg, packed)
 
 
-def _config(arguments: argparse.Namespace, record: dict[str, Any], output: Path) -> ConfigDict:
+def _write_run(
+    output: Path,
+    source: LayerSource,
+    layers: Iterable[QuantizedLayer],
+    plan: Plan,
+    record: Mapping[str, Any],
+    arguments: argparse.Namespace,
+) -> Written:
+    model = assemble(source, layers, plan.target)
+    write_run(model, output, _config(arguments, record, output), source.tokenizer_files)
+    return model.summary, lambda: jax_predictor.predictor(model.cfg, model.decoded(), source.tokenizer_files)
+
+
+def _config(arguments: argparse.Namespace, record: Mapping[str, Any], output: Path) -> ConfigDict:
     config = configs.base()
     section = _target(arguments).section()
     assert section is not None
@@ -232,20 +277,20 @@ def _config(arguments: argparse.Namespace, record: dict[str, Any], output: Path)
 def _print(
     source: str,
     output: Path,
-    model: QuantizedModel,
+    summary: Summary,
     record: dict[str, Any],
     before: dict[str, Evaluation],
     after: dict[str, Evaluation],
 ) -> None:
     print(f"{source} -> {output}")
     lines = [
-        ("quantized matrices", f"{model.bits:.3f} bits/weight"),
-        ("whole model", f"{model.model_bits:.3f} bits/weight"),
+        ("quantized matrices", f"{summary.bits:.3f} bits/weight"),
+        ("whole model", f"{summary.model_bits:.3f} bits/weight"),
         ("time", format_seconds(record["seconds"])),
     ]
     if "peak_host_bytes" in record:
         lines.append(("peak memory", format_bytes(record["peak_host_bytes"])))
-    if not model.packable:
+    if not summary.packable:
         lines.append(("result", "holds float16 values: no code of one weight gives them"))
     print(fields(lines))
     if before:

@@ -12,6 +12,8 @@ QUANTIZE = Command(
     "the error of each kernel. The same command goes on where it was killed.",
     (
         "quantize model.gguf --method gptq --bits 3 --granularity 64 --data calibration.txt -o w3.lowbit",
+        "quantize model.gguf --method smoothquant --bits 8 --activations int8-static --data calibration.txt "
+        "-o w8a8.lowbit",
         "quantize assets/quickstart/model --method hqq --bits 4 --granularity 64 -o hqq4.lowbit",
         "quantize assets/quickstart/model --method gptq --grid paretoq --bits 2 --granularity channel "
         "--data assets/quickstart/text/train.jsonl --length 256 -o runs/gptq2",
@@ -36,6 +38,16 @@ QUANTIZE = Command(
         ),
         _argument(
             "--range", metavar="NAME", help="where scales begin: mse (default where there is a choice), max, percentile"
+        ),
+        _argument(
+            "--activations",
+            metavar="NAME",
+            help="round what kernels read: int8-dynamic, int8-static",
+        ),
+        _argument(
+            "--activation-range",
+            metavar="NAME",
+            help="int8-static: how ranges are found: mse (default), max, percentile, moving",
         ),
         _argument("--data", metavar="FILE", nargs="+", default=[], help="calibration: texts or .npy tokens"),
         _argument("--sequences", metavar="N", type=positive, default=64, help="of calibration (default: 64)"),

@@ -42,7 +42,7 @@ def predictor(cfg: LlamaConfig, params: Tree, tokenizer_files: Mapping[str, byte
         return compiled(nll_function(Transformer(cfg, jnp.float32, separator=separator), chunks), batch)
 
     def make_scores(batch: int) -> Scores:
-        return compiled(functools.partial(_scores, Transformer(cfg, jnp.float32)), batch)
+        return compiled(functools.partial(scores, Transformer(cfg, jnp.float32)), batch)
 
     def make_logits(batch: int) -> Logits:
         return compiled(Transformer(cfg, jnp.float32).apply, batch)
@@ -67,7 +67,8 @@ def _place(variables: Tree, devices: int) -> tuple[Tree, NamedSharding]:
     return jax.device_put(variables, NamedSharding(mesh, PartitionSpec())), NamedSharding(mesh, PartitionSpec("rows"))
 
 
-def _scores(model: Transformer, variables: Tree, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+def scores(model: Transformer, variables: Tree, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns what `lowbit.evals.predictor.Scores` does, as a pure function of the model's variables."""
     outputs: Any = model.apply(variables, tokens[:, :-1], method="hidden_and_head")
     hidden, head = outputs
     b, t = tokens.shape[0], tokens.shape[1] - 1

@@ -63,6 +63,18 @@ def pack_model(
     return PackedModel(tensors, cfg.to_hf(), dict(tokenizer_files), dict(meta))
 
 
+def pack_tensor(w: np.ndarray, quantizer: Quantizer, state: Mapping[str, Any]) -> StoredTensor:
+    """Returns what a file holds of one matrix or vector, without a layer axis.
+
+    Args:
+      w: float32 masters.
+      quantizer: of codes, or `stored_as` a float.
+      state: of the quantizer; empty for one that has none.
+    """
+    own = {key: jnp.asarray(leaf) for key, leaf in state.items()}
+    return _stored(_encode(jnp.asarray(w), quantizer, own))
+
+
 def _at(index: int, leaf: jax.Array) -> jax.Array:
     return leaf[index]
 

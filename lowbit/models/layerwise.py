@@ -14,15 +14,17 @@ from lowbit.tree import flatten
 
 @runtime_checkable
 class LayerSource(Protocol):
-    """A float model that is asked for its parts.
+    """A float model that is asked for its parts."""
 
-    Attributes:
-      cfg: sizes and constants.
-      tokenizer_files: name to content.
-    """
+    @property
+    def cfg(self) -> LlamaConfig:
+        """Sizes and constants."""
+        ...
 
-    cfg: LlamaConfig
-    tokenizer_files: Mapping[str, bytes]
+    @property
+    def tokenizer_files(self) -> Mapping[str, bytes]:
+        """Name to content."""
+        ...
 
     def layer(self, index: int) -> dict[str, np.ndarray]:
         """Returns the parameters of one layer, by path in the layer, f32 without a layer axis."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -100,7 +100,7 @@ class Devices:
         return cls(NamedSharding(mesh, PartitionSpec(None, "data")), NamedSharding(mesh, PartitionSpec()), devices[0])
 
 
-def embedded(params: Mapping[str, Any], calibration: Calibration, devices: Devices) -> jax.Array:
+def embedded(embedding: NDArray[np.float32], calibration: Calibration, devices: Devices) -> jax.Array:
     """Returns the inputs of the first layer, f32[batches b t d], the b rows of a batch spread over the devices.
 
     Where rows do not divide by the devices, every device holds all of them.
@@ -112,5 +112,5 @@ def embedded(params: Mapping[str, Any], calibration: Calibration, devices: Devic
     sizes = [size for size in range(1, most + 1) if sequences % size == 0]
     even = [size for size in sizes if size % count == 0]
     size = max(even or sizes)
-    hidden = np.asarray(params["embed"]["embedding"], np.float32)[tokens.reshape(-1, size, length)]
+    hidden = embedding[tokens.reshape(-1, size, length)]
     return jax.device_put(hidden, devices.rows if even else devices.everywhere)

@@ -1,16 +1,15 @@
 """What is left of a layer once it is quantized, and where finished layers wait for the others."""
 
 import dataclasses
-import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from lowbit.atomic import write_atomically
+from lowbit.atomic import replacing, write_atomically
 from lowbit.errors import RunFolderError
 from lowbit.numerics.quantizers import Quantizer
 from lowbit.ptq.codebook import codebook
@@ -48,10 +47,12 @@ class QuantizedLayer:
     Attributes:
       leaves: every parameter by its path in the layer, f32; kernels as masters.
       kernels: what was quantized, by path.
+      inputs: calibrated state of the inputs of kernels, by the kernel's path; {} where none is calibrated.
     """
 
     leaves: dict[str, np.ndarray]
     kernels: dict[str, QuantizedKernel]
+    inputs: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
 
     def decoded(self, target: Target) -> dict[str, Any]:
         """Returns the parameters that the layer computes with."""
@@ -65,31 +66,50 @@ class QuantizedLayer:
 
 
 class FinishedLayers:
-    """A folder of finished layers, by which a killed quantization goes on; of one model, method and calibration."""
+    """A folder of finished layers, by which a killed quantization goes on; of one model, method and calibration.
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]):
-        """Opens or makes the folder.
+    Iterating reads them one after another: of a whole model, one layer at a time is in memory.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], count: int):
+        """Opens or makes the folder of `count` layers.
 
         Raises:
           RunFolderError: it holds layers of other settings, which say what model and version they are of.
         """
-        self._folder = folder
+        self._folder, self._count = folder, count
         text = json.dumps(settings, indent=2, sort_keys=True)
         place = folder / "settings.json"
         if place.is_file() and place.read_text() != text:
-            raise RunFolderError(
-                f"{folder} holds layers of another model or version, or that were quantized with other settings",
-                "remove it, or give another output",
-            )
+            raise self._other()
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(place, text.encode())
 
-    def read(self, index: int) -> QuantizedLayer | None:
-        """Returns a layer, None where it is not finished."""
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[QuantizedLayer]:
+        for index in range(self._count):
+            layer = self.read(index, None)
+            assert layer is not None, index
+            yield layer
+
+    def read(self, index: int, original: str | None) -> QuantizedLayer | None:
+        """Returns a layer, None where it is not finished.
+
+        Args:
+          index: of the layer.
+          original: fingerprint of the float layer that it must be made of; None asks for none.
+
+        Raises:
+          RunFolderError: it was made of another one.
+        """
         place = self._place(index)
         if not place.is_file():
             return None
         with np.load(place) as arrays:
+            if original is not None and str(arrays["original"]) != original:
+                raise self._other()
             kernels = {
                 path: QuantizedKernel(
                     {key: arrays[f"state:{path}:{key}"] for key in kept["state"]},
@@ -100,18 +120,30 @@ class FinishedLayers:
                 for path, kept in json.loads(str(arrays["kernels"])).items()
             }
             leaves = {name.removeprefix("leaf:"): arrays[name] for name in arrays.files if name.startswith("leaf:")}
-        return QuantizedLayer(leaves, kernels)
+            inputs: dict[str, dict[str, np.ndarray]] = {}
+            for name in (name for name in arrays.files if name.startswith("input:")):
+                _, path, key = name.split(":")
+                inputs.setdefault(path, {})[key] = arrays[name]
+        return QuantizedLayer(leaves, kernels, inputs)
 
-    def write(self, index: int, layer: QuantizedLayer) -> None:
-        """Keeps a layer, whole or not at all."""
+    def write(self, index: int, layer: QuantizedLayer, original: str) -> None:
+        """Keeps a layer, whole or not at all; `original` is the fingerprint of what it was made of."""
         arrays = {f"leaf:{path}": leaf for path, leaf in layer.leaves.items()}
         kept = {}
         for path, kernel in layer.kernels.items():
             arrays |= {f"state:{path}:{key}": leaf for key, leaf in kernel.state.items()}
             kept[path] = {**dataclasses.asdict(kernel), "state": list(kernel.state)}
-        buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, kernels=np.asarray(json.dumps(kept)), **arrays)
-        write_atomically(self._place(index), buffer.getvalue())
+        for path, state in layer.inputs.items():
+            arrays |= {f"input:{path}:{key}": leaf for key, leaf in state.items()}
+        texts = {"kernels": np.asarray(json.dumps(kept)), "original": np.asarray(original)}
+        with replacing(self._place(index)) as file:
+            np.savez(file, allow_pickle=False, **texts, **arrays)
 
     def _place(self, index: int) -> Path:
         return self._folder / f"layer_{index:04d}.npz"
+
+    def _other(self) -> RunFolderError:
+        return RunFolderError(
+            f"{self._folder} holds layers of another model or version, or that were quantized with other settings",
+            "remove it, or give another output",
+        )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import numpy as np
 from lowbit.errors import QuantizerError
 from lowbit.llama import LlamaConfig
 from lowbit.models.blockwise import LINEAR_STAGES
+from lowbit.models.layerwise import LayerSource
+from lowbit.ptq.activations import Activations, input_states
 from lowbit.ptq.calibration import Calibration, Devices, embedded
 from lowbit.ptq.gptq import check_valid
 from lowbit.ptq.layers import FinishedLayers, QuantizedKernel, QuantizedLayer
@@ -20,8 +22,9 @@ from lowbit.ptq.method import Method, Options, Rounded
 from lowbit.ptq.methods import check
 from lowbit.ptq.moments import Moments, advance, moments, output_error
 from lowbit.ptq.target import Target
+from lowbit.train.quantization import EMBEDDING
 from lowbit.train.teacher import fingerprint
-from lowbit.tree import flatten, unflatten
+from lowbit.tree import unflatten
 from lowbit.version import __version__
 
 KERNELS = tuple(path for stage in LINEAR_STAGES for path in stage)
@@ -36,12 +39,19 @@ class Plan:
       target: to what.
       options: of the method.
       calibration: what it looks at; None for a method that needs no data.
+      activations: how the inputs of the kernels are rounded; None leaves them float.
     """
 
     method: Method
     target: Target
     options: Options
     calibration: Calibration | None
+    activations: Activations | None = None
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether it cannot do without calibration."""
+        return self.method.needs_data or (self.activations is not None and self.activations.is_static)
 
     def check(self, cfg: LlamaConfig) -> None:
         """Refuses what cannot be, before any work.
@@ -59,10 +69,11 @@ class Plan:
         check(self.method, self.target, self.options, inputs)
         if self.calibration is not None:
             self.calibration.check(cfg)
-        elif self.method.needs_data:
+        elif self.needs_data:
+            who = self.method.name if self.method.needs_data else "a static range of activations"
             raise QuantizerError(
-                f"{self.method.name} looks at what a model computes, and there is no calibration data",
-                "give some text or tokens, or take rtn, hqq or kmeans, which need none",
+                f"{who} looks at what a model computes, and there is no calibration data",
+                "give some text or tokens, or take rtn, hqq or kmeans and no static activations: they need none",
             )
 
     def record(self) -> dict[str, Any]:
@@ -76,35 +87,38 @@ class Plan:
             "range": self.target.range,
             "options": {name: options[name] for name in self.method.options},
             "calibration": None if self.calibration is None else self.calibration.record(),
+            "activations": None if self.activations is None else dataclasses.asdict(self.activations),
         }
 
 
 def quantize_layers(
-    cfg: LlamaConfig,
-    params: Mapping[str, Any],
+    source: LayerSource,
     plan: Plan,
     *,
     finished: Path | None = None,
     origin: str = "",
     progress: Callable[[int, float], None] | None = None,
     devices: Sequence[jax.Device] | None = None,
-) -> list[QuantizedLayer]:
-    """Quantizes every layer, one in the device's memory at a time.
+) -> Iterable[QuantizedLayer]:
+    """Quantizes every layer, one in memory at a time.
 
     Args:
-      cfg: the model's sizes.
-      params: float parameters with stacked layers, numpy.
+      source: the float model, asked for one layer after another.
       plan: method, target, calibration.
-      finished: folder in which finished layers are kept and found again; None keeps none.
-      origin: where `params` come from, which the settings beside finished layers name.
+      finished: folder in which finished layers are kept and found again; None keeps none, but all in memory.
+      origin: where the model comes from, which the settings beside finished layers name.
       progress: called after each layer with its index and the seconds it took.
       devices: over which the rows of calibration are spread; None takes all of this process.
+
+    Returns:
+      The layers in their order; those in a folder are read from there, each time anew.
 
     Raises:
       LowbitError: as `Plan.check`, before any work.
       RunFolderError: `finished` holds layers of other parameters, settings or another version.
       QuantizerError: a Hessian that cannot be factored; the message names its kernel.
     """
+    cfg = source.cfg
     plan.check(cfg)
     store = None
     if finished is not None:
@@ -112,40 +126,44 @@ def quantize_layers(
             **plan.record(),
             "origin": origin,
             "model": dataclasses.asdict(cfg),
-            # The same path may hold another checkpoint by now, and another version may round otherwise.
-            "parameters": fingerprint(flatten(params)),
+            # The same path may hold another checkpoint by now (each layer has a fingerprint as well), and another
+            # version may round otherwise.
+            "embedding": fingerprint({EMBEDDING: source.outside(EMBEDDING)}),
             "version": __version__,
         }
-        store = FinishedLayers(finished, settings)
-    walk = _Walk(cfg, params, plan, Devices.of(jax.local_devices() if devices is None else devices))
+        store = FinishedLayers(finished, settings, cfg.num_layers)
+    walk = _Walk(source, plan, Devices.of(jax.local_devices() if devices is None else devices))
     layers = []
     for index in range(cfg.num_layers):
         began = time.monotonic()
-        flat = {path: np.asarray(leaf[index], np.float32) for path, leaf in flatten(params["layers"]).items()}
-        layer = None if store is None else store.read(index)
+        flat = source.layer(index)
+        of_float = "" if store is None else fingerprint(flat)
+        layer = None if store is None else store.read(index, of_float)
         if layer is None:
             layer = walk.quantize(flat, f"layer {index}")
             if store is not None:
-                store.write(index, layer)
+                store.write(index, layer, of_float)
         if index + 1 < cfg.num_layers:
             walk.step(flat, layer)
-        layers.append(layer)
+        if store is None:
+            layers.append(layer)
         if progress is not None:
             progress(index, time.monotonic() - began)
-    return layers
+    return layers if store is None else store
 
 
 class _Walk:
     """Activations on their way through the model, quantized and, where a method compares, float."""
 
-    def __init__(self, cfg: LlamaConfig, params: Mapping[str, Any], plan: Plan, devices: Devices):
-        self.cfg, self.plan, self.devices = cfg, plan, devices
+    def __init__(self, source: LayerSource, plan: Plan, devices: Devices):
+        self.cfg, self.plan, self.devices = source.cfg, plan, devices
         self.hidden: jax.Array | None = None
         self.float_hidden: jax.Array | None = None
         if plan.calibration is not None:
-            self.hidden = embedded(params, plan.calibration, self.devices)
+            embedding = source.outside(EMBEDDING)
+            self.hidden = embedded(embedding, plan.calibration, devices)
             if plan.method.follows_float:
-                self.float_hidden = embedded(params, plan.calibration, self.devices)
+                self.float_hidden = embedded(embedding, plan.calibration, devices)
 
     def quantize(self, original: dict[str, np.ndarray], name: str) -> QuantizedLayer:
         """Returns one layer, quantized stage by stage."""
@@ -166,7 +184,8 @@ class _Walk:
                 flat = {**flat, path: rounded.w_hat}
                 leaves[path] = rounded.masters
                 kernels[path] = _kept(rounded, w, known, target)
-        return QuantizedLayer({path: np.asarray(leaf) for path, leaf in leaves.items()}, kernels)
+        layer = QuantizedLayer({path: np.asarray(leaf) for path, leaf in leaves.items()}, kernels)
+        return dataclasses.replace(layer, inputs=self.input_states(layer))
 
     def moments(self, path: str, flat: dict[str, Any], float_flat: dict[str, Any]) -> Moments:
         """The moments of the inputs of one stage."""
@@ -178,6 +197,15 @@ class _Walk:
             float_block = jax.device_put(unflatten(float_flat), self.devices.everywhere)
             found = moments(self.cfg, path, block, self.hidden, float_block, self.float_hidden)
         return jax.device_put(found, self.devices.first)
+
+    def input_states(self, layer: QuantizedLayer) -> dict[str, dict[str, np.ndarray]]:
+        """The calibrated ranges of the inputs of a finished layer; {} where there are none."""
+        activations = self.plan.activations
+        if activations is None or not activations.is_static:
+            return {}
+        assert self.hidden is not None
+        block = jax.device_put(unflatten(layer.decoded(self.plan.target)), self.devices.everywhere)
+        return input_states(self.cfg, block, self.hidden, activations.range)
 
     def step(self, original: dict[str, np.ndarray], layer: QuantizedLayer) -> None:
         """Goes on to the inputs of the next layer."""

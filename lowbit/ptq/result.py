@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,22 @@ import optax
 
 from lowbit.config import ConfigDict
 from lowbit.errors import QuantizerError
-from lowbit.llama import LlamaConfig
-from lowbit.models.pretrained import Pretrained
+from lowbit.export import pack_tensor
+from lowbit.formats import PackedModel, StoredTensor
+from lowbit.llama import LAYER_PREFIX, LlamaConfig
+from lowbit.llama.activations import Ranges, to_meta
+from lowbit.models.layerwise import LayerSource, outside_paths
 from lowbit.numerics.quantizers import Quantizer, State, stored_as
+from lowbit.ptq.activations import Activations
 from lowbit.ptq.layers import QuantizedLayer
 from lowbit.ptq.model import KERNELS
+from lowbit.ptq.summary import Summary, Tally
 from lowbit.ptq.target import Target
 from lowbit.train.checkpoints import Progress, opened
 from lowbit.train.quantization import quantization_rules
 from lowbit.train.run_folder import RunFolder
 from lowbit.train.state import TrainState
-from lowbit.tree import Rule, bits_report, fake_quant, flatten, unflatten
+from lowbit.tree import Rule, fake_quant, unflatten
 
 FLOAT_DTYPE = jnp.float16
 """What embedding, head, norms and biases are stored as."""
@@ -32,27 +37,23 @@ FLOAT_DTYPE = jnp.float16
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class QuantizedModel:
-    """Everything that a method made of a model.
+    """Everything that a method made of a model, in memory.
 
     Attributes:
       cfg: the model's sizes.
       params: float32 masters, layers stacked, numpy.
       rules: which parameter has which quantizer. A kernel that no quantizer holds has its rounded values as masters.
       state: {"quant", "grid"}, as `lowbit.tree.fake_quant` takes it.
-      bits: bits/weight of the quantized matrices, scales and tables included.
-      model_bits: the same of all parameters.
-      errors: relative error of each kernel, by path, one a layer.
-      packable: whether a packed file holds all kernels as codes.
+      ranges: calibrated ranges of the inputs of linear layers, by their path; {} where there are none.
+      summary: bits per weight and errors.
     """
 
     cfg: LlamaConfig
     params: dict[str, Any]
     rules: tuple[Rule[Any], ...]
     state: dict[str, Any]
-    bits: float
-    model_bits: float
-    errors: dict[str, list[float]]
-    packable: bool
+    ranges: Ranges
+    summary: Summary
 
     def decoded(self) -> dict[str, Any]:
         """Returns the parameters that the model computes with."""
@@ -62,34 +63,88 @@ class QuantizedModel:
         return (jax.jit(quantized) if alike else quantized)(self.params, self.state)
 
 
-def assemble(source: Pretrained, layers: Sequence[QuantizedLayer], target: Target) -> QuantizedModel:
-    """Returns the model whose layers are `layers`; what lies outside of them is the source's."""
-    stacked = {f"layers/{path}": np.stack([layer.leaves[path] for layer in layers]) for path in layers[0].leaves}
-    others = {path: leaf for path, leaf in flatten(source.params).items() if not path.startswith("layers/")}
-    rules: list[Rule[Any]] = []
+def assemble(source: LayerSource, layers: Iterable[QuantizedLayer], target: Target) -> QuantizedModel:
+    """Returns the model whose layers are `layers`, whole and in float32; what lies outside of them is the source's."""
+    cfg, tally = source.cfg, Tally(target)
+    params: dict[str, Any] = {path: source.outside(path) for path in outside_paths(cfg)}
+    for leaf in params.values():
+        tally.add_float(leaf.size)
     quant: dict[str, Any] = {}
-    for path in KERNELS:
-        kernels = [layer.kernels[path] for layer in layers]
-        quantizers = [kernel.quantizer(target) for kernel in kernels]
-        own = [quantizer for quantizer in quantizers if quantizer is not None]
-        if not own:
-            continue
-        rules.append(Rule(re.escape(f"layers/{path}"), own[0] if kernels[0].levels is None else _layered(own)))
-        for key in kernels[0].state:
-            quant[f"layers/{path}/{key}"] = jnp.asarray(np.stack([kernel.state[key] for kernel in kernels]))
+    ranges: dict[str, dict[str, np.ndarray]] = {}
+    quantizers: dict[str, list[Quantizer | None]] = {path: [] for path in KERNELS}
+    has_own_levels = False
+    for index, layer in enumerate(layers):
+        tally.add(layer)
+        for path, leaf in layer.leaves.items():
+            _put(params, f"layers/{path}", index, leaf, cfg.num_layers)
+        _add_ranges(ranges, index, layer, cfg.num_layers)
+        for path, kernel in layer.kernels.items():
+            quantizers[path].append(kernel.quantizer(target))
+            has_own_levels = has_own_levels or kernel.levels is not None
+            for key, leaf in kernel.state.items():
+                _put(quant, f"layers/{path}/{key}", index, leaf, cfg.num_layers)
+    rules: list[Rule[Any]] = []
+    for path, each in quantizers.items():
+        own = [quantizer for quantizer in each if quantizer is not None]
+        if own:
+            rules.append(Rule(re.escape(f"layers/{path}"), _layered(own) if has_own_levels else own[0]))
     rules.append(Rule(".*", stored_as(FLOAT_DTYPE)))
-    params = unflatten({**others, **stacked})
-    bits, model_bits = _bits(rules, params, layers)
-    return QuantizedModel(
-        cfg=source.cfg,
-        params=params,
-        rules=tuple(rules),
-        state={"quant": unflatten(quant), "grid": {}},
-        bits=bits,
-        model_bits=model_bits,
-        errors={path: [layer.kernels[path].error for layer in layers] for path in KERNELS},
-        packable=len(rules) > 1,
-    )
+    state = {"quant": unflatten({path: jnp.asarray(leaf) for path, leaf in quant.items()}), "grid": {}}
+    return QuantizedModel(cfg, unflatten(params), tuple(rules), state, ranges, tally.summary(KERNELS))
+
+
+def pack_layers(
+    source: LayerSource,
+    layers: Iterable[QuantizedLayer],
+    target: Target,
+    meta: Mapping[str, Any],
+    activations: Activations | None = None,
+) -> tuple[PackedModel, Summary]:
+    """Returns what `pack_model` makes of `assemble`, with one layer at a time in float32; and its figures.
+
+    Args:
+      source: of what lies outside of the layers, and of the tokenizer.
+      layers: in their order.
+      target: that they were quantized to.
+      meta: as `lowbit.export.pack_model` takes it.
+      activations: how inputs are rounded, which the file's `meta` says beside `meta`.
+    """
+    cfg, tally = source.cfg, Tally(target)
+    plain = stored_as(FLOAT_DTYPE)
+    ranges: dict[str, dict[str, np.ndarray]] = {}
+    tensors: dict[str, StoredTensor] = {}
+    for path in outside_paths(cfg):
+        leaf = source.outside(path)
+        tally.add_float(leaf.size)
+        tensors[path.replace("/", ".")] = pack_tensor(leaf, plain, {})
+    for index, layer in enumerate(layers):
+        tally.add(layer)
+        _add_ranges(ranges, index, layer, cfg.num_layers)
+        for path, leaf in layer.leaves.items():
+            kernel = layer.kernels.get(path)
+            quantizer = None if kernel is None else kernel.quantizer(target)
+            name = f"layers.{index}.{path.replace('/', '.')}"
+            if kernel is None or quantizer is None:
+                tensors[name] = pack_tensor(leaf, plain, {})
+            else:
+                tensors[name] = pack_tensor(leaf, quantizer, kernel.state)
+    said = dict(meta) if activations is None else {**meta, **to_meta(activations.rounding(), ranges)}
+    return PackedModel(tensors, cfg.to_hf(), dict(source.tokenizer_files), said), tally.summary(KERNELS)
+
+
+def _add_ranges(ranges: dict[str, dict[str, np.ndarray]], index: int, layer: QuantizedLayer, layers: int) -> None:
+    """Writes a layer's calibrated ranges into their stacks, f32[L 1 1]."""
+    for path, state in layer.inputs.items():
+        own = ranges.setdefault(LAYER_PREFIX + path.removesuffix("/kernel"), {})
+        for key, leaf in state.items():
+            _put(own, key, index, leaf, layers)
+
+
+def _put(stacked: dict[str, Any], path: str, index: int, leaf: np.ndarray, layers: int) -> None:
+    """Writes a layer's leaf into the stack at `path`, which begins with the first."""
+    if index == 0:
+        stacked[path] = np.empty((layers, *leaf.shape), leaf.dtype)
+    stacked[path][index] = leaf
 
 
 def _layered(quantizers: Sequence[Quantizer]) -> Quantizer:
@@ -109,22 +164,6 @@ def _layered(quantizers: Sequence[Quantizer]) -> Quantizer:
 
     first = quantizers[0]
     return Quantizer("own_levels", None, init, encode, fake, first.granularity, at_layer=lambda i: quantizers[i])
-
-
-def _bits(
-    rules: Sequence[Rule[Any]], params: Mapping[str, Any], layers: Sequence[QuantizedLayer]
-) -> tuple[float, float]:
-    """Bits per weight of the quantized matrices and of the model."""
-    report = bits_report(rules, params)
-    stated = {f"layers/{path}": [layer.kernels[path].bits for layer in layers] for path in KERNELS}
-    total = quantized = matrices = 0.0
-    for row in report.parameters:
-        own = [bits for bits in stated.get(row.path, []) if bits is not None]
-        bits = row.weights * (sum(own) / len(own) if own else row.bits_per_weight)
-        total += bits
-        if row.path in stated:
-            quantized, matrices = quantized + bits, matrices + row.weights
-    return quantized / matrices, total / sum(row.weights for row in report.parameters)
 
 
 def write_run(model: QuantizedModel, folder: Path, config: ConfigDict, tokenizer_files: Mapping[str, bytes]) -> None:

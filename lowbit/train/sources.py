@@ -10,6 +10,7 @@ from lowbit.config import ConfigDict
 from lowbit.errors import ConfigError
 from lowbit.llama import LlamaConfig
 from lowbit.models import pretrained
+from lowbit.models.layerwise import LayerSource, ModelInMemory, open_model
 from lowbit.models.pretrained import Pretrained
 from lowbit.train.quantization import FLOAT
 from lowbit.train.run_folder import RunFolder
@@ -41,6 +42,14 @@ def load_masters(source: str) -> Pretrained:
         return pretrained.load(source)
     run = load_trained(Path(source).expanduser())
     return Pretrained(run.cfg, jax.tree.map(np.asarray, run.params), run.tokenizer_files)
+
+
+def open_masters(source: str) -> LayerSource:
+    """Opens what `load_masters` loads: one layer at a time, but for a run, whose checkpoint is read whole.
+
+    Args and raises: as `load_masters`.
+    """
+    return ModelInMemory(load_masters(source)) if is_run(source) else open_model(source)
 
 
 def load_scales(config: ConfigDict) -> Tree:

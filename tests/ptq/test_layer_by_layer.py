@@ -9,10 +9,12 @@ from lowbit.data import TokenWindows
 from lowbit.errors import DataError, QuantizerError, RunFolderError
 from lowbit.export import pack_model
 from lowbit.export.packed import unpack_params
+from lowbit.formats import write
 from lowbit.models.blockwise import LINEAR_STAGES, apply_block, linear_inputs
+from lowbit.models.layerwise import ModelInMemory
 from lowbit.models.pretrained import Pretrained
 from lowbit.models.transformer import Transformer
-from lowbit.ptq import METHODS, Calibration, Options, Plan, assemble, draw, make_target
+from lowbit.ptq import METHODS, Calibration, Options, Plan, assemble, draw, make_target, pack_layers
 from lowbit.ptq import quantize_layers as on_all_devices
 from lowbit.ptq.moments import moments
 from lowbit.tree import flatten, unflatten
@@ -20,9 +22,13 @@ from lowbit.tree import flatten, unflatten
 TOKENS = np.random.default_rng(7).integers(0, 40, (16, 24)).astype(np.int32)
 
 
+def in_memory(cfg, params):
+    return ModelInMemory(Pretrained(cfg, params, {}))
+
+
 def quantize_layers(cfg, params, settings, **more):
     """On one device: programs for eight take longer to compile."""
-    return on_all_devices(cfg, params, settings, devices=jax.devices()[:1], **more)
+    return on_all_devices(in_memory(cfg, params), settings, devices=jax.devices()[:1], **more)
 
 
 def plan(name, grid=None, bits=3, granularity="channel", calibrated=True, **options):
@@ -97,7 +103,8 @@ def test_devices_share_the_rows(model):
     cfg, params = model
     assert len(jax.devices()) == 8
     settings = plan("smoothquant", bits=8)
-    for ours, theirs in zip(on_all_devices(cfg, params, settings), quantize_layers(cfg, params, settings), strict=True):
+    all_devices = on_all_devices(in_memory(cfg, params), settings)
+    for ours, theirs in zip(all_devices, quantize_layers(cfg, params, settings), strict=True):
         for path, leaf in ours.leaves.items():
             # Maxima of activations that went through at most two layers of sums in another order.
             np.testing.assert_allclose(leaf, theirs.leaves[path], rtol=1e-4, atol=1e-5, err_msg=path)
@@ -129,21 +136,27 @@ def test_a_killed_run_goes_on_to_the_same_result(model, tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_every_method_makes_a_model_that_a_file_holds(name, model):
+def test_every_method_makes_a_model_that_a_file_holds(name, model, tmp_path):
     cfg, params = model
     grid = METHODS[name].grids[0]
     bits = 2 if grid in ("free", "vectors") else 4
     settings = plan(name, bits=bits, granularity=8, calibrated=METHODS[name].needs_data)
-    result = assemble(Pretrained(cfg, params, {}), quantize_layers(cfg, params, settings), settings.target)
-    packed = pack_model(cfg, result.params, result.rules, result.state, {}, {})
+    layers = quantize_layers(cfg, params, settings)
+    result = assemble(in_memory(cfg, params), layers, settings.target)
+    packed, summary = pack_layers(in_memory(cfg, params), layers, settings.target, {"a": 1})
+    whole = pack_model(cfg, result.params, result.rules, result.state, {}, {"a": 1})
+    write(tmp_path / "one", packed)
+    write(tmp_path / "whole", whole)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert (summary.bits, summary.model_bits) == (result.summary.bits, result.summary.model_bits)
     decoded = flatten(result.decoded())
     for path, leaf in unpack_params(cfg, packed).items():
         np.testing.assert_array_equal(leaf, decoded[path], err_msg=path)
-    assert result.packable == (grid != "vectors" and name != "int8_outliers")
-    assert bits <= result.bits
+    assert summary.packable == (grid != "vectors" and name != "int8_outliers")
+    assert bits <= summary.bits
     # Tables and 16-bit rows outweigh matrices as small as these.
-    assert result.bits < result.model_bits or not result.packable
-    errors = np.asarray(list(result.errors.values()))
+    assert summary.bits < summary.model_bits or not summary.packable
+    errors = np.asarray(list(summary.errors.values()))
     assert errors.shape == (7, 2)
     assert (errors < 0.5).all()
 
