@@ -5,7 +5,7 @@ quantizers as weights: a code is written once, when its token is, and never touc
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,31 +13,17 @@ from jax.typing import DTypeLike
 
 from lowbit.errors import QuantizerError, nearest
 from lowbit.generation.attention import Operand, attention
-from lowbit.llama import LlamaConfig
-from lowbit.numerics.quantizers import Quantizer, rtn, transposed
-
-SCALE_DTYPE = jnp.float16
-
-
-class CacheKind(NamedTuple):
-    """How a number of the cache is held.
-
-    Attributes:
-      bits: 32 and 16 are floats (float32, bfloat16), 8 and 4 codes.
-      symmetric: of codes: levels around 0 and a scale of max|x|; otherwise min-max with a whole zero point.
-    """
-
-    bits: int
-    symmetric: bool
-
+from lowbit.llama import CacheKind, LlamaConfig
+from lowbit.models.activations import cache_quantizer, cache_rows
+from lowbit.models.attention import rotary_at, rotate
 
 CACHE_KINDS: dict[str, CacheKind] = {
-    "float32": CacheKind(32, True),
-    "bfloat16": CacheKind(16, True),
-    "int8": CacheKind(8, True),
-    "int8_minmax": CacheKind(8, False),
-    "int4": CacheKind(4, True),
-    "int4_minmax": CacheKind(4, False),
+    "float32": CacheKind(32),
+    "bfloat16": CacheKind(16),
+    "int8": CacheKind(8),
+    "int8_minmax": CacheKind(8, symmetric=False),
+    "int4": CacheKind(4),
+    "int4_minmax": CacheKind(4, symmetric=False),
 }
 """By name. Symmetric is LLM-QAT's choice (arXiv 2305.17888); min-max spends two bytes more and uses all 16 levels."""
 
@@ -61,7 +47,7 @@ class Stored:
     Attributes:
       codes: floats or u8 codes [L b T kv_heads h]; at 4 bits u8 [L b T kv_heads h/2], dimension i in the low half of
         byte i, i + h/2 in the high half.
-      scale: f16 [L b T kv_heads 1], None for floats.
+      scale: f16 [L b T kv_heads 1], [L b T 1 1] where heads share it, None for floats.
       zero: like scale, None for floats and where symmetric.
       kind: static.
     """
@@ -94,18 +80,19 @@ class Stored:
         if self.kind.bits == 4:
             codes = jnp.concatenate([codes & jnp.uint8(15), codes >> jnp.uint8(4)], axis=-1)
         middle = jnp.float32(2 ** (self.kind.bits - 1)) if self.zero is None else self.zero.astype(jnp.float32)
-        return Operand((codes.astype(jnp.float32) - middle).astype(dtype), self.scale.astype(jnp.float32)[..., 0])
+        scale = jnp.broadcast_to(self.scale.astype(jnp.float32)[..., 0], codes.shape[:-1])
+        return Operand((codes.astype(jnp.float32) - middle).astype(dtype), scale)
 
 
 def encode(x: jax.Array, kind: CacheKind) -> Stored:
-    """Rounds [... kv_heads h] as the cache holds it: a scale for each head of each token."""
+    """Rounds [... kv_heads h] as the cache holds it: a scale for each head of each token, or for each token."""
     if kind.bits >= 16:
         return Stored(x.astype(jnp.float32 if kind.bits == 32 else jnp.bfloat16), None, None, kind)
-    quantizer = _quantizer(kind)
     wide = x.astype(jnp.float32)
-    # The quantizer sees each [kv_heads h] as a transposed matrix: an output a head, scales [1 kv_heads].
-    rounded: Any = quantizer.encode(wide, quantizer.init(wide))
-    codes = jnp.swapaxes(rounded.codes, -1, -2)
+    quantizer, rows = cache_quantizer(kind), cache_rows(kind, wide)
+    rounded: Any = quantizer.encode(rows, quantizer.init(rows))
+    # A token's scale is that of an output of a transposed matrix: codes and scales are turned back.
+    codes = jnp.swapaxes(rounded.codes, -1, -2).reshape(x.shape)
     if kind.bits == 4:
         low, high = jnp.split(codes, 2, axis=-1)
         codes = low | high << jnp.uint8(4)
@@ -119,16 +106,23 @@ class KVCache:
     """The cache of a batch of sequences that end at the same slot: shorter ones begin later.
 
     Attributes:
-      keys: turned by their positions.
+      keys: turned by their positions, unless `kind.rotated` says that reading turns them.
       values: as they are.
       start: i32[b], the slot of each sequence's first token; what lies before is never seen.
       length: i32[], slots in use.
+      angles: cos and sin of the position of every slot, f32[b T h/2] each, by which unturned keys are read; or None.
     """
 
     keys: Stored
     values: Stored
     start: Any
     length: Any
+    angles: Any = None
+
+    @property
+    def rotated(self) -> bool:
+        """Whether `attend` takes keys that their positions have turned."""
+        return self.keys.kind.rotated
 
     @property
     def capacity(self) -> int:
@@ -137,8 +131,8 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of keys, values and their scales."""
-        return sum(leaf.nbytes for leaf in jax.tree.leaves((self.keys, self.values)))
+        """Bytes of keys, values and their scales, and of the angles where keys are turned when they are read."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves((self.keys, self.values, self.angles)))
 
     def attend(self, layer: Any, queries: Any, keys: Any, values: Any) -> tuple[Any, "KVCache"]:
         """Stores t new tokens of a layer and mixes values for their queries, as `KeyValueStore` says.
@@ -154,8 +148,16 @@ class KVCache:
         newest = (self.length + jnp.arange(queries.shape[1], dtype=jnp.int32))[None, :, None]
         visible = (slots <= newest) & (slots >= self.start[:, None, None])
         dtype = queries.dtype
-        mixed = attention(queries, cache.keys.read(layer, dtype), cache.values.read(layer, dtype), visible)
+        mixed = attention(queries, cache.read_keys(layer, dtype), cache.values.read(layer, dtype), visible)
         return mixed, cache
+
+    def read_keys(self, layer: jax.Array, dtype: DTypeLike) -> Operand:
+        """Returns the keys of all positions of one layer, turned; where reading turns them, as floats of `dtype`."""
+        if self.angles is None:
+            return self.keys.read(layer, dtype)
+        numbers, scale = self.keys.read(layer, jnp.float32)
+        whole = numbers if scale is None else numbers * scale[..., None]
+        return Operand(rotate(whole, *self.angles).astype(dtype), None)
 
     def positions(self, tokens: int) -> jax.Array:
         """Returns where the next tokens stand in their sequences, i32[b t]; 0 for what fills up before the first."""
@@ -175,14 +177,14 @@ def empty_cache(cfg: LlamaConfig, kind: CacheKind, start: jax.Array, capacity: i
         like = jax.eval_shape(lambda: encode(jnp.zeros(shape, jnp.float32), kind))
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
 
-    return KVCache(zeros(), zeros(), start, jnp.int32(0))
+    if kind.rotated:
+        return KVCache(zeros(), zeros(), start, jnp.int32(0))
+    slots = jnp.arange(capacity, dtype=jnp.int32)
+    angles = rotary_at(cfg, jnp.maximum(slots[None, :] - start[:, None], 0))
+    return KVCache(zeros(), zeros(), start, jnp.int32(0), angles)
 
 
 def bytes_per_token(cfg: LlamaConfig, kind: CacheKind) -> int:
     """Returns what a token takes in the caches of all layers."""
     one = jax.eval_shape(lambda: encode(jnp.zeros((cfg.num_kv_heads, cfg.head_dim), jnp.float32), kind))
     return 2 * cfg.num_layers * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(one))
-
-
-def _quantizer(kind: CacheKind) -> Quantizer:
-    return transposed(rtn(kind.bits, "channel", symmetric=kind.symmetric, scale_dtype=SCALE_DTYPE))

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from lowbit.errors import ConfigError, nearest
-from lowbit.generation.cache import CacheKind, KVCache
+from lowbit.generation.cache import KVCache
 from lowbit.generation.packed import PackedWeight, decode, even_levels, packed_matmul, packed_matmul_int8
 from lowbit.generation.weights import Weights
 from lowbit.kernels.weights import Activations
-from lowbit.llama import LlamaConfig
+from lowbit.llama import FLOAT_ACTIVATIONS, ActivationRounding, CacheKind, LlamaConfig
+from lowbit.models.activations import rounding_hooks
 from lowbit.models.attention import rotary_at
 from lowbit.models.decoding import CachedLayers
 
@@ -24,18 +25,22 @@ class Decoder(NamedTuple):
       cache: how keys and values are held.
       activations: what packed matrices are multiplied with: "int8", rounded to 8 bits a token with integer sums, or
         "float32", as they are. Float matrices, and packed ones without `even_levels`, meet them as they are either way.
+      rounding: how the model rounds the inputs of its linear layers, in front of whatever multiplies; of keys and
+        values `cache` decides.
     """
 
     cfg: LlamaConfig
     dtype: str
     cache: CacheKind
     activations: str
+    rounding: ActivationRounding = FLOAT_ACTIVATIONS
 
     def forward(self, weights: Weights, tokens: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
         """Returns (normed last states [b t d], cache) of tokens i32[b t] that follow those in the cache."""
         x = self._embed(weights, tokens)
         cos, sin = rotary_at(self.cfg, cache.positions(tokens.shape[1]))
-        layers = CachedLayers(self.cfg, jnp.dtype(self.dtype), _DOT_GENERALS[self.activations])
+        hooks = rounding_hooks(self.rounding, cached=True)
+        layers = CachedLayers(self.cfg, jnp.dtype(self.dtype), _DOT_GENERALS[self.activations], hooks)
         result: Any = layers.apply(weights.layers, x, cos, sin, cache)
         hidden, filled = result
         return hidden, filled.advance(tokens.shape[1])

@@ -40,6 +40,7 @@ def quantize(module_cls: type[nn.Module], rules: Sequence[QuantizerRule], prefix
                 with jax.named_scope("fake_quant"):  # a name in profiles
                     w = quantizer.fake(w, quantizer.state_of(w, state_at(variables, path)))
             quantized[path] = w
-        return {"params": paths.unflatten(quantized)}
+        # "grid" goes on, for what else may stand in it beside the quantizers' own: ranges of activations.
+        return {"params": paths.unflatten(quantized), "grid": variables.get("grid", {})}
 
     return nn.map_variables(module_cls, ("params", *COLLECTIONS), trans_in_fn=transform, mutable=False)

@@ -11,19 +11,26 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from lowbit.llama import LlamaConfig
-from lowbit.models.layers import PACKED, DotGeneral, RMSNorm
+from lowbit.models.attention import rotate
+from lowbit.models.layers import PACKED, UNTOUCHED, ActivationHooks, DotGeneral, RMSNorm
 from lowbit.models.transformer import MLP, Projections
 
 
 @runtime_checkable
 class KeyValueStore(Protocol):
-    """Keys and values of every layer: a pytree that goes through all layers, since a copy a layer would double it."""
+    """Keys and values of every layer: a pytree that goes through all layers, since a copy a layer would double it.
+
+    Attributes:
+      rotated: whether keys are to be given as their positions have turned them; a store of others turns what it reads.
+    """
+
+    @property
+    def rotated(self) -> bool:
+        """See above."""
+        ...
 
     def attend(self, layer: Any, queries: Any, keys: Any, values: Any) -> tuple[Any, Any]:
         """Adds keys and values [b t kv_heads h] to those of the layer i32[], and mixes all that the queries may see.
-
-        Keys arrive turned by their positions. A store of unturned keys would be given both them and the angles here,
-        and turn what it reads.
 
         Returns:
           ([b t heads h], the store with the new tokens).
@@ -39,7 +46,9 @@ class CachedAttention(Projections):
         self, x: jax.Array, cos: jax.Array, sin: jax.Array, store: KeyValueStore, layer: jax.Array
     ) -> tuple[jax.Array, KeyValueStore]:
         """Returns ([b t d], store); cos and sin f32[b t h/2]."""
-        mixed, store = store.attend(layer, *self.project(x, cos, sin))
+        q, k, v = self.project(x)
+        k = rotate(k, cos, sin) if store.rotated else k
+        mixed, store = store.attend(layer, rotate(q, cos, sin), k, v)
         return self.combine(mixed), store
 
 
@@ -49,6 +58,7 @@ class CachedBlock(nn.Module):
     cfg: LlamaConfig
     dtype: DTypeLike
     dot_general: DotGeneral
+    hooks: ActivationHooks
 
     @nn.compact
     def __call__(
@@ -57,10 +67,10 @@ class CachedBlock(nn.Module):
         """Returns (([b t d], store), None), from such a pair, the number of the layer, and the angles."""
         cfg, dtype = self.cfg, self.dtype
         x, store = carry
-        attention = CachedAttention(cfg, dtype, self.dot_general, name="attn")
+        attention = CachedAttention(cfg, dtype, self.dot_general, self.hooks, name="attn")
         mixed, store = attention(RMSNorm(cfg.rms_norm_eps, dtype, name="attn_norm")(x), cos, sin, store, layer)
         x = x + mixed
-        mlp = MLP(cfg, dtype, self.dot_general, name="mlp")
+        mlp = MLP(cfg, dtype, self.dot_general, self.hooks, name="mlp")
         return (x + mlp(RMSNorm(cfg.rms_norm_eps, dtype, name="mlp_norm")(x)), store), None
 
 
@@ -74,22 +84,24 @@ class CachedLayers(nn.Module):
       cfg: sizes and constants.
       dtype: of activations and matmuls.
       dot_general: what multiplies activations with kernels.
+      hooks: `around` of them stands around `dot_general`; keys and values are the store's.
     """
 
     cfg: LlamaConfig
     dtype: DTypeLike
     dot_general: DotGeneral
+    hooks: ActivationHooks = UNTOUCHED
 
     def setup(self) -> None:
         """Names the parts as the model does."""
         scanned = nn.scan(
             CachedBlock,
-            variable_axes={"params": 0, PACKED: 0},
+            variable_axes={"params": 0, "grid": 0, PACKED: 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast),
             length=self.cfg.num_layers,
         )
-        self.layers = scanned(self.cfg, self.dtype, self.dot_general)
+        self.layers = scanned(self.cfg, self.dtype, self.dot_general, self.hooks)
         self.norm = RMSNorm(self.cfg.rms_norm_eps, self.dtype)
 
     def __call__(

@@ -5,7 +5,7 @@ reads them, so that one module trains in bfloat16 on an accelerator and in float
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,6 +19,29 @@ DotGeneral = Callable[..., jax.Array]
 PACKED = "packed"
 """Collection where a kernel may stand as something else than floats, which `dot_general` then knows how to multiply."""
 
+OnHeads = Callable[[jax.Array], jax.Array]
+"""[b t kv_heads h] -> the same shape and dtype."""
+
+
+class ActivationHooks(NamedTuple):
+    """What happens to activations between the parameters; the model knows no more of it. Hashable.
+
+    Attributes:
+      around: (the `Dense` that multiplies, its `dot_general`) -> what multiplies in its place. It is called inside of
+        the module, whose variables it may read: collection "grid", name "input".
+      keys: on keys before their positions turn them; None leaves them.
+      rotated_keys: on turned keys.
+      values: on values.
+    """
+
+    around: Callable[[nn.Module, DotGeneral], DotGeneral] = lambda dense, dot_general: dot_general
+    keys: OnHeads | None = None
+    rotated_keys: OnHeads | None = None
+    values: OnHeads | None = None
+
+
+UNTOUCHED = ActivationHooks()
+
 # As in the pretraining of the family: every matrix starts from a normal of this deviation.
 INIT_STDDEV = 0.02
 
@@ -30,7 +53,8 @@ class Dense(nn.Module):
       features: n.
       dtype: dtype of the matmul and of the result.
       use_bias: whether a bias [n] is added.
-      dot_general: what multiplies; with the signature of `jax.lax.dot_general`. An activation quantizer goes here.
+      dot_general: what multiplies; with the signature of `jax.lax.dot_general`.
+      hooks: `around` may put something in place of `dot_general`: an activation quantizer does.
       stddev: deviation of the kernel at init.
       norm: whether `layer_norm` follows the product (`LlamaConfig.linear_norm`).
     """
@@ -41,6 +65,7 @@ class Dense(nn.Module):
     dot_general: DotGeneral = jax.lax.dot_general
     stddev: float = INIT_STDDEV
     norm: bool = False
+    hooks: ActivationHooks = UNTOUCHED
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -54,7 +79,7 @@ class Dense(nn.Module):
         # Rows are flattened first: the kernel's gradient is then a plain matrix product, which on a CPU takes half
         # the time of a contraction over two axes.
         rows = x.astype(self.dtype).reshape(-1, x.shape[-1])
-        y = self.dot_general(rows, kernel, (((1,), (0,)), ((), ())))
+        y = self.hooks.around(self, self.dot_general)(rows, kernel, (((1,), (0,)), ((), ())))
         if self.norm:
             y = layer_norm(y)
         if self.use_bias:

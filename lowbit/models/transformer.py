@@ -22,7 +22,18 @@ from lowbit.models.attention import (
     rotary_tables,
     rotate,
 )
-from lowbit.models.layers import INIT_STDDEV, Dense, DotGeneral, Embed, Head, RMSNorm, untransformed
+from lowbit.models.layers import (
+    INIT_STDDEV,
+    UNTOUCHED,
+    ActivationHooks,
+    Dense,
+    DotGeneral,
+    Embed,
+    Head,
+    OnHeads,
+    RMSNorm,
+    untransformed,
+)
 from lowbit.models.placement import by_rows, gathered
 
 RematPolicy = Literal["none", "full", "dots"]
@@ -38,23 +49,25 @@ class Projections(nn.Module):
     cfg: LlamaConfig
     dtype: DTypeLike
     dot_general: DotGeneral
+    hooks: ActivationHooks
 
-    def project(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Returns queries [b t heads h], keys and values [b t kv_heads h], the first two turned by their positions."""
+    def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Returns queries [b t heads h], keys and values [b t kv_heads h], not turned by their positions."""
         cfg = self.cfg
 
         def heads(name: str, count: int) -> jax.Array:
             features = count * cfg.head_dim
-            y = Dense(features, self.dtype, cfg.qkv_bias, self.dot_general, norm=cfg.linear_norm, name=name)(x)
-            return y.reshape(*x.shape[:-1], count, cfg.head_dim)
+            dense = Dense(
+                features, self.dtype, cfg.qkv_bias, self.dot_general, norm=cfg.linear_norm, hooks=self.hooks, name=name
+            )
+            return dense(x).reshape(*x.shape[:-1], count, cfg.head_dim)
 
-        q = rotate(heads("q_proj", cfg.num_heads), cos, sin)
-        k = rotate(heads("k_proj", cfg.num_kv_heads), cos, sin)
-        return q, k, heads("v_proj", cfg.num_kv_heads)
+        return heads("q_proj", cfg.num_heads), heads("k_proj", cfg.num_kv_heads), heads("v_proj", cfg.num_kv_heads)
 
     def combine(self, mixed: jax.Array) -> jax.Array:
         """[b t heads h] -> [b t d], to be added to the residual stream."""
-        return _into_residual(self.cfg, self.dtype, self.dot_general, "o_proj")(mixed.reshape(*mixed.shape[:2], -1))
+        dense = _into_residual(self.cfg, self.dtype, self.dot_general, self.hooks, "o_proj")
+        return dense(mixed.reshape(*mixed.shape[:2], -1))
 
 
 class Attention(Projections):
@@ -65,8 +78,11 @@ class Attention(Projections):
     @nn.compact
     def __call__(self, x: jax.Array, cos: jax.Array, sin: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """Returns [b t d]; cos and sin as `rotate` takes them, mask as `causal_attention` does."""
-        q, k, v = self.project(x, cos, sin)
-        return self.combine(causal_attention(q, k, v, self.implementation, mask))
+        hooks = self.hooks
+        q, k, v = self.project(x)
+        k = _on_heads(hooks.rotated_keys, rotate(_on_heads(hooks.keys, k), cos, sin))
+        mixed = causal_attention(rotate(q, cos, sin), k, _on_heads(hooks.values, v), self.implementation, mask)
+        return self.combine(mixed)
 
 
 class MLP(nn.Module):
@@ -75,14 +91,18 @@ class MLP(nn.Module):
     cfg: LlamaConfig
     dtype: DTypeLike
     dot_general: DotGeneral
+    hooks: ActivationHooks
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns [b t d]."""
-        width, norm = self.cfg.intermediate_size, self.cfg.linear_norm
-        gate = Dense(width, self.dtype, dot_general=self.dot_general, norm=norm, name="gate_proj")(x)
-        up = Dense(width, self.dtype, dot_general=self.dot_general, norm=norm, name="up_proj")(x)
-        return _into_residual(self.cfg, self.dtype, self.dot_general, "down_proj")(nn.silu(gate) * up)
+
+        def hidden(name: str) -> jax.Array:
+            width, norm = self.cfg.intermediate_size, self.cfg.linear_norm
+            return Dense(width, self.dtype, False, self.dot_general, norm=norm, hooks=self.hooks, name=name)(x)
+
+        gated = nn.silu(hidden("gate_proj")) * hidden("up_proj")
+        return _into_residual(self.cfg, self.dtype, self.dot_general, self.hooks, "down_proj")(gated)
 
 
 class Block(nn.Module):
@@ -92,6 +112,7 @@ class Block(nn.Module):
     dtype: DTypeLike = jnp.float32
     implementation: Literal["xla", "cudnn"] = "xla"
     dot_general: DotGeneral = jax.lax.dot_general
+    hooks: ActivationHooks = UNTOUCHED
 
     @nn.compact
     def __call__(
@@ -100,9 +121,9 @@ class Block(nn.Module):
         """Returns ([b t d], None); cos and sin as `rotate` takes them, mask as `causal_attention` does."""
         cfg, dtype = self.cfg, self.dtype
         x = by_rows(x)
-        attention = Attention(cfg, dtype, self.dot_general, self.implementation, name="attn")
+        attention = Attention(cfg, dtype, self.dot_general, self.hooks, self.implementation, name="attn")
         x = x + attention(RMSNorm(cfg.rms_norm_eps, dtype, name="attn_norm")(x), cos, sin, mask)
-        mlp = MLP(cfg, dtype, self.dot_general, name="mlp")
+        mlp = MLP(cfg, dtype, self.dot_general, self.hooks, name="mlp")
         return x + mlp(RMSNorm(cfg.rms_norm_eps, dtype, name="mlp_norm")(x)), None
 
 
@@ -119,6 +140,7 @@ class Transformer(nn.Module):
       transform: rewrites the classes that own parameters: `transform(Block, "layers")`, `(Embed, "embed")`,
         `(RMSNorm, "norm")`, `(Head, "lm_head")`. A transform that rewrites variables makes the model apply-only.
       dot_general: what multiplies activations with the kernels of the blocks.
+      hooks: what happens to the activations of the blocks, such as rounding (`lowbit.models.activations`).
       separator: id of the token between the documents of a window. With it, tokens attend inside their own document
         and count their positions from its start (`document_positions`); None attends over the whole window.
 
@@ -132,6 +154,7 @@ class Transformer(nn.Module):
     attention: str = "auto"
     transform: Transform = untransformed
     dot_general: DotGeneral = jax.lax.dot_general
+    hooks: ActivationHooks = UNTOUCHED
     separator: int | None = None
 
     def setup(self) -> None:
@@ -146,7 +169,7 @@ class Transformer(nn.Module):
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
             length=cfg.num_layers,
         )
-        self.layers = scanned(cfg, self.dtype, implementation, self.dot_general)
+        self.layers = scanned(cfg, self.dtype, implementation, self.dot_general, self.hooks)
         self.norm = self.transform(RMSNorm, "norm")(cfg.rms_norm_eps, self.dtype)
         if not cfg.tie_embeddings:
             self.lm_head = self.transform(Head, "lm_head")(cfg.vocab_size, cfg.hidden_size)
@@ -188,10 +211,16 @@ class Transformer(nn.Module):
         return gathered(kernel.astype(self.dtype), cut=1)
 
 
-def _into_residual(cfg: LlamaConfig, dtype: DTypeLike, dot_general: DotGeneral, name: str) -> Dense:
+def _on_heads(hook: OnHeads | None, x: jax.Array) -> jax.Array:
+    return x if hook is None else hook(x)
+
+
+def _into_residual(
+    cfg: LlamaConfig, dtype: DTypeLike, dot_general: DotGeneral, hooks: ActivationHooks, name: str
+) -> Dense:
     """A dense layer that adds to the residual stream: starts smaller, as the 2 L of them sum (GPT-2)."""
     stddev = INIT_STDDEV / (2 * cfg.num_layers) ** 0.5
-    return Dense(cfg.hidden_size, dtype, dot_general=dot_general, stddev=stddev, norm=cfg.linear_norm, name=name)
+    return Dense(cfg.hidden_size, dtype, False, dot_general, stddev, cfg.linear_norm, hooks, name=name)
 
 
 def matmuls_and_fused_attention(primitive: Any, *args: Any, **params: Any) -> Any:

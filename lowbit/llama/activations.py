@@ -1,0 +1,165 @@
+"""How a model's activations are rounded: a plain record that training, files and runtimes share.
+
+It says which inputs of linear layers are rounded and how, and how keys and values are held. Who cannot compute it
+refuses the model: weights alone are not what was trained.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lowbit.errors import FormatError, QuantizerError
+from lowbit.llama.config import LlamaConfig
+from lowbit.llama.shapes import LAYER_PREFIX, param_shapes
+
+META_KEY = "activations"
+"""Of a packed file's `meta`; a file without it has float activations."""
+
+LINEARS = tuple(
+    f"{LAYER_PREFIX}{name}_proj" for name in ("attn/q", "attn/k", "attn/v", "attn/o", "mlp/gate", "mlp/up", "mlp/down")
+)
+"""Paths of the linear layers of a block: whose inputs a rule table is about."""
+
+CACHE_WIDTHS = (4, 8)
+
+Ranges = Mapping[str, Mapping[str, NDArray[np.float32]]]
+"""Calibrated state by path of the linear layer, `{"scale", "zero"}`, f32 [L 1 1] or [L 1 k]."""
+
+
+class CacheKind(NamedTuple):
+    """How keys and values are held.
+
+    Attributes:
+      bits: 32 and 16 are floats (float32, bfloat16), 8 and 4 codes.
+      symmetric: of codes: levels around 0 and a scale of max|x|; otherwise min-max with a whole zero point.
+      per_head: of codes: a scale for each head of a token, or one for all of its heads together.
+      rotated: whether keys are held as their positions have turned them, or before.
+    """
+
+    bits: int
+    symmetric: bool = True
+    per_head: bool = True
+    rotated: bool = True
+
+
+class InputRounding(NamedTuple):
+    """How the input of a linear layer is rounded: arguments of `lowbit.numerics.activations`.
+
+    Attributes:
+      bits: 2 to 8.
+      symmetric: False for min-max.
+      granularity: "token", "channel" or "tensor".
+      range: "dynamic", of the numbers themselves, or "static", of a calibration.
+      variant: "fixed", or "reference" for LLM-QAT's code.
+    """
+
+    bits: int
+    symmetric: bool = True
+    granularity: str = "token"
+    range: str = "dynamic"
+    variant: str = "fixed"
+
+
+@dataclasses.dataclass(frozen=True)
+class ActivationRounding:
+    """How all activations of a model are rounded. Hashable.
+
+    Attributes:
+      inputs: (path, rounding) of those linear layers whose input is rounded.
+      cache: how keys and values are held; None where they stay floats.
+
+    Raises:
+      QuantizerError: keys and values of a width that the cache cannot hold.
+    """
+
+    inputs: tuple[tuple[str, InputRounding], ...] = ()
+    cache: CacheKind | None = None
+
+    def __post_init__(self) -> None:
+        if self.cache is not None and self.cache.bits not in CACHE_WIDTHS:
+            raise QuantizerError(
+                f"the cache cannot hold keys and values of {self.cache.bits!r} bits",
+                "choose 4 or 8, or 16 to leave them as they are",
+            )
+
+    def __bool__(self) -> bool:
+        """Whether anything is rounded."""
+        return bool(self.inputs) or self.cache is not None
+
+    @property
+    def is_static(self) -> bool:
+        """Whether some range is calibrated, so that the model has `Ranges`."""
+        return any(rounding.range == "static" for _, rounding in self.inputs)
+
+    def described(self) -> str:
+        """Returns it in a few words: "8-bit inputs, 4-bit keys and values"."""
+        widths = sorted({rounding.bits for _, rounding in self.inputs})
+        parts = [f"{' and '.join(f'{bits}-bit' for bits in widths)} inputs"] if widths else []
+        parts += [] if self.cache is None else [f"{self.cache.bits}-bit keys and values"]
+        return ", ".join(parts) or "float activations"
+
+
+FLOAT_ACTIVATIONS = ActivationRounding()
+
+
+def range_shapes(rounding: ActivationRounding, cfg: LlamaConfig) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Returns the shapes of the `Ranges` that a model needs."""
+    inputs = {path: param_shapes(cfg)[f"{path}/kernel"][1] for path in LINEARS}
+    return {
+        path: dict.fromkeys(
+            ("scale",) if one.symmetric else ("scale", "zero"),
+            (cfg.num_layers, 1, inputs[path] if one.granularity == "channel" else 1),
+        )
+        for path, one in rounding.inputs
+        if one.range == "static"
+    }
+
+
+def to_meta(rounding: ActivationRounding, ranges: Ranges) -> dict[str, Any]:
+    """Returns what a packed file's `meta` says of activations: {} of float ones. `from_meta` is its inverse."""
+    if not rounding:
+        return {}
+    return {
+        META_KEY: {
+            "inputs": {path: one._asdict() for path, one in rounding.inputs},
+            "cache": None if rounding.cache is None else rounding.cache._asdict(),
+            "ranges": {path: {key: values.tolist() for key, values in own.items()} for path, own in ranges.items()},
+        }
+    }
+
+
+def from_meta(meta: Mapping[str, Any], cfg: LlamaConfig) -> tuple[ActivationRounding, Ranges]:
+    """Returns how the activations of a packed model are rounded.
+
+    Raises:
+      FormatError: a record of another form, or ranges that are not those of the model.
+    """
+    if META_KEY not in meta:
+        return FLOAT_ACTIVATIONS, {}
+    try:
+        record = dict(meta[META_KEY])
+        inputs, cache, ranges = (record.pop(name) for name in ("inputs", "cache", "ranges"))
+        rounding = ActivationRounding(
+            tuple((path, InputRounding(**one)) for path, one in inputs.items()),
+            None if cache is None else CacheKind(**cache),
+        )
+        found = {
+            path: {key: np.asarray(values, np.float32) for key, values in own.items()} for path, own in ranges.items()
+        }
+        shapes = {path: {key: values.shape for key, values in own.items()} for path, own in found.items()}
+        whole = not record and not dict(rounding.inputs).keys() - set(LINEARS)
+    except (AttributeError, KeyError, TypeError, ValueError, QuantizerError) as error:
+        raise _unreadable(f"{type(error).__name__}: {error}") from error
+    if not whole or shapes != range_shapes(rounding, cfg):
+        raise _unreadable("its parts do not fit the model")
+    return rounding, found
+
+
+def _unreadable(why: str) -> FormatError:
+    return FormatError(
+        f"the record of how activations are rounded cannot be read ({why})",
+        "use the version of lowbit that wrote the file, or export it again",
+    )
