@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from lowbit.evals.predictor import Logits, Nll, Predictor, Scores
 from lowbit.export.packed import unpack_params
 from lowbit.formats import PackedModel
-from lowbit.llama import LlamaConfig
+from lowbit.llama import FLOAT_ACTIVATIONS, ActivationRounding, LlamaConfig
+from lowbit.llama.activations import Ranges, from_meta
 from lowbit.models import Transformer, pretrained
+from lowbit.models.activations import range_variables, rounding_hooks
 from lowbit.models.chunks import cut, join, rows
 from lowbit.train.objectives import nll_function
 from lowbit.tree import unflatten
@@ -25,12 +27,27 @@ LOGITS_AT_ONCE = 1 << 26
 """float32 logits in memory: 256 MB."""
 
 
-def predictor(cfg: LlamaConfig, params: Tree, tokenizer_files: Mapping[str, bytes]) -> Predictor:
+def predictor(
+    cfg: LlamaConfig,
+    params: Tree,
+    tokenizer_files: Mapping[str, bytes],
+    rounding: ActivationRounding = FLOAT_ACTIVATIONS,
+    ranges: Ranges | None = None,
+) -> Predictor:
     """Returns a predictor of plain float parameters.
 
     Rows of a batch are cut over as many devices as divide them; each device holds all parameters.
+
+    Args:
+      cfg: the model's sizes.
+      params: what it computes with.
+      tokenizer_files: by name.
+      rounding: how its activations are rounded, keys and values as a cache would hold them.
+      ranges: the calibrated ones that `rounding` asks for.
     """
-    place = functools.cache(functools.partial(_place, {"params": params}))
+    variables = {"params": params, "grid": range_variables(ranges or {})}
+    hooks = rounding_hooks(rounding)
+    place = functools.cache(functools.partial(_place, variables))
 
     def compiled(function: Callable[..., Any], batch: int) -> Callable[[NDArray[np.int32]], Any]:
         variables, by_rows = place(math.gcd(batch, jax.local_device_count()))
@@ -39,21 +56,26 @@ def predictor(cfg: LlamaConfig, params: Tree, tokenizer_files: Mapping[str, byte
 
     def make_nll(batch: int, length: int, separator: int | None) -> Nll:
         chunks = _chunks(length, batch * length * cfg.vocab_size)
-        return compiled(nll_function(Transformer(cfg, jnp.float32, separator=separator), chunks), batch)
+        model = Transformer(cfg, jnp.float32, hooks=hooks, separator=separator)
+        return compiled(nll_function(model, chunks), batch)
 
     def make_scores(batch: int) -> Scores:
-        return compiled(functools.partial(scores, Transformer(cfg, jnp.float32)), batch)
+        return compiled(functools.partial(scores, Transformer(cfg, jnp.float32, hooks=hooks)), batch)
 
     def make_logits(batch: int) -> Logits:
-        return compiled(Transformer(cfg, jnp.float32).apply, batch)
+        return compiled(Transformer(cfg, jnp.float32, hooks=hooks).apply, batch)
 
     return Predictor(cfg, tokenizer_files, "jax", make_nll, make_scores, make_logits)
 
 
 def packed_predictor(cfg: LlamaConfig, packed: PackedModel) -> Predictor:
-    """Returns a predictor of a packed file's decoded weights."""
+    """Returns a predictor of a packed file's decoded weights, with activations as the file says.
+
+    Raises:
+      FormatError: damaged codes, or a record of activations that cannot be read.
+    """
     params: dict[str, Any] = unflatten(unpack_params(cfg, packed))
-    return predictor(cfg, params, packed.tokenizer)
+    return predictor(cfg, params, packed.tokenizer, *from_meta(packed.meta, cfg))
 
 
 def pretrained_predictor(source: str) -> Predictor:

@@ -72,8 +72,8 @@ def to_gguf(packed: PackedModel, name: str, avoid: Collection[str] = (), pre: st
       pre: as for `gguf_tokenizer.tokenizer_metadata`.
 
     Raises:
-      ModelError: a config or a rope scaling that llama.cpp does not have, an unknown type, or tensors that are not
-        those of the config.
+      ModelError: a config, a rope scaling or a rounding of activations that llama.cpp does not have, an unknown type,
+        or tensors that are not those of the config.
       TokenizerError: as `gguf_tokenizer.tokenizer_metadata`.
       FormatError: damaged codes.
     """
@@ -81,7 +81,7 @@ def to_gguf(packed: PackedModel, name: str, avoid: Collection[str] = (), pre: st
     if unknown:
         raise ModelError(f"there is no type {unknown[0]!r} to avoid", "choose from " + ", ".join(LOW_BIT_TYPES))
     cfg = LlamaConfig.from_hf(packed.config)
-    check_standard(cfg, "llama.cpp")
+    check_standard(cfg, packed.meta, "llama.cpp")
     with_factors = [
         name for name, t in packed.tensors.items() if isinstance(t, PackedTensor) and t.in_scale is not None
     ]

@@ -28,12 +28,12 @@ def to_hf(packed: PackedModel, folder: Path) -> Literal["float16", "float32"]:
       folder: must not exist, or be empty.
 
     Raises:
-      ModelError: the folder has content, the config has norms that transformers does not compute, or the tensors are
-        not those of the config.
+      ModelError: the folder has content, the model has norms or a rounding of activations that transformers does not
+        compute, or the tensors are not those of the config.
       FormatError: damaged codes.
     """
     cfg = LlamaConfig.from_hf(packed.config)
-    check_standard(cfg, "transformers")
+    check_standard(cfg, packed.meta, "transformers")
     odd = sorted(packed.tensors.keys() ^ unstacked_shapes(cfg).keys())
     if odd:
         raise ModelError(f"the tensors are not those of the config: see {', '.join(odd[:4])}", "export it again")

@@ -11,6 +11,7 @@ import numpy as np
 from lowbit.errors import ModelError
 from lowbit.formats import BFloat16, PackedModel, PackedTensor, StoredTensor, decode
 from lowbit.llama import LAYER_PREFIX, LlamaConfig
+from lowbit.llama.activations import from_meta
 from lowbit.numerics.qtensor import QTensor
 from lowbit.numerics.quantizers import Quantizer
 from lowbit.tree import flatten, resolve
@@ -107,16 +108,23 @@ def _as_numpy_scale(scale: jax.Array) -> np.ndarray:
     return np.asarray(scale.astype(jnp.float32) if scale.dtype == jnp.bfloat16 else scale)
 
 
-def check_standard(cfg: LlamaConfig, engine: str) -> None:
-    """Refuses an architecture that only this package computes.
+def check_standard(cfg: LlamaConfig, meta: Mapping[str, Any], engine: str) -> None:
+    """Refuses what only this package computes.
 
     Raises:
-      ModelError: the config has a norm behind every linear layer.
+      ModelError: the config has a norm behind every linear layer, or the `meta` says that activations are rounded.
+      FormatError: a record of activations that cannot be read.
     """
     if cfg.linear_norm:
         raise ModelError(
             f"the model has a norm behind every linear layer, which {engine} does not compute",
             "run the packed file itself, or train without model.linear_norm",
+        )
+    rounding, _ = from_meta(meta, cfg)
+    if rounding:
+        raise ModelError(
+            f"the model was made for {rounding.described()}, which {engine} does not compute",
+            "run the packed file itself, or make the model without rounding of activations",
         )
 
 

@@ -16,7 +16,8 @@ from lowbit.generation.cache import KVCache, cache_kind
 from lowbit.generation.decoder import Decoder, check_activations
 from lowbit.generation.weights import Weights, from_packed, from_params
 from lowbit.kernels.sampling import Sampling
-from lowbit.llama import LlamaConfig
+from lowbit.llama import FLOAT_ACTIVATIONS, ActivationRounding, CacheKind, LlamaConfig
+from lowbit.llama.activations import INT8, Ranges, from_meta
 from lowbit.tree.paths import Tree
 
 GREEDY = Sampling()
@@ -71,17 +72,28 @@ class Generator:
         params: Tree,
         *,
         dtype: DTypeLike = jnp.float32,
-        cache: str = "float32",
+        cache: str | None = None,
         capacity: int | None = None,
+        rounding: ActivationRounding = FLOAT_ACTIVATIONS,
+        ranges: Ranges | None = None,
     ) -> "Generator":
         """Returns a generator of a float parameter tree; give `tree.fake_quant` of one that is trained.
+
+        Args:
+          cfg: the model's sizes.
+          params: what it computes with.
+          dtype: of activations and matmuls.
+          cache: a name of `CACHE_KINDS`; None takes what `rounding` says, floats of 32 bits without.
+          capacity: see the class.
+          rounding: how the model's activations are rounded.
+          ranges: the calibrated ones that `rounding` asks for.
 
         Raises:
           QuantizerError: a kind that the cache cannot hold.
           ConfigError: a capacity below 1.
         """
-        decoder = Decoder(cfg, jnp.dtype(dtype).name, cache_kind(cache), "float32")
-        return cls(decoder, from_params(params, dtype), capacity)
+        decoder = Decoder(cfg, jnp.dtype(dtype).name, _kind(cache, rounding), "float32", rounding)
+        return cls(decoder, from_params(params, dtype, ranges), capacity)
 
     @classmethod
     def from_packed(
@@ -89,20 +101,31 @@ class Generator:
         packed: PackedModel,
         *,
         dtype: DTypeLike = jnp.float32,
-        cache: str = "float32",
+        cache: str | None = None,
         activations: str = "float32",
         capacity: int | None = None,
     ) -> "Generator":
         """Returns a generator of a packed model, whose codes stay packed on the device.
 
+        Inputs of linear layers are rounded as the file says, and so are keys and values, unless `cache` names another
+        kind.
+
         Raises:
+          FormatError: a record of activations that cannot be read.
           ModelError: a config of a family not supported, or tensors that cannot be run packed.
           QuantizerError: a kind that the cache cannot hold.
-          ConfigError: unknown activations, or a capacity below 1.
+          ConfigError: unknown activations, 8-bit ones for a model that rounds its inputs otherwise, or a capacity below
+            1.
         """
         check_activations(activations)
         cfg = LlamaConfig.from_hf(packed.config)
-        decoder = Decoder(cfg, jnp.dtype(dtype).name, cache_kind(cache), activations)
+        rounding, _ = from_meta(packed.meta, cfg)
+        if activations == "int8" and any(one != INT8 for _, one in rounding.inputs):
+            raise ConfigError(
+                f"the model was made for {rounding.described()}, which 8-bit activations would round again",
+                "leave activations at float32: inputs are rounded as the file says",
+            )
+        decoder = Decoder(cfg, jnp.dtype(dtype).name, _kind(cache, rounding), activations, rounding)
         return cls(decoder, from_packed(cfg, packed, dtype), capacity)
 
     def generate(
@@ -220,6 +243,13 @@ class Generator:
                 "give the cache more slots, shorten the prompts or ask for fewer tokens",
             )
         return self.capacity
+
+
+def _kind(name: str | None, rounding: ActivationRounding) -> CacheKind:
+    """The kind of cache that is asked for or, where none is, the one that the model was made for."""
+    if name is None and rounding.cache is not None:
+        return rounding.cache
+    return cache_kind("float32" if name is None else name)
 
 
 def _aligned(prompts: Sequence[Sequence[int]]) -> _Batch:

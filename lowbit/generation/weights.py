@@ -12,6 +12,8 @@ from lowbit.formats import PackedModel, PackedTensor, StoredTensor, decode
 from lowbit.generation.packed import PackedWeight
 from lowbit.kernels import unstacked_shapes
 from lowbit.llama import LlamaConfig, param_shapes
+from lowbit.llama.activations import Ranges, from_meta
+from lowbit.models.activations import range_variables
 from lowbit.models.packed import packed_name
 from lowbit.models.stacking import is_transposed, layer_names
 from lowbit.tree import flatten, unflatten
@@ -24,7 +26,7 @@ class Weights(NamedTuple):
     """What a decoder multiplies by.
 
     Attributes:
-      layers: {"params", "packed"}: the variables of `CachedLayers`.
+      layers: {"params", "packed", "grid"}: the variables of `CachedLayers`; the last, calibrated ranges of its inputs.
       embedding: [V d] in the compute dtype, or packed with an output a token.
       head: [d V] in the compute dtype, packed, or None where the embedding is the head as well.
     """
@@ -39,15 +41,16 @@ class Weights(NamedTuple):
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
 
 
-def from_params(params: Tree, dtype: DTypeLike) -> Weights:
+def from_params(params: Tree, dtype: DTypeLike, ranges: Ranges | None = None) -> Weights:
     """Returns the weights of a float parameter tree, fake-quantized or not; matrices are cast to `dtype` once."""
-    return _assemble({path: _device(path, w, dtype) for path, w in flatten(params).items()})
+    return _assemble({path: _device(path, w, dtype) for path, w in flatten(params).items()}, ranges or {})
 
 
 def from_packed(cfg: LlamaConfig, packed: PackedModel, dtype: DTypeLike) -> Weights:
     """Returns the weights of a packed model, its codes still packed; what the file holds as floats is cast to `dtype`.
 
     Raises:
+      FormatError: a record of activations that cannot be read.
       ModelError: tensors that are not those of the config, layers of one matrix that differ in grid or groups, or an
         embedding packed along the vocabulary.
     """
@@ -56,6 +59,7 @@ def from_packed(cfg: LlamaConfig, packed: PackedModel, dtype: DTypeLike) -> Weig
         raise ModelError(
             f"the tensors of the packed model are not those of its config: see {', '.join(odd[:4])}", "export it again"
         )
+    _, ranges = from_meta(packed.meta, cfg)
     flat: dict[str, Any] = {}
     for path in param_shapes(cfg):
         names = layer_names(cfg, path, packed_name)
@@ -66,16 +70,17 @@ def from_packed(cfg: LlamaConfig, packed: PackedModel, dtype: DTypeLike) -> Weig
         else:
             floats = [decode(tensor) for tensor in tensors]
             flat[path] = _device(path, np.stack(floats) if names[0].startswith("layers.") else floats[0], dtype)
-    return _assemble(flat)
+    return _assemble(flat, ranges)
 
 
-def _assemble(flat: dict[str, Any]) -> Weights:
+def _assemble(flat: dict[str, Any], ranges: Ranges) -> Weights:
     embedding, head = flat.pop(EMBEDDING), flat.pop(HEAD, None)
     parts = {
         "params": {path: w for path, w in flat.items() if not isinstance(w, PackedWeight)},
         "packed": {path: w for path, w in flat.items() if isinstance(w, PackedWeight)},
     }
-    return Weights({name: unflatten(part) for name, part in parts.items()}, embedding, head)
+    layers = {name: unflatten(part) for name, part in parts.items()}
+    return Weights({**layers, "grid": range_variables(ranges)}, embedding, head)
 
 
 def _device(path: str, w: Any, dtype: DTypeLike) -> jax.Array:

@@ -13,6 +13,7 @@ from lowbit.kernels.cache import KVCache
 from lowbit.kernels.compiled import CompiledWeights
 from lowbit.kernels.decoder import rotation
 from lowbit.kernels.forward import forward
+from lowbit.kernels.rounding import made_for
 from lowbit.kernels.sampling import Sampling, sample
 from lowbit.kernels.weights import Activations, Storage, Weights
 from lowbit.llama import LlamaConfig, rope_frequencies
@@ -39,12 +40,13 @@ class Runtime:
         memory). Compiled kernels have one of their own.
       kernels: "numpy"; "auto" for the fastest compiled ones that this processor has; or their name, see
         `library.KERNELS`.
-      activations: "float32" or "int8", see `weights.Activations`; None takes "float32" with numpy and "int8" with
-        compiled kernels.
+      activations: "float32" or "int8", see `weights.Activations`; None takes what the model was made for or, of one
+        with float activations, "float32" with numpy and "int8" with compiled kernels.
       threads: of compiled kernels; None takes all processors. Results do not depend on it.
 
     Raises:
-      ModelError: a config of a family not supported.
+      ModelError: a config of a family not supported, or a model made for a rounding of activations that is not computed
+        here.
       FormatError: tensors that do not fit the config, or damaged ones.
       ConfigError: unknown storage, kernels or activations, kernels that this processor lacks, or storage for compiled
         ones.
@@ -61,6 +63,7 @@ class Runtime:
         threads: int | None = None,
     ):
         self.config = LlamaConfig.from_hf(packed.config)
+        activations = made_for(packed, self.config, activations)
         self.kernels = library.choose(kernels)
         self.weights: Weights | CompiledWeights
         if self.kernels == "numpy":

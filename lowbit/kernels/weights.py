@@ -67,7 +67,7 @@ class Weights:
         for name, tensor in packed.tensors.items():
             with located(f"tensor {name!r}"):
                 vector = not isinstance(tensor, PackedTensor) and len(tensor.shape) == 1
-                at_once = storage == "float32" and not (activations == "int8" and _of_whole_levels(tensor))
+                at_once = storage == "float32" and not (activations == "int8" and of_whole_levels(tensor))
                 self._tensors[name] = decode(tensor) if vector or at_once else tensor
 
     @property
@@ -88,7 +88,7 @@ class Weights:
         flat = x.reshape(-1, x.shape[-1])
         tensor = self._tensors[name]
         if isinstance(tensor, PackedTensor) and tensor.transposed == transposed:
-            of_codes = self.activations == "int8" and _of_whole_levels(tensor)
+            of_codes = self.activations == "int8" and of_whole_levels(tensor)
             product = _by_parts(reference.matmul_int8 if of_codes else reference.matmul, flat, tensor)
         else:
             matrix = tensor if isinstance(tensor, np.ndarray) else decode(tensor)
@@ -111,7 +111,7 @@ def embedding_rows(tensor: StoredTensor, index: NDArray[np.integer]) -> NDArray[
     return rows.reshape(*index.shape, -1)
 
 
-def _of_whole_levels(tensor: StoredTensor) -> bool:
+def of_whole_levels(tensor: StoredTensor) -> bool:
     """Whether 8-bit activations have exact sums with a tensor: equal distances of whole-numbered levels."""
     if not isinstance(tensor, PackedTensor):
         return False

@@ -63,6 +63,10 @@ class InputRounding(NamedTuple):
     variant: str = "fixed"
 
 
+INT8 = InputRounding(8)
+"""What `lowbit.kernels.reference.quantize_activations` does."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ActivationRounding:
     """How all activations of a model are rounded. Hashable.
@@ -88,6 +92,11 @@ class ActivationRounding:
     def __bool__(self) -> bool:
         """Whether anything is rounded."""
         return bool(self.inputs) or self.cache is not None
+
+    @property
+    def is_integer_path(self) -> bool:
+        """Whether all linear layers round inputs as the runtimes' integer path does, and keys and values stay."""
+        return self.cache is None and dict(self.inputs) == dict.fromkeys(LINEARS, INT8)
 
     @property
     def is_static(self) -> bool:
