@@ -5,6 +5,7 @@ from lowbit.cli.command import Command, positive, whole
 from lowbit.cli.command import argument as _argument
 from lowbit.cli.generate_command import GENERATE, NO_VERIFY
 from lowbit.cli.quantize_command import QUANTIZE
+from lowbit.cli.synthesize_command import SYNTHESIZE
 
 PROGRAM = "python -m lowbit"
 
@@ -336,7 +337,7 @@ REPORT = Command(
 COMMANDS: dict[str, Command] = {
     c.name: c
     for c in (
-        *(TOKENIZE, ESTIMATE, CACHE_TEACHER, TRAIN, SWEEP, QUANTIZE),
+        *(TOKENIZE, SYNTHESIZE, ESTIMATE, CACHE_TEACHER, TRAIN, SWEEP, QUANTIZE),
         *(EVAL, REPORT, EXPORT, VERIFY, INSPECT, GENERATE, BENCH),
     )
 }

@@ -65,6 +65,10 @@ def _execute(name: str, values: argparse.Namespace) -> int:
             from lowbit.cli import tokenize
 
             return tokenize.run(values)
+        case "synthesize":
+            from lowbit.cli import synthesize
+
+            return synthesize.run(values)
         case "estimate":
             from lowbit.cli import estimate
 

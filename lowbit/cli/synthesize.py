@@ -1,0 +1,148 @@
+"""`synthesize`: training text from a model."""
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from lowbit import config as configs
+from lowbit.cli.commands import PROGRAM
+from lowbit.cli.generate_jax import CACHES
+from lowbit.cli.packed_file import open_model
+from lowbit.cli.sources import kind_of
+from lowbit.cli.tables import fields
+from lowbit.cli.tokenize import LOG_SECONDS
+from lowbit.cli.usage import UsageError
+from lowbit.data import Manifest, TextTokenizer
+from lowbit.export.packed import unpack_params
+from lowbit.generation import Generator, Sampling
+from lowbit.llama import LlamaConfig
+from lowbit.models import pretrained
+from lowbit.report.table import format_seconds
+from lowbit.synthesis import Filters, Progress, Recipe, synthesize
+from lowbit.train.teacher import fingerprint
+from lowbit.tree import flatten, unflatten
+from lowbit.tree.paths import Tree
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Writes the texts, and prints what was kept and how to train on it."""
+    on_cpu = jax.default_backend() == "cpu"
+    recipe = Recipe(
+        tokens=_count(arguments.tokens),
+        seed=arguments.seed,
+        length=arguments.length,
+        greedy=_lengths(arguments.greedy),
+        starts=arguments.starts,
+        sampling=Sampling(arguments.temperature, arguments.top_k or None, arguments.top_p),
+        batch=arguments.batch or (32 if on_cpu else 1024),
+    )
+    filters = Filters(
+        arguments.min_tokens, arguments.max_repeated, arguments.max_compression, arguments.near_duplicates
+    )
+    cfg, params, files = _teacher(arguments.source)
+    wanted = None if arguments.separator is None else configs.parse(arguments.separator, object, "--separator")
+    tokenizer = TextTokenizer.load(files, vocab_size=cfg.vocab_size, separator=wanted)
+    dtype = arguments.dtype or ("float32" if on_cpu else "bfloat16")
+    bits = arguments.kv_bits or str(8 * jnp.dtype(dtype).itemsize)
+    teacher = {"teacher": arguments.source, "fingerprint": fingerprint(flatten(params))}
+    with _Bar() as bar:
+        manifest = synthesize(
+            Generator.from_params(cfg, params, dtype=dtype, cache=CACHES[bits]),
+            tokenizer,
+            Path(arguments.output).expanduser(),
+            recipe,
+            filters,
+            teacher=teacher,
+            shard_tokens=arguments.shard_tokens,
+            report=bar.report,
+        )
+    print(_summary(arguments.output, manifest, bar))
+    return 0
+
+
+def _count(tokens: float) -> int:
+    if not 1 <= tokens < float("inf"):
+        raise UsageError(f"--tokens {tokens:g} is an empty generation", "ask for 1 token or more")
+    return int(tokens)
+
+
+def _lengths(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    if found is None:
+        raise UsageError(f"--greedy {text} is no range of lengths", "write two numbers, such as 3-5")
+    return int(found[1]), int(found[2] or found[1])
+
+
+def _teacher(source: str) -> tuple[LlamaConfig, Tree, Mapping[str, bytes]]:
+    """The weights that a source computes with, as floats: rounded ones are decoded once."""
+    match kind_of(source):
+        case "run":
+            from lowbit.cli import quantized
+
+            run = quantized.from_run(source)
+            return run.cfg, jax.tree.map(np.asarray, run.decoded()), run.tokenizer_files
+        case "packed":
+            packed, cfg = open_model(source)
+            return cfg, unflatten(unpack_params(cfg, packed)), packed.tokenizer
+        case "pretrained":
+            loaded = pretrained.load(source)
+            return loaded.cfg, loaded.params, loaded.tokenizer_files
+
+
+class _Bar:
+    """Tokens kept of all that are wanted, how many a second, and the time left, on stderr."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.last: Progress | None = None
+        self._bar: tqdm[Any] | None = None
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def report(self, progress: Progress) -> None:
+        """Moves the bar; what a job finds done already is no part of its speed."""
+        if self._bar is None:
+            self._bar = tqdm(
+                total=progress.wanted,
+                initial=progress.kept - progress.new,
+                unit="token",
+                unit_scale=True,
+                dynamic_ncols=True,
+                mininterval=0.2 if sys.stderr.isatty() else LOG_SECONDS,
+            )
+        self.last = progress
+        self._bar.set_postfix_str(f"{progress.new / self.seconds:,.0f} kept tokens/s", refresh=False)
+        self._bar.update(min(progress.kept, progress.wanted) - self._bar.n)
+
+    @property
+    def seconds(self) -> float:
+        """Since the job began."""
+        return time.monotonic() - self.began
+
+
+def _summary(folder: str, manifest: Manifest, bar: _Bar) -> str:
+    source = manifest.sources[0]
+    left_out = [f"{name.replace('_', ' ')} {count:,}" for name, count in source["dropped"].items()]
+    rows = [
+        (folder, f"{manifest.documents:,} texts, {manifest.tokens:,} tokens, shards: {len(manifest.shards):,}"),
+        ("left out", f"of {source['texts']:,} texts: {', '.join(left_out)}"),
+    ]
+    if bar.last is not None:
+        kept, made = (count / bar.seconds for count in (bar.last.new, bar.last.made))
+        rows.append(("took", f"{format_seconds(bar.seconds)}, {kept:,.0f} kept tokens/s of {made:,.0f} written"))
+    rows.append(("next", f"{PROGRAM} train CONFIG --config.data.train={folder}"))
+    return fields(rows)
