@@ -13,6 +13,17 @@ from lowbit.errors import ConfigError
 from lowbit.version import __version__
 
 ADDED: dict[str, Any] = {
+    "activations.bits": 16,
+    "activations.calibration": 32,
+    "activations.granularity": "token",
+    "activations.kv_bits": 16,
+    "activations.kv_per_head": True,
+    "activations.kv_rotated": True,
+    "activations.kv_symmetric": True,
+    "activations.overrides": (),
+    "activations.range": "dynamic",
+    "activations.symmetric": True,
+    "activations.variant": "fixed",
     "data.attend_across_documents": True,
     "data.separator": "",
     "distill.attention_layer": -1,

@@ -10,6 +10,7 @@ ELEMENTS: dict[str, type] = {
     "data.valid": str,
     "quant.layer_bits": float,
     "quant.overrides": tuple,
+    "activations.overrides": tuple,
     "optimizer.frozen": str,
 }
 """What the tuples of a config hold."""
@@ -77,6 +78,21 @@ def base() -> ConfigDict:
                 "scale_dtype": "float16",  # as stored in the packed file
                 "float_dtype": "float16",  # stored dtype of what is not quantized
                 "overrides": (),  # (path pattern, {key of quant: value}), before the table's own; the first match wins
+            },
+            "activations": {
+                "bits": 16,  # of the inputs of the layers' linear layers: 2 to 8, or 16 to leave them as they are
+                "symmetric": True,  # False: min-max, with a whole zero point
+                "granularity": "token",  # a scale for each "token"; "tensor" or "channel" where the range is static
+                "range": "dynamic",  # of the numbers themselves, or "static": found before the first step
+                "calibration": 32,  # static: windows of the training data on which the float model's ranges are found
+                "variant": "fixed",  # dynamic: "reference" is LLM-QAT's code, zero gradients at |x| >= 2 included
+                # (path pattern, {key from bits to variant: value}), of paths such as "layers/mlp/down_proj", before
+                # what is said above; the first match wins
+                "overrides": (),
+                "kv_bits": 16,  # of keys and values, as the cache holds them: 4, 8, or 16 to leave them as they are
+                "kv_symmetric": True,
+                "kv_per_head": True,  # False: one scale for all heads of a token, as LLM-QAT has it
+                "kv_rotated": True,  # keys are rounded as their positions turned them; False: before, as LLM-QAT has it
             },
             "distill": {
                 "weight": 0.0,  # share of the divergence from a teacher in the loss, 0 to 1; 0 needs no teacher

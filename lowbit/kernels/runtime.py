@@ -40,8 +40,8 @@ class Runtime:
         memory). Compiled kernels have one of their own.
       kernels: "numpy"; "auto" for the fastest compiled ones that this processor has; or their name, see
         `library.KERNELS`.
-      activations: "float32" or "int8", see `weights.Activations`; None takes what the model was made for or, of one
-        with float activations, "float32" with numpy and "int8" with compiled kernels.
+      activations: "float32" or "int8", see `weights.Activations`; None takes what the model was made for or, where its
+        activations are floats, "float32" with numpy and "int8" with compiled kernels.
       threads: of compiled kernels; None takes all processors. Results do not depend on it.
 
     Raises:

@@ -12,6 +12,7 @@ from lowbit.data import TokenDataset, TokenWindows
 from lowbit.distill.objectives import TEACHER
 from lowbit.llama import LlamaConfig, param_shapes
 from lowbit.train import sharding
+from lowbit.train.activations import empty_ranges
 from lowbit.train.learner import check_length, make_learner, make_plan
 from lowbit.train.limits import check_limits
 from lowbit.train.setup import Experiment, check_heads, make_objective
@@ -72,6 +73,7 @@ def blueprint(config: ConfigDict, cfg: LlamaConfig, mesh: Mesh, teacher: LlamaCo
         valid={},
         byte_lengths=None,
         tokenizer_files={},
+        ranges=empty_ranges(plan.rounding, cfg),
     )
 
 

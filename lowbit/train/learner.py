@@ -12,9 +12,11 @@ from lowbit import config as configs
 from lowbit.config import ConfigDict
 from lowbit.errors import ConfigError, nearest
 from lowbit.linen import quantize
-from lowbit.llama import LlamaConfig, param_shapes
+from lowbit.llama import FLOAT_ACTIVATIONS, ActivationRounding, LlamaConfig, param_shapes
 from lowbit.models import Transformer
+from lowbit.models.activations import rounding_hooks
 from lowbit.models.layers import untransformed
+from lowbit.train.activations import activation_rounding
 from lowbit.train.limits import check_limits
 from lowbit.train.optimization import check_optimizer, make_optimizer, make_scale_schedule, parameter_groups
 from lowbit.train.optimizers import frozen_paths
@@ -31,11 +33,13 @@ class Plan(NamedTuple):
       schedule: share of the peak learning rate, by step.
       scale_schedule: that of quantizer scales; None for the same.
       rules: which parameter has which quantizer.
+      rounding: how activations are rounded.
     """
 
     schedule: Schedule
     scale_schedule: Schedule | None
     rules: tuple[Rule[Any], ...]
+    rounding: ActivationRounding
 
 
 def make_plan(config: ConfigDict) -> Plan:
@@ -47,7 +51,8 @@ def make_plan(config: ConfigDict) -> Plan:
     check_limits(config)
     check_optimizer(config.optimizer)
     schedule = make_schedule(steps=configs.steps(config), **config.schedule.to_dict())
-    return Plan(schedule, make_scale_schedule(config, schedule), tuple(quantization_rules(config.quant)))
+    rules, rounding = tuple(quantization_rules(config.quant)), activation_rounding(config.activations)
+    return Plan(schedule, make_scale_schedule(config, schedule), rules, rounding)
 
 
 class Learner(NamedTuple):
@@ -72,7 +77,7 @@ def make_learner(config: ConfigDict, cfg: LlamaConfig, plan: Plan) -> Learner:
     Raises:
       LowbitError: rules or patterns that do not fit the model's parameters, an unknown dtype, nothing left to train.
     """
-    model = make_model(config, cfg, plan.rules)
+    model = make_model(config, cfg, plan.rules, plan.rounding)
     shapes = unflatten({path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in param_shapes(cfg).items()})
     resolve(plan.rules, shapes)
     groups = parameter_groups(
@@ -93,8 +98,13 @@ def check_length(config: ConfigDict, cfg: LlamaConfig) -> None:
         )
 
 
-def make_model(config: ConfigDict, cfg: LlamaConfig, rules: Sequence[Rule[Any]] | None) -> Transformer:
-    """Returns the decoder with `rules` inside, or the float one for None."""
+def make_model(
+    config: ConfigDict,
+    cfg: LlamaConfig,
+    rules: Sequence[Rule[Any]] | None,
+    rounding: ActivationRounding = FLOAT_ACTIVATIONS,
+) -> Transformer:
+    """Returns the decoder with `rules` inside, or float parameters for None, and with `rounding` of activations."""
     settings = config.model
     dtypes = ("float32", "bfloat16", "float16")
     if settings.compute_dtype not in dtypes:
@@ -103,7 +113,12 @@ def make_model(config: ConfigDict, cfg: LlamaConfig, rules: Sequence[Rule[Any]] 
         )
     transform = untransformed if rules is None else functools.partial(_quantized, rules)
     return Transformer(
-        cfg, jnp.dtype(settings.compute_dtype), remat=settings.remat, attention=settings.attention, transform=transform
+        cfg,
+        jnp.dtype(settings.compute_dtype),
+        remat=settings.remat,
+        attention=settings.attention,
+        transform=transform,
+        hooks=rounding_hooks(rounding),
     )
 
 

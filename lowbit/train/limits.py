@@ -29,6 +29,7 @@ LIMITS = {
     "seed": SEED,
     "model.architecture.rope_theta": POSITIVE,
     "model.architecture.rms_norm_eps": POSITIVE,
+    "activations.calibration": COUNT,
     "distill.weight": SHARE,
     "distill.temperature": POSITIVE,
     "distill.hidden_weight": NOT_NEGATIVE,

@@ -17,16 +17,19 @@ from lowbit.data import TokenDataset, TokenWindows
 from lowbit.distill.cached import TaughtDataset, distill_from_cache
 from lowbit.distill.objectives import TEACHER, distill
 from lowbit.errors import ConfigError, ModelError, TokenizerError
-from lowbit.llama import LlamaConfig
+from lowbit.llama import ActivationRounding, LlamaConfig
+from lowbit.llama.activations import Ranges
 from lowbit.models import Transformer
+from lowbit.models.activations import range_variables
 from lowbit.models.hf import TOKENIZER_FILES
 from lowbit.models.pretrained import Pretrained
 from lowbit.models.rotation import rotate, rotated_config
 from lowbit.train import sharding
+from lowbit.train.activations import calibrate
 from lowbit.train.learner import check_length, make_learner, make_model, make_plan
 from lowbit.train.objectives import next_token
 from lowbit.train.sources import load_masters, load_scales
-from lowbit.train.state import TrainState, Tree, split
+from lowbit.train.state import TrainState, Tree, merge, split
 from lowbit.train.step import Objective
 from lowbit.train.teacher import asks_for_teacher, check_distill, load_teacher, make_mix
 from lowbit.train.teacher_cache import Lesson, check_cacheable, identity_of, open_cache, read_windows
@@ -55,6 +58,7 @@ class Experiment:
       tokenizer_files: what the run folder keeps of the tokenizer.
       teacher: fingerprint of the teacher among the constants; "" where none teaches.
       scales: collection "quant" that the run starts with; None makes it of the masters.
+      ranges: static ranges of activations, which stand in the collection "grid".
     """
 
     config: ConfigDict
@@ -73,6 +77,7 @@ class Experiment:
     tokenizer_files: Mapping[str, bytes]
     teacher: str = ""
     scales: Tree | None = None
+    ranges: Ranges = dataclasses.field(default_factory=dict)
 
     def make_state(self, params: Tree, scales: Tree | None = None) -> TrainState:
         """Returns the state before the first step, from float masters; pure, so it may be jitted."""
@@ -80,7 +85,8 @@ class Experiment:
         if scales is not None:
             variables["quant"] = scales
         frozen, trained = split({name: variables[name] for name in ("params", "quant")}, self.frozen)
-        constants = {"grid": variables["grid"], **frozen, **self.constants}
+        grid = merge(variables["grid"], range_variables(self.ranges))
+        constants = {"grid": grid, **frozen, **self.constants}
         return TrainState.create(trained, constants, self.optimizer)
 
     def abstract_state(self) -> TrainState:
@@ -148,12 +154,25 @@ def prepare(config: ConfigDict) -> Experiment:
     objective = make_objective(config, model, None if live is None else live.cfg)
     if isinstance(train, TaughtDataset):
         objective = distill_from_cache(model, make_mix(config), train.cache.identity.k, config.train.loss_chunks)
+    params = make_params()
+    ranges: Ranges = {}
+    if plan.rounding.is_static:
+        watched = make_model(config, cfg, None, ActivationRounding(cache=plan.rounding.cache))
+        ranges = calibrate(
+            watched.clone(separator=texts.separator),
+            params,
+            plan.rounding,
+            texts.train,
+            count=config.activations.calibration,
+            batch_size=config.evaluation.batch_size,
+            mesh=mesh,
+        )
     return Experiment(
         config=config,
         cfg=cfg,
         rules=plan.rules,
         model=model,
-        params=make_params(),
+        params=params,
         constants={} if live is None else {TEACHER: live.params},
         objective=objective,
         optimizer=learner.optimizer,
@@ -165,6 +184,7 @@ def prepare(config: ConfigDict) -> Experiment:
         tokenizer_files=tokenizer_files,
         teacher="" if teacher is None else teacher.fingerprint,
         scales=load_scales(config) if config.model.source_scales else None,
+        ranges=ranges,
     )
 
 

@@ -7,11 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from lowbit.config import ConfigDict
-from lowbit.llama import LlamaConfig, param_shapes
+from lowbit.llama import ActivationRounding, LlamaConfig, param_shapes
+from lowbit.llama.activations import Ranges
+from lowbit.models.activations import range_variables
+from lowbit.train.activations import activation_rounding, empty_ranges, ranges_in
 from lowbit.train.checkpoints import load_model
 from lowbit.train.quantization import quantization_rules
 from lowbit.train.run_folder import RunFolder
-from lowbit.train.state import Tree
+from lowbit.train.state import Tree, merge
 from lowbit.tree import Rule, init_state, unflatten
 
 
@@ -26,6 +29,8 @@ class Trained(NamedTuple):
       state: {"quant", "grid"}, as `lowbit.tree.fake_quant` takes it.
       tokenizer_files: by name; empty for a run without a tokenizer.
       step: of the checkpoint.
+      rounding: how activations are rounded.
+      ranges: the static ones of them; they stand in `state["grid"]` as well.
     """
 
     config: ConfigDict
@@ -35,6 +40,8 @@ class Trained(NamedTuple):
     state: dict[str, Tree]
     tokenizer_files: dict[str, bytes]
     step: int
+    rounding: ActivationRounding
+    ranges: Ranges
 
 
 def load_trained(run_folder: str | Path, step: int | None = None) -> Trained:
@@ -53,6 +60,9 @@ def load_trained(run_folder: str | Path, step: int | None = None) -> Trained:
     rules = tuple(quantization_rules(config.quant))
     params = unflatten({path: jax.ShapeDtypeStruct(s, jnp.float32) for path, s in param_shapes(cfg).items()})
     shapes = {"params": params, **jax.eval_shape(lambda p: init_state(rules, p), params)}
+    rounding = activation_rounding(config.activations)
+    shapes["grid"] = merge(shapes["grid"], range_variables(empty_ranges(rounding, cfg)))
     variables, found = load_model(folder.checkpoints, shapes, step)
     state = {name: variables[name] for name in ("quant", "grid")}
-    return Trained(config, cfg, rules, variables["params"], state, tokenizer_files, found)
+    ranges = ranges_in(variables["grid"], rounding)
+    return Trained(config, cfg, rules, variables["params"], state, tokenizer_files, found, rounding, ranges)
