@@ -55,6 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
             "bits": None if arguments.bits is None else float(arguments.bits),
             "granularity": arguments.granularity,
             "scale_init": arguments.scale_init,
+            "activations": arguments.activations,
+            "kv_bits": arguments.kv_bits,
             "against": arguments.against,
             "protocol": arguments.protocol,
             "length": cut_of(arguments, model).length if texts else None,

@@ -16,6 +16,7 @@ from lowbit.export.gguf import to_gguf, write_gguf
 from lowbit.export.gguf_record import from_gguf, is_recorded
 from lowbit.export.hf import PACKED_FILE, to_hf
 from lowbit.formats import PackedModel
+from lowbit.llama.activations import to_meta
 from lowbit.report.table import format_bytes
 
 
@@ -59,7 +60,8 @@ def _model(arguments: argparse.Namespace) -> tuple[PackedModel, str]:
     if path.suffix == ".gguf" and not asks_for_rounding(arguments) and is_recorded(path):
         return from_gguf(path), source
     model = quantized.from_arguments(arguments)
-    meta = model.origin.to_meta()
+    model.rounding.check_causal()
+    meta = {**model.origin.to_meta(), **to_meta(model.rounding, model.ranges)}
     packed = pack_model(model.cfg, model.params, model.rules, model.state, model.tokenizer_files, meta)
     return packed, model.origin.path
 

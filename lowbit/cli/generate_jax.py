@@ -15,7 +15,8 @@ from lowbit.formats import PackedModel
 from lowbit.generation import Generator
 from lowbit.generation.loop import NO_TOKEN
 from lowbit.kernels import Sampling, Tokenizer, prompt_tokens
-from lowbit.llama import LlamaConfig
+from lowbit.llama import FLOAT_ACTIVATIONS, ActivationRounding, LlamaConfig
+from lowbit.llama.activations import Ranges, from_meta
 from lowbit.models import pretrained
 from lowbit.tree import unflatten
 from lowbit.tree.paths import Tree
@@ -58,25 +59,40 @@ def writer(arguments: argparse.Namespace) -> Writer:
 def _generator(arguments: argparse.Namespace) -> tuple[Generator, Mapping[str, bytes]]:
     """The model, and the files of its tokenizer."""
     dtype = arguments.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    bits = arguments.kv_bits or str(8 * jnp.dtype(dtype).itemsize)
+
+    def cache(rounding: ActivationRounding) -> str | None:
+        """The kind that is asked for; where none is, the one that the model was made for, or floats like the rest."""
+        if arguments.kv_bits is None and rounding.cache is not None:
+            return None
+        return CACHES[arguments.kv_bits or str(8 * jnp.dtype(dtype).itemsize)]
+
     if kind_of(arguments.source) != "packed":
         for name in ("storage", "activations"):
             if getattr(arguments, name) is not None:
                 raise UsageError(f"--{name} is for packed files, and {arguments.source} is none", f"leave out --{name}")
-        cfg, params, files = _floats(arguments)
-        return Generator.from_params(cfg, params, dtype=dtype, cache=CACHES[bits]), files
+        cfg, params, files, rounding, ranges = _floats(arguments)
+        generator = Generator.from_params(
+            cfg, params, dtype=dtype, cache=cache(rounding), rounding=rounding, ranges=ranges
+        )
+        return generator, files
     packed, cfg = open_model(arguments.source, verify=arguments.verify)
+    rounding, ranges = from_meta(packed.meta, cfg)
     if arguments.storage == "float32":
         if arguments.activations == "int8":
             raise UsageError("--activations int8 needs the codes of the file", "leave out --storage")
         params = unflatten(unpack_params(cfg, packed))
-        return Generator.from_params(cfg, params, dtype=dtype, cache=CACHES[bits]), packed.tokenizer
+        generator = Generator.from_params(
+            cfg, params, dtype=dtype, cache=cache(rounding), rounding=rounding, ranges=ranges
+        )
+        return generator, packed.tokenizer
     activations = arguments.activations or "float32"
-    generator = Generator.from_packed(packed, dtype=dtype, cache=CACHES[bits], activations=activations)
+    generator = Generator.from_packed(packed, dtype=dtype, cache=cache(rounding), activations=activations)
     return generator, packed.tokenizer
 
 
-def _floats(arguments: argparse.Namespace) -> tuple[LlamaConfig, Tree, Mapping[str, bytes]]:
+def _floats(
+    arguments: argparse.Namespace,
+) -> tuple[LlamaConfig, Tree, Mapping[str, bytes], ActivationRounding, Ranges]:
     """A run's newest checkpoint, as its packed file would decode it, or a float model as it is."""
     if not arguments.verify:
         raise UsageError(f"--no-verify is for packed files, and {arguments.source} is none", "leave it out")
@@ -84,6 +100,6 @@ def _floats(arguments: argparse.Namespace) -> tuple[LlamaConfig, Tree, Mapping[s
         from lowbit.cli import quantized
 
         run = quantized.from_run(arguments.source)
-        return run.cfg, run.decoded(), run.tokenizer_files
+        return run.cfg, run.decoded(), run.tokenizer_files, run.rounding, run.ranges
     loaded = pretrained.load(arguments.source)
-    return loaded.cfg, loaded.params, loaded.tokenizer_files
+    return loaded.cfg, loaded.params, loaded.tokenizer_files, FLOAT_ACTIVATIONS, {}

@@ -34,6 +34,8 @@ class HarnessSource(HarnessModel):
         bits: float | None = None,
         granularity: str | None = None,
         scale_init: str | None = None,
+        activations: str | None = None,
+        kv_bits: int | str | None = None,
         device: str | None = None,
         max_batch_size: int | None = None,
     ):
@@ -49,6 +51,8 @@ class HarnessSource(HarnessModel):
             bits=None if bits is None else str(bits),
             granularity=None if granularity is None else str(granularity),
             scale_init=scale_init,
+            activations=activations,
+            kv_bits=None if kv_bits is None else str(kv_bits),
         )
         super().__init__(predictors.from_arguments(arguments), int(batch_size))
 

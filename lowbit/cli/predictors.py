@@ -4,7 +4,7 @@ import argparse
 import importlib.util
 
 from lowbit.cli.packed_file import open_model
-from lowbit.cli.sources import asks_for_rounding, kind_of, refuse_rounding
+from lowbit.cli.sources import ROUNDING_FLAGS, asks_for_rounding, kind_of, refuse_rounding
 from lowbit.cli.usage import UsageError
 from lowbit.evals.predictor import Predictor
 
@@ -28,14 +28,14 @@ def from_arguments(arguments: argparse.Namespace) -> Predictor:
 
     if kind == "run" or asks_for_rounding(arguments):
         model = quantized.from_arguments(arguments)
-        return jax_predictor.predictor(model.cfg, model.decoded(), model.tokenizer_files)
+        return jax_predictor.predictor(model.cfg, model.decoded(), model.tokenizer_files, model.rounding, model.ranges)
     return jax_predictor.pretrained_predictor(arguments.source)
 
 
 def from_source(source: str) -> Predictor:
     """Returns the model that lies at a run folder, packed file, or float model's place, as it is; raises the same."""
-    plain = {"backend": None, "verify": True, "method": None, "bits": None, "granularity": None, "scale_init": None}
-    return from_arguments(argparse.Namespace(source=source, **plain))
+    plain = argparse.Namespace(source=source, backend=None, verify=True, **dict.fromkeys(ROUNDING_FLAGS))
+    return from_arguments(plain)
 
 
 def _packed(arguments: argparse.Namespace) -> Predictor:

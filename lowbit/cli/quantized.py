@@ -4,16 +4,19 @@ import argparse
 import functools
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 
 from lowbit import config as configs
+from lowbit.cli.activation_flags import rounding_of
 from lowbit.cli.origin import Origin, source_path
 from lowbit.cli.sources import kind_of, refuse_rounding
 from lowbit.cli.usage import UsageError
 from lowbit.config import ConfigDict
-from lowbit.llama import LlamaConfig
+from lowbit.llama import FLOAT_ACTIVATIONS, ActivationRounding, LlamaConfig
+from lowbit.llama.activations import Ranges
 from lowbit.models import pretrained
 from lowbit.train import load_trained
 from lowbit.train.provenance import git_commit
@@ -43,6 +46,8 @@ class Quantized(NamedTuple):
       state: {"quant", "grid"}.
       tokenizer_files: by name; may be empty.
       origin: where it comes from.
+      rounding: how its activations are rounded.
+      ranges: the static ones of them.
     """
 
     cfg: LlamaConfig
@@ -51,6 +56,8 @@ class Quantized(NamedTuple):
     state: Mapping[str, Tree]
     tokenizer_files: Mapping[str, bytes]
     origin: Origin
+    rounding: ActivationRounding = FLOAT_ACTIVATIONS
+    ranges: Ranges = MappingProxyType({})
 
     def decoded(self) -> dict[str, Any]:
         """Returns the parameters as the packed file would decode them."""
@@ -71,15 +78,18 @@ def from_run(folder: str, step: int | None = None) -> Quantized:
     run = load_trained(path, step)
     quant = _recorded(run.config.quant.to_dict())
     origin = Origin("run", source_path(folder), quant, run.step, git_commit(), __version__)
-    return Quantized(run.cfg, run.params, run.rules, run.state, run.tokenizer_files, origin)
+    return Quantized(run.cfg, run.params, run.rules, run.state, run.tokenizer_files, origin, run.rounding, run.ranges)
 
 
-def from_pretrained(source: str, quant: Mapping[str, Any]) -> Quantized:
+def from_pretrained(
+    source: str, quant: Mapping[str, Any], rounding: ActivationRounding = FLOAT_ACTIVATIONS
+) -> Quantized:
     """Loads a float model and rounds it without training.
 
     Args:
       source: as `lowbit.models.pretrained.load`.
       quant: the section `quant` of a config.
+      rounding: of its activations; of dynamic ranges.
 
     Raises:
       LowbitError: the settings or the model are wrong, or do not fit each other; the settings are checked first.
@@ -88,7 +98,7 @@ def from_pretrained(source: str, quant: Mapping[str, Any]) -> Quantized:
     loaded = pretrained.load(source)
     state = jax.jit(functools.partial(init_state, rules))(loaded.params)
     origin = Origin("pretrained", source_path(source), _recorded(quant), None, git_commit(), __version__)
-    return Quantized(loaded.cfg, loaded.params, rules, state, loaded.tokenizer_files, origin)
+    return Quantized(loaded.cfg, loaded.params, rules, state, loaded.tokenizer_files, origin, rounding)
 
 
 def _recorded(quant: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,7 +123,8 @@ def from_arguments(arguments: argparse.Namespace) -> Quantized:
             refuse_rounding(arguments)
             return from_run(source)
         case "pretrained":
-            return from_pretrained(source, rounding(arguments))
+            quant = rounding(arguments)
+            return from_pretrained(source, quant, rounding_of(arguments.activations, arguments.kv_bits))
 
 
 def rounding(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -12,6 +12,10 @@ PACKED_SUFFIXES = (".lowbit", ".safetensors")
 """A name that ends so is a packed file even where there is none: it is no name of a hub model."""
 
 
+ROUNDING_FLAGS = ("method", "bits", "granularity", "scale_init", "activations", "kv_bits")
+"""Of `eval` and `export`: what they make of a pretrained model."""
+
+
 def kind_of(source: str) -> Kind:
     """Returns what a source must be, from its name and from what lies there; reads no file.
 
@@ -28,8 +32,7 @@ def kind_of(source: str) -> Kind:
 
 def asks_for_rounding(arguments: argparse.Namespace) -> bool:
     """Whether any of the flags that round a pretrained model is given."""
-    flags = (arguments.method, arguments.bits, arguments.granularity, arguments.scale_init)
-    return any(flag is not None for flag in flags)
+    return any(getattr(arguments, name) is not None for name in ROUNDING_FLAGS)
 
 
 def refuse_rounding(arguments: argparse.Namespace) -> None:
@@ -39,7 +42,5 @@ def refuse_rounding(arguments: argparse.Namespace) -> None:
       UsageError: one of them is given.
     """
     if asks_for_rounding(arguments):
-        raise UsageError(
-            f"{arguments.source} is quantized already",
-            "leave out --method, --bits, --granularity and --scale-init: they round pretrained models",
-        )
+        flags = ", ".join("--" + name.replace("_", "-") for name in ROUNDING_FLAGS)
+        raise UsageError(f"{arguments.source} is quantized already", f"leave out {flags}: they round pretrained models")

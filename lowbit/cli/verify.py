@@ -20,6 +20,7 @@ from lowbit.export import verify
 from lowbit.formats import PackedModel
 from lowbit.kernels import Tokenizer
 from lowbit.llama import LlamaConfig
+from lowbit.llama.activations import META_KEY, from_meta, to_meta
 
 DIFFERENT = 1
 
@@ -37,7 +38,21 @@ def run(arguments: argparse.Namespace) -> int:
     print("checksums all equal")
     result = verify(packed, model.cfg, model.params, model.rules, model.state, tokens)
     print(result)
-    return 0 if result.ok else DIFFERENT
+    return 0 if _same_activations(packed, cfg, model) and result.ok else DIFFERENT
+
+
+def _same_activations(packed: PackedModel, cfg: LlamaConfig, model: Quantized) -> bool:
+    """Whether both round activations alike; of a model that was rounded, the file alone knows."""
+    rounding, _ = from_meta(packed.meta, cfg)
+    if not rounding and not model.rounding:
+        return True
+    theirs = to_meta(model.rounding, model.ranges).get(META_KEY)
+    same = model.origin.kind == "pretrained" or packed.meta.get(META_KEY) == theirs
+    print(
+        f"activations {rounding.described()}"
+        + (": as trained" if same else f", and {model.origin.path} has {model.rounding.described()}: NOT as trained")
+    )
+    return same
 
 
 def _other_side(arguments: argparse.Namespace, packed: PackedModel) -> Quantized:

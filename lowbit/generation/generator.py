@@ -90,8 +90,10 @@ class Generator:
 
         Raises:
           QuantizerError: a kind that the cache cannot hold.
+          ModelError: inputs that are rounded by ranges of a whole window.
           ConfigError: a capacity below 1.
         """
+        rounding.check_causal()
         decoder = Decoder(cfg, jnp.dtype(dtype).name, _kind(cache, rounding), "float32", rounding)
         return cls(decoder, from_params(params, dtype, ranges), capacity)
 

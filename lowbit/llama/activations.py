@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lowbit.errors import FormatError, QuantizerError
+from lowbit.errors import FormatError, ModelError, QuantizerError
 from lowbit.llama.config import LlamaConfig
 from lowbit.llama.shapes import LAYER_PREFIX, param_shapes
 
@@ -102,6 +102,19 @@ class ActivationRounding:
     def is_static(self) -> bool:
         """Whether some range is calibrated, so that the model has `Ranges`."""
         return any(rounding.range == "static" for _, rounding in self.inputs)
+
+    def check_causal(self) -> None:
+        """Refuses to write text by ranges that span a whole window: what a token is rounded by would come after it.
+
+        Raises:
+          ModelError: some dynamic range is of more than one token.
+        """
+        odd = [path for path, one in self.inputs if one.range == "dynamic" and one.granularity != "token"]
+        if odd:
+            raise ModelError(
+                f"inputs of {', '.join(odd)} are rounded by ranges of a whole window, and text comes token by token",
+                "train with activations.granularity=token, or with activations.range=static",
+            )
 
     def described(self) -> str:
         """Returns it in a few words: "8-bit inputs, 4-bit keys and values"."""

@@ -84,11 +84,20 @@ def load_scales(config: ConfigDict) -> Tree:
 def load_as_it_predicts(source: str) -> Pretrained:
     """Loads the weights that a model computes with: of a run folder, what its quantizers make of the masters.
 
-    Args and raises: as `load_masters`.
+    Args: as `load_masters`.
+
+    Raises:
+      ConfigError: a run whose activations are rounded.
+      LowbitError: as `load_masters`.
     """
     if not is_run(source):
         return pretrained.load(source)
     run = load_trained(Path(source).expanduser())
+    if run.rounding:
+        raise ConfigError(
+            f"{source} was trained with {run.rounding.described()}, and a teacher computes in floats",
+            "name a run without rounding of activations, or the float model: distill.teacher",
+        )
     decoded = jax.jit(functools.partial(fake_quant, run.rules))(run.params, run.state)
     return Pretrained(run.cfg, jax.tree.map(np.asarray, decoded), run.tokenizer_files)
 
