@@ -24,6 +24,7 @@ from lowbit.config import ConfigDict
 from lowbit.data import TextTokenizer, open_windows
 from lowbit.evals import Evaluation, evaluate, jax_predictor
 from lowbit.evals.predictor import Predictor
+from lowbit.llama import FLOAT_ACTIVATIONS
 from lowbit.locks import sole_writer
 from lowbit.models.layerwise import LayerSource
 from lowbit.numerics.grids import TERNARY_BITS
@@ -152,11 +153,6 @@ def _check_output(output: Path, packs: bool, plan: Plan, arguments: argparse.Nam
     if arguments.overwrite:
         raise UsageError("--overwrite replaces packed files, and a folder is asked for", "give a folder of a new name")
     RunFolder(output).check(resume=False)
-    if plan.activations is not None:
-        raise UsageError(
-            "a run folder holds what training goes on from, and --activations rounds for inference",
-            f"write a packed file: -o {output}{PACKED_SUFFIXES[0]}",
-        )
     if plan.target.section() is None:
         raise UsageError(
             f"training has no quantizer with the grid {plan.target.grid!r}, so no run folder can hold it",
@@ -258,19 +254,23 @@ def _write_run(
     arguments: argparse.Namespace,
 ) -> Written:
     model = assemble(source, layers, plan.target)
-    write_run(model, output, _config(arguments, record, output), source.tokenizer_files)
-    return model.summary, lambda: jax_predictor.predictor(model.cfg, model.decoded(), source.tokenizer_files)
+    config, files = _config(plan, record, output, arguments.seed), source.tokenizer_files
+    write_run(model, output, config, files)
+    rounding = FLOAT_ACTIVATIONS if plan.activations is None else plan.activations.rounding()
+    return model.summary, lambda: jax_predictor.predictor(model.cfg, model.decoded(), files, rounding, model.ranges)
 
 
-def _config(arguments: argparse.Namespace, record: Mapping[str, Any], output: Path) -> ConfigDict:
+def _config(plan: Plan, record: Mapping[str, Any], output: Path, seed: int) -> ConfigDict:
     config = configs.base()
-    section = _target(arguments).section()
+    section = plan.target.section()
     assert section is not None
     with config.unlocked():
         config.quant.update(section)
+        if plan.activations is not None:
+            config.activations.update(plan.activations.section())
         config.model.source = record["source"]
         config.run_folder = str(output)
-        config.seed = arguments.seed
+        config.seed = seed
     return config.lock()
 
 

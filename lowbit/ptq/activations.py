@@ -70,6 +70,10 @@ class Activations:
         """Whether ranges come from calibration."""
         return ACTIVATIONS[self.name].range == "static"
 
+    def section(self) -> dict[str, Any]:
+        """Returns what the section `activations` of a config says of it."""
+        return ACTIVATIONS[self.name]._asdict()
+
     def rounding(self) -> ActivationRounding:
         """Returns it as models and files have it."""
         return ActivationRounding(tuple((path, ACTIVATIONS[self.name]) for path in LINEARS))

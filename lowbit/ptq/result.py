@@ -18,6 +18,7 @@ from lowbit.export import pack_tensor
 from lowbit.formats import PackedModel, StoredTensor
 from lowbit.llama import LAYER_PREFIX, LlamaConfig
 from lowbit.llama.activations import Ranges, to_meta
+from lowbit.models.activations import range_variables
 from lowbit.models.layerwise import LayerSource, outside_paths
 from lowbit.numerics.quantizers import Quantizer, State, stored_as
 from lowbit.ptq.activations import Activations
@@ -175,7 +176,7 @@ def write_run(model: QuantizedModel, folder: Path, config: ConfigDict, tokenizer
     Args:
       model: from `assemble`.
       folder: to write; it must not exist.
-      config: of the run; its section `quant` names the grid of the model.
+      config: of the run; its section `quant` names the grid of the model, and `activations` how inputs are rounded.
       tokenizer_files: by name.
 
     Raises:
@@ -189,7 +190,7 @@ def write_run(model: QuantizedModel, folder: Path, config: ConfigDict, tokenizer
     run.check(resume=False)
     run.create(config, model.cfg, tokenizer_files)
     variables = jax.device_put({"params": model.params, "quant": model.state["quant"]}, jax.local_devices()[0])
-    state = TrainState.create(variables, {"grid": {}}, optax.identity())
+    state = TrainState.create(variables, {"grid": range_variables(model.ranges)}, optax.identity())
     with opened(run.checkpoints) as checkpoints:
         checkpoints.save(state, Progress(0, 0, 0.0, ""), config)
         checkpoints.wait()

@@ -70,6 +70,37 @@ def test_a_folder_exports_verifies_and_equals_the_packed_file(quantized, float_m
     assert "all equal bit for bit" in done.out
 
 
+@pytest.mark.parametrize("activations", ["int8-static", "int8-dynamic"])
+def test_eight_bit_inputs_are_what_eval_runs(activations, float_model, text, lowbit, tmp_path):
+    arguments = ("--method", "smoothquant", "--bits", 8, "--data", text, *CALIBRATION, "--activations", activations)
+    nats = {}
+    for output in (tmp_path / "w8a8.lowbit", tmp_path / "w8a8"):
+        done = lowbit("quantize", float_model, *arguments, "--eval", text, "--windows", 2, "-o", output)
+        assert done.status == 0, done.err
+        assert "of host memory at most (calibration" in done.err
+        place = output / "quantization.json" if output.is_dir() else tmp_path / "w8a8.lowbit.json"
+        record = json.loads(place.read_text())
+        assert record["activations"] == {"name": activations, "range": "mse"}
+        evaluated = tmp_path / f"{output.name}-eval.json"
+        done = lowbit("eval", output, "--data", text, "--windows", 2, "-o", evaluated)
+        assert done.status == 0, done.err
+        nats[output.name] = json.loads(evaluated.read_text())["texts"][str(text)]["nll"]
+        assert nats[output.name] == pytest.approx(record["after"][str(text)]["nll"], rel=1e-6)
+        assert nats[output.name] != pytest.approx(record["before"][str(text)]["nll"], rel=1e-6)
+    # One is folded and rounded as the other: sums in another order alone.
+    assert nats["w8a8"] == pytest.approx(nats["w8a8.lowbit"], rel=1e-5)
+
+
+def test_a_host_without_the_memory_is_sent_away_before_any_work(float_model, lowbit, tmp_path, monkeypatch):
+    from lowbit.cli import quantize
+
+    monkeypatch.setattr(quantize, "available_host_memory", lambda: 10**8)
+    done = lowbit("quantize", float_model, "--method", "rtn", "--bits", 3, "-o", tmp_path / "out.lowbit")
+    assert done.status == 2
+    assert "and 100.0 MB are free" in done.err
+    assert not list(tmp_path.iterdir())
+
+
 def test_training_starts_where_the_quantized_model_stands(quantized, train_arguments):
     run = load_trained(quantized)
     start = prepare(settings(train_arguments, quantized, "--config.model.source_scales=true")).initial_state()
@@ -132,6 +163,16 @@ def test_scales_that_do_not_fit_are_refused(quantized, train_arguments, changes,
         (("--method", "hqq", "--bits", 3, "--overwrite"), "--overwrite replaces packed files"),
         (("--method", "hqq", "--bits", 3), "training has no quantizer with the grid 'float_zero'"),
         (("--method", "kmeans", "--bits", "many"), "--bits is a float, which 'many' is not"),
+        (("--method", "rtn", "--bits", 8, "--activations", "int8"), "unknown activations 'int8'"),
+        (
+            ("--method", "rtn", "--bits", 8, "--activations", "int8-static"),
+            "--activations int8-static needs calibration data",
+        ),
+        (
+            ("--method", "rtn", "--bits", 8, "--activations", "int8-dynamic", "--activation-range", "max"),
+            "--activations int8-dynamic has no choice of --activation-range",
+        ),
+        (("--method", "rtn", "--bits", 8, "--activation-range", "max"), "add --activations int8-static"),
     ],
 )
 def test_mistakes_are_refused_before_any_work(lowbit, float_model, tmp_path, arguments, message):
