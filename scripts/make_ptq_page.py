@@ -1,7 +1,8 @@
 """Writes the tables and the pictures of docs/ptq.md from what benchmarks.ptq_smollm2 measured.
 
-`<!-- table:ptq_NAME -->` holds the table of docs/results/ptq_NAME.json, docs/images/ptq_NAME.png its picture. `make
-docs` calls this; a test compares the page with the files.
+`<!-- table:ptq_NAME -->` holds the table of docs/results/ptq_NAME.json, docs/images/ptq_NAME.png its picture, and
+`<!-- table:guide_NAME -->` what to take for what, by the figures of that file. `make docs` calls this; a test compares
+the page with the files.
 """
 
 import json
@@ -19,7 +20,7 @@ PAGE = ROOT / "docs" / "ptq.md"
 RESULTS = ROOT / "docs" / "results"
 IMAGES = ROOT / "docs" / "images"
 
-DRAWN = ("rounding, min-max", "GPTQ", "AWQ", "HQQ", "residual vectors")
+DRAWN = ("rounding, min-max", "rounding, zero point", "GPTQ", "AWQ", "HQQ", "GPFQ", "k-means", "residual vectors")
 
 
 def records() -> dict[str, dict[str, Any]]:
@@ -28,10 +29,11 @@ def records() -> dict[str, dict[str, Any]]:
 
 
 def table(record: dict[str, Any]) -> str:
-    """Returns a line a method and width: nats a text, what they are above the float model, bits and seconds."""
-    base = record["float"]["evaluations"]
-    lines = [["float", "32", *(f"{found['nll']:.3f}" for found in base.values()), "", "", "–"]]
+    """Returns a line a method and width: nats a text, what they are above float, accuracies, bits and seconds."""
+    base, tasks = record["float"]["evaluations"], record["float"]["tasks"]
     first = next(iter(base))
+    nats = [f"{found['nll']:.3f}" for found in base.values()]
+    lines = [["float", "32", *nats, "", *(_percent(found) for found in tasks.values()), "", "–"]]
     for row in sorted(record["rows"], key=lambda row: (-row["bits"], row["evaluations"][first]["nll"])):
         found = row["evaluations"]
         lines.append(
@@ -39,19 +41,62 @@ def table(record: dict[str, Any]) -> str:
                 row["label"],
                 f"{row['bits']:g}",
                 *(f"{found[text]['nll']:.3f}" for text in base),
-                f"{found[first]['nll'] - base[first]['nll']:+.3f}",
+                f"{_lost(record, row):+.3f}",
+                *(_percent(row["tasks"][name]) for name in tasks),
                 f"{row['bits_per_weight']:.2f}",
                 format_seconds(row["seconds"]),
             ]
         )
-    heads = ["method", "bits", *base, f"over float, {first}", "bits/weight", "time"]
+    heads = ["method", "bits", *base, f"over float, {first}", *(f"{name}, %" for name in tasks), "bits/weight", "time"]
     return lay_out(heads, [False, *[True] * (len(heads) - 1)], lines, "markdown")
+
+
+def guide(record: dict[str, Any]) -> str:
+    """Returns what to take for what: the best row of each kind, as measured."""
+    rows = [row for row in record["rows"] if row["activations"] is None]
+    kinds = {
+        "quick: seconds, no data, 4 bits": [row for row in rows if row["bits"] == 4 and not row["needs_data"]],
+        "exact: the least lost at 4 bits": [row for row in rows if row["bits"] == 4],
+        "exact: the least lost at 3 bits": [row for row in rows if row["bits"] == 3],
+        "tiny: the least lost at 2 bits": [row for row in rows if row["bits"] == 2],
+        "mixed: 16-bit weights for outlying inputs": [row for row in rows if row["method"] == "int8_outliers"],
+        "mixed: 8-bit inputs and weights": [row for row in record["rows"] if row["activations"] is not None],
+    }
+    lines = []
+    for kind, those in kinds.items():
+        if not those:
+            continue
+        best = min(those, key=lambda row: _lost(record, row))
+        lost, bits = f"{_lost(record, best):+.3f}", f"{best['bits_per_weight']:.2f}"
+        lines.append([kind, _flags(best), lost, bits, format_seconds(best["seconds"])])
+    heads = ["you want", "take", "nats over float", "bits/weight", "time"]
+    return lay_out(heads, [False, False, True, True, True], lines, "markdown")
+
+
+def _flags(row: dict[str, Any]) -> str:
+    """What `quantize` is told to do as a row did."""
+    flags = f"--method {row['method']} --grid {row['grid']} --granularity {row['granularity']} --range {row['range']}"
+    if row["grid"] in ("free", "vectors"):  # no choice
+        flags = f"--method {row['method']} --granularity {row['granularity']}"
+    own = "".join(f" --{name.replace('_', '-')}" for name, value in row["options"].items() if value is True)
+    inputs = "" if row["activations"] is None else f" --activations {row['activations']['name']}"
+    return f"`{flags}{own}{inputs} --bits {row['bits']:g}`"
+
+
+def _lost(record: dict[str, Any], row: dict[str, Any]) -> float:
+    """Nats per token above the float model, on the first text."""
+    base = record["float"]["evaluations"]
+    text = next(iter(base))
+    return float(row["evaluations"][text]["nll"] - base[text]["nll"])
+
+
+def _percent(metrics: dict[str, Any]) -> str:
+    return f"{100 * metrics['acc']['value']:.1f}"
 
 
 def draw(record: dict[str, Any]) -> Figure:
     """Draws what each method loses against what it stores."""
-    base = record["float"]["evaluations"]
-    text = next(iter(base))
+    text = next(iter(record["float"]["evaluations"]))
     with theme.style():
         figure = Figure(figsize=(7.2, 4.4), layout="constrained")
         panel = figure.subplots()
@@ -60,7 +105,7 @@ def draw(record: dict[str, Any]) -> Figure:
             rows.sort(key=lambda pair: pair[0])
             if not rows:
                 continue
-            lost = [row["evaluations"][text]["nll"] - base[text]["nll"] for _, row in rows]
+            lost = [_lost(record, row) for _, row in rows]
             panel.plot([bits for bits, _ in rows], lost, color=colour.light, marker="o", label=label)
         panel.set_yscale("log")
         panel.set_xlabel("bits per weight of the layers' matrices, scales included")
@@ -71,7 +116,9 @@ def draw(record: dict[str, Any]) -> Figure:
 
 def filled_page() -> str:
     """Returns docs/ptq.md with its tables brought up to date."""
-    return fill_tables(PAGE.read_text(encoding="utf-8"), {name: table(record) for name, record in records().items()})
+    tables = {name: table(record) for name, record in records().items()}
+    tables |= {f"guide_{name.removeprefix('ptq_')}": guide(record) for name, record in records().items()}
+    return fill_tables(PAGE.read_text(encoding="utf-8"), tables)
 
 
 def main() -> None:
