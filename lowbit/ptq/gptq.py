@@ -44,7 +44,7 @@ def gptq_round(path: str, w: Float[Array, "k n"], moments: Moments | None, targe
         target.quantizer,
         damping=options.damping,
         act_order=options.act_order,
-        state=target.quantizer.init(w) if whole else None,
+        state=state_of_whole(w, target.quantizer) if whole else None,
     )
     return Rounded(w_hat, masters, state, target.quantizer, valid=valid)
 
@@ -129,6 +129,12 @@ def gptq(
     if state is None:
         state = {name: leaf.reshape(-1, leaf.shape[-1]) for name, leaf in made.items()}
     return w_hat, masters, state, jnp.all(jnp.isfinite(upper)) & jnp.all(jnp.isfinite(w_hat))
+
+
+@functools.partial(jax.jit, static_argnames=("quantizer",))
+def state_of_whole(w: Float[Array, "k n"], quantizer: Quantizer) -> State:
+    """The state that the quantizer begins with for all of w; compiled once a shape, where eager ops would be hundreds."""
+    return quantizer.init(w)
 
 
 def state_of_input(state: State, index: Any, k: int) -> State:
