@@ -1,0 +1,144 @@
+"""Products with packed weights: the kernel for few tokens on a GPU, plain XLA for many and for all other devices.
+
+What equals what:
+- 8-bit activations: sums of whole numbers are exact everywhere, so kernel and XLA have the same integers, those of
+  `lowbit.kernels.reference.matmul_int8`, and with one scale an output the same bits.
+- bfloat16 activations: levels are whole numbers, exact in bfloat16, and so is each product in float32; scales are applied
+  to float32 sums. Kernel and XLA differ in the order of these sums alone.
+"""
+
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+
+from lowbit.errors import ConfigError, DataError, QuantizerError, nearest
+from lowbit.kernels.reference import ACTIVATION_MAX, INT32_MAX
+from lowbit.pallas import kernel
+from lowbit.pallas.tiles import MAX_TOKENS, Tile, tile_for
+from lowbit.pallas.weight import GpuWeight, codes_of
+
+Implementation = Literal["auto", "kernel", "interpreted", "xla"]
+"""What multiplies; "interpreted" is the kernel run by jax.numpy, which is for tests."""
+HOPPER = 9.0
+"""Compute capability from which on the kernel is chosen: what it was measured on."""
+
+
+def kernel_runs_here() -> bool:
+    """Returns whether the default device is a GPU that the kernel is made for."""
+    device = jax.devices()[0]
+    return device.platform == "gpu" and float(getattr(device, "compute_capability", "0")) >= HOPPER
+
+
+def matmul(x: jax.Array, w: GpuWeight, implementation: Implementation = "auto", tile: Tile | None = None) -> jax.Array:
+    """Returns x [b k] times the matrix, f32[b n]; x is taken as bfloat16.
+
+    Args:
+      x: activations of any float dtype.
+      w: weights.
+      implementation: "auto" is the kernel on a GPU of compute capability 9.0 or more for up to `MAX_TOKENS` tokens, XLA
+        otherwise.
+      tile: of the kernel; None takes what was measured to be good.
+
+    Raises:
+      ConfigError: an unknown implementation.
+      DataError: x of another length.
+    """
+    chosen = _checked(x, w, implementation)
+    if w.in_scale is not None:
+        x = x.astype(jnp.float32) * _own(w, w.in_scale)[None, :]
+    x = x.astype(jnp.bfloat16)
+    if chosen == "xla":
+        y = _portable(x, w.single())
+    else:
+        y = kernel.product(x, w, tile or tile_for(w, len(x)), interpret=chosen == "interpreted")
+    if w.zero is None:
+        return y
+    sums = jnp.sum(x.astype(jnp.float32).reshape(len(x), w.groups, -1), axis=-1)
+    return y - _zero_part(sums, w)
+
+
+def matmul_int8(
+    codes: jax.Array, scale: jax.Array, w: GpuWeight, implementation: Implementation = "auto", tile: Tile | None = None
+) -> jax.Array:
+    """Returns the product f32[b n] of activations that are `codes * scale`, with exact int32 sums.
+
+    Args:
+      codes: i8[b k] within +-127, of activations that had `in_scale` already.
+      scale: f32[b 1], a factor of each token.
+      w: weights.
+      implementation: see `matmul`.
+      tile: see `matmul`.
+
+    Raises:
+      ConfigError: an unknown implementation.
+      DataError: codes of another length.
+      QuantizerError: groups so long that a sum could leave int32.
+    """
+    chosen = _checked(codes, w, implementation)
+    size = w.k // w.groups
+    ends = (w.levels.first, w.levels.first + w.levels.distance * ((1 << w.bits) - 1))
+    largest = max(*map(abs, ends), (1 << w.bits) * w.levels.distance) * ACTIVATION_MAX
+    if size * largest > INT32_MAX:
+        raise QuantizerError(
+            f"{size} products of up to {largest} may overflow an int32 sum",
+            f"take groups of at most {INT32_MAX // largest}, or float activations",
+        )
+    sums = jnp.sum(codes.reshape(len(codes), w.groups, -1), axis=-1, dtype=jnp.int32)
+    if chosen == "xla":
+        y = _portable(codes, w.single())
+    else:
+        y = kernel.product_int8(codes, sums, w, tile or tile_for(w, len(codes)), interpret=chosen == "interpreted")
+    if w.zero is not None:
+        y = y - _zero_part(sums.astype(jnp.float32), w)
+    return y * scale
+
+
+def _checked(x: jax.Array, w: GpuWeight, implementation: str) -> str:
+    """What computes, after everything that may be wrong."""
+    if implementation not in get_args(Implementation):
+        raise ConfigError(
+            f"unknown implementation {implementation!r}", nearest(implementation, get_args(Implementation))
+        )
+    if x.ndim != 2 or x.shape[1] != w.k:
+        raise DataError(f"activations are {list(x.shape)}", f"give [tokens {w.k}]")
+    if implementation != "auto":
+        return implementation
+    return "kernel" if len(x) <= MAX_TOKENS and kernel_runs_here() else "xla"
+
+
+def _portable(x: jax.Array, w: GpuWeight) -> jax.Array:
+    """The kernel's sums in plain XLA: whole levels of the dtype of x, or of int32 where int8 does not hold them."""
+    codes = codes_of(w).astype(jnp.int32)
+    levels = codes * w.levels.distance + w.levels.first
+    if x.dtype == jnp.int8:
+        largest = max(abs(w.levels.first), abs(w.levels.first + w.levels.distance * ((1 << w.bits) - 1)))
+        dtype = jnp.dtype(jnp.int8) if largest <= ACTIVATION_MAX + 1 else jnp.dtype(jnp.int32)
+        out = jnp.dtype(jnp.int32)
+    else:
+        dtype, out = jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)
+    x, levels = x.astype(dtype), levels.astype(dtype)
+    if w.groups == 1:
+        sums = jax.lax.dot_general(x, levels, (((1,), (1,)), ((), ())), preferred_element_type=out)
+        return sums.astype(jnp.float32) * w.scale.reshape(1, -1)
+    if x.dtype == jnp.bfloat16 and len(x) > MAX_TOKENS:
+        # Many tokens: one product of decoded weights. Their scales are rounded into them, which sums by group are not.
+        wide = levels.astype(jnp.float32).reshape(w.n, w.groups, -1) * w.scale[:, :, None]
+        decoded = wide.reshape(w.n, w.k).astype(jnp.bfloat16)
+        return jax.lax.dot_general(x, decoded, (((1,), (1,)), ((), ())), preferred_element_type=out)
+    # [g b G] by [g n G]: groups are a batch axis on both sides.
+    x = x.reshape(len(x), w.groups, -1)
+    levels = levels.reshape(w.n, w.groups, -1)
+    sums = jax.lax.dot_general(x, levels, (((2,), (2,)), ((1,), (1,))), preferred_element_type=out)
+    return jnp.sum(sums.astype(jnp.float32) * jnp.swapaxes(w.scale, 0, 1)[:, None, :], axis=0)
+
+
+def _zero_part(sums: jax.Array, w: GpuWeight) -> jax.Array:
+    """What zeros take off, from sums f32[b g] of activations."""
+    factors = _own(w, w.zero) * _own(w, w.scale)
+    return jax.lax.dot_general(sums, factors, (((1,), (1,)), ((), ())), precision=jax.lax.Precision.HIGHEST)
+
+
+def _own(w: GpuWeight, x: jax.Array) -> jax.Array:
+    """The part of a stacked array that belongs to the matrix that is meant."""
+    return x if w.layer is None else x[w.layer]

@@ -1,0 +1,105 @@
+"""How the work of a product is cut: what each program of the grid computes, and which cut was fastest where.
+
+The table `tiles_h100.json` holds the fastest of all candidates, as `benchmarks.gpu_tiles` timed them on an H100: what
+limits the kernel changes with width and tokens, from memory to unpacking to tensor cores, and no formula was found.
+"""
+
+import functools
+import json
+import math
+from collections.abc import Iterator
+from importlib import resources
+from typing import NamedTuple
+
+from lowbit.pallas.weight import GpuWeight
+
+MAX_TOKENS = 64
+"""Most tokens of the kernel. From there on the weights are decoded once, and a plain matrix product is at its best."""
+COLUMNS = 8
+"""Fewest columns of a tile: what one instruction of the tensor cores multiplies."""
+WIDEST = 16
+"""Most columns that slices fill up."""
+TABLE = "tiles_h100.json"
+
+
+class Tile(NamedTuple):
+    """A program's part of a product, and what runs it.
+
+    Attributes:
+      rows: outputs.
+      slices: blocks of inputs of each output that are multiplied side by side, as columns of one matrix product; a
+        power of two that divides the blocks.
+      warps: of 32 threads.
+      stages: of the software pipeline that loads ahead.
+      splits: programs that share the inputs of the same outputs; their results are added by XLA.
+    """
+
+    rows: int
+    slices: int
+    warps: int
+    stages: int
+    splits: int = 1
+
+
+class Measured(NamedTuple):
+    """A row of the table: the fastest tile of one product."""
+
+    bits: int
+    tokens: int
+    n: int
+    k: int
+    tile: Tile
+
+
+def power_of_two(number: int) -> int:
+    """Returns the smallest power of two that is not less."""
+    return 1 << (number - 1).bit_length()
+
+
+def tile_for(w: GpuWeight, tokens: int) -> Tile:
+    """Returns the tile of the most similar product in the table, fitted to this one."""
+    tokens = power_of_two(tokens)
+
+    def distance(row: Measured) -> float:
+        wider = abs(math.log2(row.tokens / tokens)) + 10 * (row.bits != w.bits)
+        return wider + abs(math.log2(row.n / w.n)) + abs(math.log2(row.k / w.k))
+
+    return fitted(min(table(), key=distance).tile, w.blocks, tokens)
+
+
+def fitted(tile: Tile, blocks: int, tokens: int) -> Tile:
+    """Returns the tile with no more slices and splits than blocks and tokens allow, and as many rows times slices."""
+    slices = math.gcd(tile.slices, blocks, max(1, WIDEST // tokens))
+    rows = tile.rows * tile.slices // slices
+    return tile._replace(rows=rows, slices=slices, splits=math.gcd(tile.splits, blocks // slices))
+
+
+@functools.cache
+def table() -> tuple[Measured, ...]:
+    """Returns what was measured."""
+    text = resources.files("lowbit.pallas").joinpath(TABLE).read_text(encoding="utf-8")
+    rows = json.loads(text)["tiles"]
+    return tuple(Measured(bits, tokens, n, k, Tile(*tile)) for bits, tokens, n, k, *tile in rows)
+
+
+def candidates(blocks: int, n: int, tokens: int) -> Iterator[Tile]:
+    """Yields the tiles that are worth a try: all that ever came near the fastest."""
+    if tokens <= COLUMNS:
+        tried = (
+            ((32, 1), (64, 2), (64, 4), (128, 2), (128, 4)) if tokens == 1 else ((32, 2), (64, 2), (64, 4), (128, 4))
+        )
+        wide = {WIDEST // tokens, COLUMNS // tokens, max(1, COLUMNS // tokens // 2)}
+        found = {
+            fitted(Tile(rows // slices, slices, warps, stages), blocks, tokens)
+            for slices in wide
+            for rows, warps in tried
+            for stages in (2, 3)
+        }
+    else:
+        found = {
+            fitted(Tile(rows, 1, warps, stages, splits), blocks, tokens)
+            for rows, warps, stages in ((32, 2, 3), (64, 4, 3), (64, 4, 4), (128, 4, 3), (128, 8, 3))
+            for splits in (1, 2, 4)
+            if splits == 1 or n // rows < 300
+        }
+    yield from sorted(found)
