@@ -24,10 +24,11 @@ from lowbit.cli.usage import UsageError
 from lowbit.data import Manifest, TextTokenizer
 from lowbit.export.packed import unpack_params
 from lowbit.generation import Generator, Sampling
-from lowbit.llama import LlamaConfig
+from lowbit.llama import FLOAT_ACTIVATIONS, ActivationRounding, LlamaConfig
+from lowbit.llama.activations import Ranges, from_meta
 from lowbit.models import pretrained
 from lowbit.report.table import format_seconds
-from lowbit.synthesis import Filters, Progress, Recipe, synthesize
+from lowbit.synthesis import Filters, Progress, Recipe, default_attention, synthesize
 from lowbit.train.teacher import fingerprint
 from lowbit.tree import flatten, unflatten
 from lowbit.tree.paths import Tree
@@ -48,21 +49,24 @@ def run(arguments: argparse.Namespace) -> int:
     filters = Filters(
         arguments.min_tokens, arguments.max_repeated, arguments.max_compression, arguments.near_duplicates
     )
-    cfg, params, files = _teacher(arguments.source)
+    cfg, params, files, rounding, ranges = _teacher(arguments.source)
     wanted = None if arguments.separator is None else configs.parse(arguments.separator, object, "--separator")
     tokenizer = TextTokenizer.load(files, vocab_size=cfg.vocab_size, separator=wanted)
     dtype = arguments.dtype or ("float32" if on_cpu else "bfloat16")
-    bits = arguments.kv_bits or str(8 * jnp.dtype(dtype).itemsize)
+    # A teacher that was made for rounded keys and values writes with them, unless it is told otherwise.
+    own = arguments.kv_bits is None and rounding.cache is not None
+    cache = None if own else CACHES[arguments.kv_bits or str(8 * jnp.dtype(dtype).itemsize)]
     teacher = {"teacher": arguments.source, "fingerprint": fingerprint(flatten(params))}
     with _Bar() as bar:
         manifest = synthesize(
-            Generator.from_params(cfg, params, dtype=dtype, cache=CACHES[bits]),
+            Generator.from_params(cfg, params, dtype=dtype, cache=cache, rounding=rounding, ranges=ranges),
             tokenizer,
             Path(arguments.output).expanduser(),
             recipe,
             filters,
             teacher=teacher,
             shard_tokens=arguments.shard_tokens,
+            attention=arguments.attention or default_attention(),
             report=bar.report,
         )
     print(_summary(arguments.output, manifest, bar))
@@ -82,20 +86,21 @@ def _lengths(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2] or found[1])
 
 
-def _teacher(source: str) -> tuple[LlamaConfig, Tree, Mapping[str, bytes]]:
-    """The weights that a source computes with, as floats: rounded ones are decoded once."""
+def _teacher(source: str) -> tuple[LlamaConfig, Tree, Mapping[str, bytes], ActivationRounding, Ranges]:
+    """The weights that a source computes with, as floats: rounded ones are decoded once. How it rounds activations."""
     match kind_of(source):
         case "run":
             from lowbit.cli import quantized
 
             run = quantized.from_run(source)
-            return run.cfg, jax.tree.map(np.asarray, run.decoded()), run.tokenizer_files
+            params = jax.tree.map(np.asarray, run.decoded())
+            return run.cfg, params, run.tokenizer_files, run.rounding, run.ranges
         case "packed":
             packed, cfg = open_model(source)
-            return cfg, unflatten(unpack_params(cfg, packed)), packed.tokenizer
+            return cfg, unflatten(unpack_params(cfg, packed)), packed.tokenizer, *from_meta(packed.meta, cfg)
         case "pretrained":
             loaded = pretrained.load(source)
-            return loaded.cfg, loaded.params, loaded.tokenizer_files
+            return loaded.cfg, loaded.params, loaded.tokenizer_files, FLOAT_ACTIVATIONS, {}
 
 
 class _Bar:

@@ -75,6 +75,11 @@ SYNTHESIZE = Command(
         _argument("--dtype", choices=("float32", "bfloat16"), help="of weights (default: bfloat16; on a CPU float32)"),
         _argument("--kv-bits", choices=("32", "16", "8", "4"), help="of keys and values (default: those of --dtype)"),
         _argument(
+            "--attention",
+            choices=("products", "sums", "kernel"),
+            help="how a token attends (default: sums on a GPU, else products); kernel: of NVIDIA GPUs",
+        ),
+        _argument(
             "--separator", metavar="TOKEN", help="token after each text, or its id (default: the tokenizer's eos)"
         ),
         _argument(

@@ -24,7 +24,7 @@ from lowbit.generation import Generator
 from lowbit.synthesis.duplicates import Duplicates
 from lowbit.synthesis.filters import REASONS, Filters
 from lowbit.synthesis.recipe import Recipe, special_tokens, start_tokens, texts
-from lowbit.synthesis.waves import Teacher, make_teacher, write
+from lowbit.synthesis.waves import Teacher, check_batch, make_teacher, write
 from lowbit.version import __version__
 
 PART = "all"
@@ -64,6 +64,7 @@ def synthesize(
     teacher: dict[str, Any],
     shard_tokens: int = SHARD_TOKENS,
     devices: Sequence[Any] | None = None,
+    attention: str = "products",
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> Manifest:
     """Lets a model write training text, or goes on where the same job was stopped.
@@ -77,13 +78,14 @@ def synthesize(
       teacher: names the model in the manifest, such as its source and a hash of its weights.
       shard_tokens: of every shard but the last.
       devices: that share the texts of a batch; None takes all of this process.
+      attention: how tokens attend, a name of `generation.step_attention.METHODS`.
       report: called after each batch.
 
     Raises:
       DataError: texts longer than the model has positions, more start tokens than there are, a folder of something
         else or of another job, no text that is kept, or a full disk.
       TokenizerError: a tokenizer of another vocabulary than the model's.
-      ConfigError: a batch that the devices cannot share evenly.
+      ConfigError: a batch that the devices cannot share evenly, or a cache or way to attend that is not for this.
     """
     cfg = generator.decoder.cfg
     if recipe.length > cfg.max_positions:
@@ -98,8 +100,10 @@ def synthesize(
         )
     special = special_tokens(tokenizer, cfg.vocab_size, cfg.eos_token_ids)
     starts = start_tokens(special, recipe.starts)
-    check_folder(folder)
     on = list(devices) if devices is not None else jax.local_devices()
+    writer = make_teacher(generator.decoder, generator.weights, special, on, attention)
+    check_batch(writer, recipe.batch)
+    check_folder(folder)
     identity: dict[str, Any] = {
         "tokenizer": tokenizer.fingerprint(),
         "vocab_size": tokenizer.vocab_size,
@@ -109,7 +113,12 @@ def synthesize(
             "filters": vars(filters),
             "shard_tokens": shard_tokens,
             # Another device, or number of them, sums in another order: other bytes.
-            "computed": [generator.decoder.dtype, list(generator.decoder.cache), on[0].device_kind, len(on)],
+            "computed": {
+                "dtype": generator.decoder.dtype,
+                "cache": generator.decoder.cache._asdict(),
+                "attention": attention,
+                "devices": f"{len(on)} x {on[0].device_kind}",
+            },
         },
         "sources": [{"synthetic": True, **teacher}],
         "lowbit_version": __version__,
@@ -119,7 +128,6 @@ def synthesize(
     shards = ShardWriter(folder, shard_tokens, token_dtype(tokenizer.vocab_size), written[PART])
     keeper = _Keeper(tokenizer, filters, shards, recipe.tokens, Counter(notes))
     job.save({PART: shards}, keeper.dropped)  # from now on the folder is known for what it is
-    writer = make_teacher(generator.decoder, generator.weights, special, on)
     last = _keep_all(writer, recipe, starts, keeper, lambda: job.save({PART: shards}, keeper.dropped), report)
     shards.close(Place(0, last + 1))
     job.save({PART: shards}, keeper.dropped)

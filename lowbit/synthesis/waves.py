@@ -7,7 +7,7 @@ stage nothing goes to the host. Devices share nothing but the weights: each has 
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from lowbit.errors import ConfigError
 from lowbit.generation import Decoder, Weights
-from lowbit.generation.cache import KVCache, empty_cache
+from lowbit.generation.cache import KVCache, Stored, empty_cache
 from lowbit.generation.loop import NO_TOKEN
 from lowbit.generation.sampling import sample
+from lowbit.generation.step_attention import step_cache
 from lowbit.kernels.sampling import Sampling
 from lowbit.synthesis.recipe import Recipe, Texts
 
@@ -69,20 +70,51 @@ class Teacher(NamedTuple):
       weights: a copy on each device of the mesh.
       special: bool[V], tokens that end a text.
       mesh: devices along `AXIS`.
+      attention: a name of `step_attention.METHODS`.
     """
 
     decoder: Decoder
     weights: Weights
     special: Any
     mesh: Mesh
+    attention: str
 
 
-def make_teacher(decoder: Decoder, weights: Weights, special: NDArray[np.bool_], devices: list[Any]) -> Teacher:
-    """Puts weights and special tokens onto the devices."""
+def default_attention() -> str:
+    """Returns how tokens attend where nobody says: by matrix products, but on a GPU, where they are slowest."""
+    return "sums" if jax.default_backend() == "gpu" else "products"
+
+
+def make_teacher(
+    decoder: Decoder,
+    weights: Weights,
+    special: NDArray[np.bool_],
+    devices: list[Any],
+    attention: str = "products",
+) -> Teacher:
+    """Puts weights and special tokens onto the devices.
+
+    Raises:
+      ConfigError: a cache of keys that are turned when they are read, or an unknown way to attend.
+      QuantizerError: a cache that it cannot read.
+    """
+    if not decoder.cache.rotated:
+        raise ConfigError(
+            "a cache of keys before their rotation is turned as a whole for every token",
+            "hold keys rotated (--kv-bits)",
+        )
+    jax.eval_shape(lambda: step_cache(empty_cache(decoder.cfg, decoder.cache, jnp.zeros(1, jnp.int32), 1), attention))
     mesh = Mesh(np.array(devices), (AXIS,))
     everywhere = jax.sharding.NamedSharding(mesh, PartitionSpec())
     on_all, ending = jax.device_put((weights, jnp.asarray(special)), everywhere)
-    return Teacher(decoder, on_all, ending, mesh)
+    return Teacher(decoder, on_all, ending, mesh, attention)
+
+
+def check_batch(teacher: Teacher, batch: int) -> None:
+    """Refuses a batch that the devices cannot share evenly; raises ConfigError."""
+    devices = teacher.mesh.size
+    if batch % devices:
+        raise ConfigError(f"a batch of {batch} texts on {devices} devices", f"give a multiple of {devices}")
 
 
 def write(teacher: Teacher, recipe: Recipe, texts: Texts) -> list[NDArray[np.int32]]:
@@ -91,36 +123,43 @@ def write(teacher: Teacher, recipe: Recipe, texts: Texts) -> list[NDArray[np.int
     Raises:
       ConfigError: the texts cannot be shared out evenly.
     """
-    devices = teacher.mesh.size
-    if len(texts.numbers) % devices:
-        raise ConfigError(
-            f"a batch of {len(texts.numbers)} texts on {devices} devices", f"give a multiple of {devices}"
-        )
+    check_batch(teacher, len(texts.numbers))
     return _ordered(len(texts.numbers), _written(teacher, recipe, texts))
 
 
-def _ordered(count: int, finished: Iterator[tuple[NDArray[np.int64], Wave]]) -> list[NDArray[np.int32]]:
+class _Left(NamedTuple):
+    """What was written when texts left a wave, on the host: whoever held the wave itself would hold its cache."""
+
+    places: NDArray[np.int64]
+    tokens: NDArray[np.int32]
+    lengths: NDArray[np.int32]
+    ended: NDArray[np.bool_]
+
+
+def _ordered(count: int, finished: Iterator[_Left]) -> list[NDArray[np.int32]]:
     rows: dict[int, NDArray[np.int32]] = {}
-    for places, wave in finished:
-        tokens, lengths, ended = jax.device_get((wave.tokens, wave.lengths, wave.ended))
-        for place, row, length, end in zip(places.tolist(), tokens, lengths, ended, strict=True):
-            if place not in rows and (end or length == tokens.shape[1]):
-                rows[place] = row[:length]
+    for left in finished:
+        whole = left.ended | (left.lengths == left.tokens.shape[1])
+        for row in np.flatnonzero(whole).tolist():
+            rows.setdefault(int(left.places[row]), left.tokens[row, : left.lengths[row]])
     return [rows[place] for place in range(count)]
 
 
-def _written(teacher: Teacher, recipe: Recipe, texts: Texts) -> Iterator[tuple[NDArray[np.int64], Wave]]:
-    """Yields (the places of a wave's texts, wave) whenever texts leave it, and at its end."""
+def _written(teacher: Teacher, recipe: Recipe, texts: Texts) -> Iterator[_Left]:
+    """Yields what a wave has written whenever texts leave it, and at its end."""
     count = len(texts.numbers)
     places = np.arange(count, dtype=np.int64)
     by_text = jax.sharding.NamedSharding(teacher.mesh, PartitionSpec(AXIS))
     starts, draws = jax.device_put((texts.starts, Draws(texts.seeds, texts.greedy)), by_text)
-    wave = begin(teacher.decoder, teacher.mesh, min(STAGE, recipe.length), recipe.length, starts)
+    capacity = min(STAGE, recipe.length)
+    wave = begin(teacher.decoder, teacher.attention, teacher.mesh, capacity, recipe.length, starts)
     at = 1
     for until in stages(recipe):
-        capacity = wave.cache.capacity
         if until > capacity:
-            wave = grow(teacher.mesh, min(capacity + STAGE, recipe.length), wave)
+            capacity = min(capacity + STAGE, recipe.length)
+            for part in ("keys", "values"):  # one after the other: nothing but that part is there twice
+                longer = grow(teacher.mesh, capacity, getattr(wave.cache, part))
+                wave = wave._replace(cache=dataclasses.replace(wave.cache, **{part: longer}))
         opening = at < recipe.greedy[1]
         wave = advance(
             teacher.decoder, recipe.sampling, teacher.mesh, at, until, opening, teacher.weights, teacher.special, wave,
@@ -132,11 +171,11 @@ def _written(teacher: Teacher, recipe: Recipe, texts: Texts) -> Iterator[tuple[N
             break
         chosen = survivors(ended, teacher.mesh.size, count // SMALLEST)
         if len(chosen) < len(ended):
-            yield places, wave
+            yield _Left(places, *jax.device_get((wave.tokens, wave.lengths, wave.ended)))
             places = places[chosen]
             local = (chosen % (len(ended) // teacher.mesh.size)).astype(np.int32)
             wave, draws = shrink(teacher.mesh, jax.device_put(local, by_text), wave, draws)
-    yield places, wave
+    yield _Left(places, *jax.device_get((wave.tokens, wave.lengths, wave.ended)))
 
 
 def stages(recipe: Recipe) -> list[int]:
@@ -162,31 +201,31 @@ def survivors(ended: NDArray[np.bool_], devices: int, smallest: int) -> NDArray[
     return np.asarray(np.sort(chosen, axis=1) + np.arange(devices)[:, None] * rows.shape[1]).reshape(-1)
 
 
-@functools.partial(jax.jit, static_argnames=("decoder", "mesh", "capacity", "length"))
-def begin(decoder: Decoder, mesh: Mesh, capacity: int, length: int, starts: jax.Array) -> Wave:
+@functools.partial(jax.jit, static_argnames=("decoder", "attention", "mesh", "capacity", "length"))
+def begin(decoder: Decoder, attention: str, mesh: Mesh, capacity: int, length: int, starts: jax.Array) -> Wave:
     """Returns a wave of texts of one token each, i32[b]; they may grow to `length` tokens."""
 
     def local(starts: jax.Array) -> Wave:
         b = starts.shape[0]
         cache = empty_cache(decoder.cfg, decoder.cache, jnp.zeros(b, jnp.int32), capacity)
         tokens = jnp.full((b, length), NO_TOKEN, jnp.int32).at[:, 0].set(starts)
-        return Wave(cache, starts, tokens, jnp.ones(b, jnp.int32), jnp.zeros(b, bool))
+        return Wave(step_cache(cache, attention), starts, tokens, jnp.ones(b, jnp.int32), jnp.zeros(b, bool))
 
     begun: Wave = _on_each(local, mesh, (), (starts,), jax.eval_shape(local, starts))
     return begun
 
 
 @functools.partial(jax.jit, static_argnames=("mesh", "capacity"))
-def grow(mesh: Mesh, capacity: int, wave: Wave) -> Wave:
-    """Returns the wave with more slots in its cache."""
+def grow(mesh: Mesh, capacity: int, stored: Stored) -> Stored:
+    """Returns keys, or values, with more slots."""
 
-    def local(wave: Wave) -> Wave:
-        more = capacity - wave.cache.capacity
-        cache = _changed(wave.cache, lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, more), (0, 0), (0, 0))))
-        return wave._replace(cache=cache)
+    def local(stored: Stored) -> Stored:
+        more = ((0, 0), (0, 0), (0, capacity - stored.codes.shape[2]), (0, 0), (0, 0))
+        padded: Stored = jax.tree.map(lambda x: jnp.pad(x, more), stored)
+        return padded
 
-    grown: Wave = _on_each(local, mesh, (), (wave,), wave)
-    return grown
+    longer: Stored = _on_each(local, mesh, (), (stored,), stored)
+    return longer
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
@@ -194,8 +233,8 @@ def shrink(mesh: Mesh, rows: jax.Array, wave: Wave, draws: Draws) -> tuple[Wave,
     """Returns some texts of a wave: i32[b'], their rows, each counted on its own device."""
 
     def local(rows: jax.Array, wave: Wave, draws: Draws) -> tuple[Wave, Draws]:
-        cache = _changed(wave.cache, lambda x: jnp.take(x, rows, axis=1))
-        cache = dataclasses.replace(cache, start=cache.start[rows])
+        keys, values = jax.tree.map(lambda x: jnp.take(x, rows, axis=1), (wave.cache.keys, wave.cache.values))
+        cache = dataclasses.replace(wave.cache, keys=keys, values=values, start=wave.cache.start[rows])
         others = (x[rows] for x in (wave.newest, wave.tokens, wave.lengths, wave.ended))
         return Wave(cache, *others), Draws(draws.seeds[rows], draws.greedy[rows])
 
@@ -272,9 +311,3 @@ def _on_each(local: Any, mesh: Mesh, shared: tuple[Any, ...], own: tuple[Any, ..
 def _by_text(x: Any) -> PartitionSpec:
     """Caches are [L b T kv_heads h], a length is the same everywhere, and all else begins with the texts."""
     return {0: PartitionSpec(), 5: PartitionSpec(None, AXIS)}.get(x.ndim, PartitionSpec(AXIS))
-
-
-def _changed(cache: KVCache, change: Callable[[jax.Array], jax.Array]) -> KVCache:
-    """The cache with all its arrays [L b T kv_heads h] changed."""
-    keys, values = jax.tree.map(change, (cache.keys, cache.values))
-    return dataclasses.replace(cache, keys=keys, values=values)

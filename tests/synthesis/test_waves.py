@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from lowbit.errors import ConfigError
-from lowbit.generation import Sampling
+from lowbit.errors import ConfigError, QuantizerError
+from lowbit.generation import Sampling, cache_kind
 from lowbit.synthesis import Recipe, waves
 from lowbit.synthesis.recipe import special_tokens, start_tokens, texts
 from lowbit.synthesis.waves import make_teacher, stages, survivors, write
@@ -74,7 +74,7 @@ def test_other_seeds_other_texts_and_other_passes_too(rows, teacher):
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_stages_smaller_batches_and_devices_change_nothing(rows, teacher, generator, monkeypatch, devices):
-    monkeypatch.setattr(waves, "STAGE", 12)
+    monkeypatch.setattr(waves, "STAGE", 16)
     sizes = []
     advance = waves.advance
 
@@ -117,6 +117,24 @@ def test_programs_are_compiled_once_for_all_waves(teacher, monkeypatch):
 def test_draws_need_no_top_k(teacher):
     recipe = Recipe(tokens=1, length=8, sampling=Sampling(0.7, top_p=0.5))
     assert max(map(len, written(teacher, recipe, count=4))) > 1
+
+
+def test_ways_to_attend_write_the_same_texts(rows, teacher, generator):
+    special = np.asarray(teacher.special)
+    summing = make_teacher(generator.decoder, generator.weights, special, jax.devices()[:2], "sums")
+    assert written(summing, RECIPE) == rows
+
+
+def test_caches_and_ways_to_attend_that_are_not_for_this_are_refused(teacher, generator):
+    special, decoder = np.asarray(teacher.special), generator.decoder
+    with pytest.raises(ConfigError, match="unknown attention 'product'"):
+        make_teacher(decoder, generator.weights, special, jax.devices()[:1], "product")
+    small = decoder._replace(cache=cache_kind("int4"))
+    with pytest.raises(QuantizerError, match="the kernel of attention cannot read keys and values of 4 bits"):
+        make_teacher(small, generator.weights, special, jax.devices()[:1], "kernel")
+    turned = decoder._replace(cache=decoder.cache._replace(rotated=False))
+    with pytest.raises(ConfigError, match="a cache of keys before their rotation"):
+        make_teacher(turned, generator.weights, special, jax.devices()[:1])
 
 
 def test_texts_that_cannot_be_shared_out_are_refused(teacher, generator):
