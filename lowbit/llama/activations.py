@@ -165,14 +165,14 @@ def from_meta(meta: Mapping[str, Any], cfg: LlamaConfig) -> tuple[ActivationRoun
         record = dict(meta[META_KEY])
         inputs, cache, ranges = (record.pop(name) for name in ("inputs", "cache", "ranges"))
         rounding = ActivationRounding(
-            tuple((path, InputRounding(**one)) for path, one in inputs.items()),
+            tuple((path, InputRounding(**inputs[path])) for path in LINEARS if path in inputs),
             None if cache is None else CacheKind(**cache),
         )
         found = {
             path: {key: np.asarray(values, np.float32) for key, values in own.items()} for path, own in ranges.items()
         }
         shapes = {path: {key: values.shape for key, values in own.items()} for path, own in found.items()}
-        whole = not record and not dict(rounding.inputs).keys() - set(LINEARS)
+        whole = not record and not inputs.keys() - set(LINEARS)
     except (AttributeError, KeyError, TypeError, ValueError, QuantizerError) as error:
         raise _unreadable(f"{type(error).__name__}: {error}") from error
     if not whole or shapes != range_shapes(rounding, cfg):
