@@ -222,7 +222,8 @@ def _memory() -> dict[str, int]:
 def _check_memory(source: LayerSource, plan: Plan, packs: bool, evaluates: bool) -> None:
     """Says what memory the work takes, and refuses it where the host has less."""
     on_host = jax.default_backend() == "cpu"
-    needed = host_memory(source.cfg, plan, packs=packs, evaluates=evaluates, on_host=on_host)
+    windows = (EVALUATION_BATCH, min(source.cfg.max_positions, LONGEST_WINDOW)) if evaluates else (0, 0)
+    needed = host_memory(source.cfg, plan, packs=packs, windows=windows, on_host=on_host)
     available = available_host_memory()
     check_host_memory(needed, available)
     free = "" if available is None else f"; {format_bytes(available)} are free"

@@ -133,7 +133,7 @@ def gptq(
 
 @functools.partial(jax.jit, static_argnames=("quantizer",))
 def state_of_whole(w: Float[Array, "k n"], quantizer: Quantizer) -> State:
-    """The state that the quantizer begins with for all of w; compiled once a shape, where eager ops would be hundreds."""
+    """The state that the quantizer begins with for all of w: one program a shape, where eager ops would be hundreds."""
     return quantizer.init(w)
 
 

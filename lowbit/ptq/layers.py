@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lowbit.atomic import replacing, write_atomically
 from lowbit.errors import RunFolderError
-from lowbit.numerics.quantizers import Quantizer
+from lowbit.numerics.quantizers import Quantizer, State
 from lowbit.ptq.codebook import codebook
 from lowbit.ptq.target import SCALE_DTYPE, Target
 
@@ -61,8 +62,17 @@ class QuantizedLayer:
             quantizer = kernel.quantizer(target)
             if quantizer is not None:
                 state = {key: jnp.asarray(leaf) for key, leaf in kernel.state.items()}
-                flat[path] = quantizer.fake(jnp.asarray(flat[path]), state)
+                # Levels of their own in every kernel would make a program for each.
+                rounded = _rounded if kernel.levels is None else _fake
+                flat[path] = rounded(quantizer, jnp.asarray(flat[path]), state)
         return flat
+
+
+def _fake(quantizer: Quantizer, w: jax.Array, state: State) -> jax.Array:
+    return quantizer.fake(w, state)
+
+
+_rounded = jax.jit(_fake, static_argnames=("quantizer",))
 
 
 class FinishedLayers:

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 from lowbit.errors import MemoryShortError
+from lowbit.evals.jax_predictor import LOGITS_AT_ONCE
 from lowbit.llama import LAYER_PREFIX, LlamaConfig, param_shapes
 from lowbit.models.layerwise import outside_paths
 from lowbit.ptq.calibration import BATCH_TOKENS
@@ -13,8 +14,8 @@ from lowbit.report.table import format_bytes
 
 FLOAT_BYTES, STORED_BYTES = 4, 2
 
-PROGRAM = 900_000_000
-"""Interpreter, libraries and compiled programs, as measured with jax 0.10 on a CPU."""
+PROGRAM, PROGRAM_BESIDE_DEVICE = 600_000_000, 3_000_000_000
+"""Interpreter, libraries and compiled programs: as measured on a CPU, and allowed for the libraries of a GPU."""
 
 LAYER_COPIES = 5
 """Of a layer in float32: as read, on the device, folded, its masters, and what they round to."""
@@ -35,7 +36,8 @@ class HostMemory:
       layer: copies of the layer at work.
       work: what running it and rounding its largest kernel take.
       result: packed codes, or float32 masters of a run folder and their copy in the checkpoint's writer.
-      evaluation: the whole float32 model, and its copy where it runs; 0 where nobody asks.
+      evaluation: the whole float32 model, its copy where it runs and what a batch takes; 0 where nobody asks.
+      program: what the process holds whatever the model.
     """
 
     activations: int
@@ -43,13 +45,14 @@ class HostMemory:
     work: int
     result: int
     evaluation: int
+    program: int
 
     @property
     def peak(self) -> int:
         """The most at one time: while layers are quantized, while they are put together, or while they are tried."""
         quantizing = self.activations + self.layer + self.work
         together = self.result + self.layer
-        return PROGRAM + max(quantizing, together, self.result + self.evaluation)
+        return self.program + max(quantizing, together, self.result + self.evaluation)
 
     def __str__(self) -> str:
         parts = {
@@ -62,14 +65,15 @@ class HostMemory:
         return f"about {format_bytes(self.peak)} of host memory at most ({told})"
 
 
-def host_memory(cfg: LlamaConfig, plan: Plan, *, packs: bool, evaluates: bool, on_host: bool) -> HostMemory:
+def host_memory(cfg: LlamaConfig, plan: Plan, *, packs: bool, windows: tuple[int, int], on_host: bool) -> HostMemory:
     """Estimates what quantizing a stored model layer by layer takes.
 
     Args:
       cfg: the model's sizes.
       plan: method, target, calibration.
       packs: whether a packed file is written, not a run folder.
-      evaluates: whether the whole model is run before and after.
+      windows: of how many windows at a time, and tokens in each, the whole model is run before and after; (0, 0): it
+        is not.
       on_host: whether layers are computed in the host's memory: on a CPU.
     """
     shapes = param_shapes(cfg)
@@ -86,13 +90,14 @@ def host_memory(cfg: LlamaConfig, plan: Plan, *, packs: bool, evaluates: bool, o
         sequences, length = plan.calibration.tokens.shape
         streams = 2 if plan.method.follows_float else 1
         activations = 2 * streams * FLOAT_BYTES * sequences * length * cfg.hidden_size
-        work = max(_forward(cfg, length), _rounding(cfg, plan))
+        work = max(_forward(cfg, max(1, BATCH_TOKENS // length), length), _rounding(cfg, plan))
     return HostMemory(
         activations=activations if on_host else activations // 2,
         layer=layer * (LAYER_COPIES if on_host else 2),
         work=work if on_host else 0,
         result=packed if packs else 3 * whole,
-        evaluation=2 * whole if evaluates else 0,
+        evaluation=_evaluation(cfg, whole, *windows, on_host=on_host),
+        program=PROGRAM if on_host else PROGRAM_BESIDE_DEVICE,
     )
 
 
@@ -110,6 +115,7 @@ def check_host_memory(needed: HostMemory, available: int | None) -> None:
         "layer": "take a machine with more memory: one layer of this model does not fit",
         "work": "take a method without second moments (rtn, hqq), shorter sequences, or a machine with more memory",
         "result": "write a packed file of fewer bits: a run folder holds float32 masters",
+        "program": "take a machine with more memory",
         "evaluation": "leave out --eval, and run eval on the packed file",
     }
     raise MemoryShortError(
@@ -132,11 +138,16 @@ def available_host_memory() -> int | None:
     return min(found, default=None)
 
 
-def _forward(cfg: LlamaConfig, length: int) -> int:
+def _forward(cfg: LlamaConfig, rows: int, length: int) -> int:
     """Of one batch through one layer: attention scores twice, and three activations of the MLP."""
-    rows = max(1, BATCH_TOKENS // length)
-    tokens = rows * length
-    return FLOAT_BYTES * (2 * rows * cfg.num_heads * length**2 + 3 * tokens * cfg.intermediate_size)
+    return FLOAT_BYTES * rows * length * (2 * cfg.num_heads * length + 3 * cfg.intermediate_size)
+
+
+def _evaluation(cfg: LlamaConfig, whole: int, rows: int, length: int, *, on_host: bool) -> int:
+    """Of the whole float32 model, loaded and where it runs, with a batch and its logits."""
+    if not rows:
+        return 0
+    return 2 * whole + _forward(cfg, rows, length) + 2 * FLOAT_BYTES * LOGITS_AT_ONCE if on_host else whole
 
 
 def _rounding(cfg: LlamaConfig, plan: Plan) -> int:

@@ -24,7 +24,7 @@ def plan(name, bits, sequences=64, length=512):
 @pytest.mark.parametrize(("name", "bits"), [("gptq", 4), ("gptq", 8), ("awq", 4), ("rtn", 3), ("gpfq", 4)])
 def test_seven_billion_weights_fit_24_gib(name, bits):
     for on_host in (True, False):
-        needed = host_memory(SEVEN_B, plan(name, bits), packs=True, evaluates=False, on_host=on_host)
+        needed = host_memory(SEVEN_B, plan(name, bits), packs=True, windows=(0, 0), on_host=on_host)
         assert needed.peak < 24 * GIB
         # No less than the codes that the file will hold, and a layer.
         assert needed.peak > PROGRAM + 6.4e9 * bits / 8
@@ -32,19 +32,19 @@ def test_seven_billion_weights_fit_24_gib(name, bits):
 
 
 def test_parts_grow_with_what_they_are_of():
-    few, many = (host_memory(SEVEN_B, plan("gptq", 4, n), packs=True, evaluates=False, on_host=True) for n in (64, 128))
+    few, many = (host_memory(SEVEN_B, plan("gptq", 4, n), packs=True, windows=(0, 0), on_host=True) for n in (64, 128))
     assert many.activations == 2 * few.activations == 2 * 128 * 512 * 4096 * 4
     assert dataclasses.replace(many, activations=few.activations) == few
-    follows = host_memory(SEVEN_B, plan("gpfq", 4), packs=True, evaluates=False, on_host=True)
+    follows = host_memory(SEVEN_B, plan("gpfq", 4), packs=True, windows=(0, 0), on_host=True)
     assert follows.activations == 2 * few.activations
-    assert host_memory(SEVEN_B, plan("rtn", 4), packs=True, evaluates=False, on_host=True).activations == 0
+    assert host_memory(SEVEN_B, plan("rtn", 4), packs=True, windows=(0, 0), on_host=True).activations == 0
 
 
 @pytest.mark.parametrize(
     ("asked", "mend"),
     [
-        ({"packs": False, "evaluates": False}, "a run folder holds float32 masters"),
-        ({"packs": True, "evaluates": True}, "leave out --eval"),
+        ({"packs": False, "windows": (0, 0)}, "a run folder holds float32 masters"),
+        ({"packs": True, "windows": (8, 1024)}, "leave out --eval"),
     ],
 )
 def test_a_host_that_is_too_small_is_told_what_takes_the_most(asked, mend):
@@ -56,7 +56,7 @@ def test_a_host_that_is_too_small_is_told_what_takes_the_most(asked, mend):
 
 
 def test_long_calibration_is_what_must_give_way():
-    needed = host_memory(SEVEN_B, plan("gptq", 2, 2048, 512), packs=True, evaluates=False, on_host=True)
+    needed = host_memory(SEVEN_B, plan("gptq", 2, 2048, 512), packs=True, windows=(0, 0), on_host=True)
     with pytest.raises(MemoryShortError, match="fewer or shorter sequences"):
         check_host_memory(needed, 24 * GIB)
 
