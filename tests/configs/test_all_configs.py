@@ -11,6 +11,7 @@ from lowbit.config import load, steps
 from lowbit.errors import ConfigError
 from lowbit.sweep.spec import load_sweep
 from lowbit.train import load_trained, run
+from lowbit.train.activations import activation_rounding
 from lowbit.train.quantization import quantization_rules
 from lowbit.train.teacher import check_distill
 
@@ -44,6 +45,7 @@ def test_docstring_is_a_record(path):
 VARIANTS = [
     *(f"qat_smollm2.py:smoke,{name}" for name in ("bits=1", "bits=1.58", "bits=3", "bits=4", "recipe=plain")),
     "onebit_smollm2.py:smoke,recipe=paper",
+    "llm_qat_smollm2.py:smoke,recipe=paper",
 ]
 
 
@@ -108,6 +110,25 @@ def test_onebit_has_the_papers_recipe_and_a_comparison_with_paretoq():
                 config.update_from_flattened_dict({key: value})
         quantization_rules(config.quant)
         check_distill(config)
+
+
+def test_llm_qat_has_the_papers_settings_and_its_recipe():
+    spec = str(ROOT / "configs/llm_qat_smollm2.py")
+    for setting, grid in (("8-8-8", "llmqat"), ("4-8-8", "paretoq"), ("4-8-4", "paretoq"), ("16-8-16", "float")):
+        config = load(f"{spec}:setting={setting}")
+        found = int(config.quant.bits), config.activations.bits, config.activations.kv_bits
+        assert "-".join(map(str, found)) == setting
+        assert config.quant.method == grid
+        assert (config.activations.kv_rotated, config.activations.variant) == (True, "fixed")
+        quantization_rules(config.quant)
+        activation_rounding(config.activations)
+    paper = load(f"{spec}:recipe=paper")
+    assert (paper.quant.method, paper.quant.variant, paper.activations.variant) == ("llmqat", "reference", "reference")
+    assert (paper.activations.kv_rotated, paper.activations.kv_per_head, paper.distill.weight) == (False, False, 1.0)
+    down = dict(activation_rounding(load(f"{spec}:setting=4-4-4,down=8").activations).inputs)
+    assert (down["layers/mlp/down_proj"].bits, down["layers/attn/q_proj"].bits) == (8, 4)
+    with pytest.raises(ConfigError, match="setting '4-8' is not of the form W-A-KV\n  -> give three widths"):
+        load(f"{spec}:setting=4-8")
 
 
 def test_a_width_without_recipe_is_refused():
