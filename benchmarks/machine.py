@@ -13,16 +13,10 @@ import optax
 
 from lowbit.train.provenance import provenance
 
-COMMIT = "LOWBIT_COMMIT"
-"""Environment variable that names the commit where the code runs outside of its checkout."""
-
 
 def machine(seed: int) -> dict[str, Any]:
     """Returns what a reader of the numbers needs to know about where they come from."""
-    record = provenance(seed)
-    if record["git_commit"] is None:
-        record["git_commit"] = os.environ.get(COMMIT)
-    return record | {
+    return provenance(seed) | {
         "backend": jax.default_backend(),
         "jaxlib_version": jaxlib.__version__,
         "flax_version": flax.__version__,

@@ -1,6 +1,7 @@
 """Where a result comes from: code, seed, libraries, devices."""
 
 import datetime
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -9,6 +10,9 @@ from typing import Any
 import jax
 
 from lowbit.version import __version__
+
+COMMIT = "LOWBIT_COMMIT"
+"""Environment variable that names the commit where the code runs outside of its checkout, as in a container."""
 
 
 def provenance(seed: int) -> dict[str, Any]:
@@ -26,18 +30,19 @@ def provenance(seed: int) -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """Returns the commit of the code that runs, "+changes" after it if files differ; None outside of its own checkout.
+    """Returns the commit of the code that runs, "+changes" after it if files differ.
 
-    A package installed below another repository (in its virtual environment) is none of that one's commits.
+    Outside of its own checkout it is what the environment says in `LOWBIT_COMMIT`, or None. A package installed below
+    another repository (in its virtual environment) is none of that one's commits.
     """
     here = Path(__file__).resolve().parents[1]
     try:
         if Path(_git(here, "rev-parse", "--show-toplevel")).resolve() != here.parent:
-            return None
+            return os.environ.get(COMMIT)
         commit = _git(here, "rev-parse", "HEAD")
         changes = _git(here, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return os.environ.get(COMMIT)
     return commit + ("+changes" if changes else "")
 
 

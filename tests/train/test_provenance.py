@@ -34,4 +34,7 @@ def test_a_package_installed_inside_another_repository_has_no_commit(repository,
     for place in (repository / ".venv" / "lib" / "lowbit", tmp_path_factory.mktemp("elsewhere") / "lowbit"):
         (place / "train").mkdir(parents=True)
         monkeypatch.setattr(provenance, "__file__", str(place / "train" / "provenance.py"))
+        monkeypatch.delenv("LOWBIT_COMMIT", raising=False)
         assert provenance.git_commit() is None
+        monkeypatch.setenv("LOWBIT_COMMIT", "0123abc")
+        assert provenance.git_commit() == "0123abc"
