@@ -1,17 +1,25 @@
-"""What must be set before jax starts: eight CPU devices, and strict dtypes, ranks and annotations."""
+"""What must be set before jax starts: eight CPU devices, programs that compile fast, and strict dtypes and ranks."""
 
+import importlib.metadata
 import os
+from pathlib import Path
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Programs here are small and run a few times: compiling them is most of what the suite does. The emitters that
+# fuse through MLIR take three times as long as those before them. XLA ends a process over a flag that it does not
+# know, so this one is given to versions that are known to have it.
+FUSES = "xla_cpu_use_fusion_emitters"
+HAS_FUSES = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 12)
+
+FLAGS = ["--xla_force_host_platform_device_count=8", *([f"--{FUSES}=false"] if HAS_FUSES else [])]
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import jax
-import pytest
-from jax.experimental.compilation_cache import compilation_cache
-from jaxtyping import install_import_hook
+import jax  # noqa: E402
+import pytest  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -24,42 +32,28 @@ install_import_hook("lowbit", "beartype.beartype(conf=beartype.BeartypeConf(is_p
 
 @pytest.fixture(scope="module")
 def optimized():
-    """Compiles as users do, for one module: laws that an optimizing compiler could break."""
+    """Compiles as users do, for one module: laws that an optimizing compiler could break.
+
+    Gives the options that `jax.jit` and `compile` need for it besides.
+    """
     jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()
-    yield
+    yield {FUSES: True} if HAS_FUSES else {}
     jax.config.update("jax_disable_most_optimizations", True)
     jax.clear_caches()
 
 
-COMPILED_ONCE = {
-    # What one test has compiled, the next one reads.
-    "jax_compilation_cache_dir": "",
-    "jax_persistent_cache_min_compile_time_secs": 0.1,
-    # Steps are few and small: compiling them well takes longer than running them.
-    "jax_disable_most_optimizations": True,
-}
-
-
-@pytest.fixture(scope="session")
-def cache_folder(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("compiled"))
-
-
-@pytest.fixture(scope="module")
-def compiled_once(cache_folder):
-    """Keeps compiled programs between tests and processes, for modules that train one model many times."""
-    settings = COMPILED_ONCE | {"jax_compilation_cache_dir": cache_folder}
-    before = {name: jax.config.values[name] for name in settings}
-    _configure(settings)
-    os.environ.update({name.upper(): str(value) for name, value in settings.items()})  # for other processes
-    yield
-    for name in settings:
-        del os.environ[name.upper()]
-    _configure(before)
-
-
-def _configure(settings):
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Keeps compiled programs for all tests, workers and processes of this run of the suite: many train one model."""
+    base = tmp_path_factory.getbasetemp()
+    settings = {
+        # A worker's own folder lies in that of the run.
+        "jax_compilation_cache_dir": str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_disable_most_optimizations": True,
+    }
+    Path(settings["jax_compilation_cache_dir"]).mkdir(exist_ok=True)
     for name, value in settings.items():
         jax.config.update(name, value)
-    compilation_cache.reset_cache()  # or the folder that was set when the first test compiled would stay
+        os.environ[name.upper()] = str(value)  # for other processes

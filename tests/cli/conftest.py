@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 import pytest
 
@@ -28,18 +27,6 @@ def threads_stay(monkeypatch):
     """`generate` writes to the environment, which the tests after it would inherit."""
     for name in VARIABLES:
         monkeypatch.setenv(name, os.environ.get(name, "1"))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Commands compile anew what the command before has compiled: here they read it."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in zip(names, (str(tmp_path_factory.mktemp("compiled")), 0.1), strict=True):
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 class Done(NamedTuple):

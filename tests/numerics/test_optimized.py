@@ -1,14 +1,13 @@
 """The laws that an optimizing compiler could break, compiled as users do: fusion, rewritten divisions."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from lowbit.numerics.quantizers import absmean_ternary, llmqat, paretoq, rtn
 from lowbit.tree import Rule, encode, fake_quant, init_state
-
-pytestmark = pytest.mark.usefixtures("optimized")
 
 QUANTIZERS = [
     *(paretoq(bits) for bits in (1, 1.58, 2, 3, 4)),
@@ -22,7 +21,7 @@ QUANTIZERS = [
 SHAPES = {"a": (3, 64, 48), "b": (40, 56)}
 
 
-def test_a_compiled_tree_is_what_is_shipped_bit_for_bit():
+def test_a_compiled_tree_is_what_is_shipped_bit_for_bit(optimized):
     """All quantizers in one program, as a training step holds them: their arithmetic is fused with what is around."""
     rng = np.random.default_rng(0)
     params = {
@@ -30,10 +29,11 @@ def test_a_compiled_tree_is_what_is_shipped_bit_for_bit():
         for i in range(len(QUANTIZERS))
         for name, shape in SHAPES.items()
     }
+    jit = functools.partial(jax.jit, compiler_options=optimized)
     rules = [Rule(f"[ab]{i}", quantizer) for i, quantizer in enumerate(QUANTIZERS)]
-    state = jax.jit(lambda p: init_state(rules, p))(params)
+    state = jit(lambda p: init_state(rules, p))(params)
 
-    @jax.jit
+    @jit
     def step(params, state):
         def loss(params):
             return sum(jnp.sum(jnp.sin(w)) for w in fake_quant(rules, params, state).values())
@@ -42,7 +42,7 @@ def test_a_compiled_tree_is_what_is_shipped_bit_for_bit():
         return moved, fake_quant(rules, moved, state)
 
     moved, quantized = step(params, state)
-    shipped = jax.jit(lambda p, s: {k: q.decode() for k, q in encode(rules, p, s).items()})(moved, state)
+    shipped = jit(lambda p, s: {k: q.decode() for k, q in encode(rules, p, s).items()})(moved, state)
     for name, w in quantized.items():
         np.testing.assert_array_equal(
             np.asarray(w).view(np.uint32), np.asarray(shipped[name]).view(np.uint32), err_msg=name

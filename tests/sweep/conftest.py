@@ -26,11 +26,6 @@ def get_config(arg=""):
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_little(compiled_once):
-    """Most tests here train the same model."""
-
-
 @pytest.fixture(scope="session")
 def base(tmp_path_factory):
     """The path of a config file: four steps of a tiny model from scratch."""

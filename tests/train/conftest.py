@@ -8,11 +8,6 @@ from lowbit.config import base, override, shrink
 VOCAB = 64
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_little(compiled_once):
-    """Most tests here train the same model."""
-
-
 @pytest.fixture(scope="session")
 def token_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokens") / "tokens.npy"

@@ -64,7 +64,8 @@ def start_two(config, folder, victim=-1, number=0, at=-1):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         coordinator = f"localhost:{free.getsockname()[1]}"
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")
+    env = os.environ | {"XLA_FLAGS": flags}
     return [
         subprocess.Popen(
             [sys.executable, "-c", WORKER, str(folder / "config_of_two.json"), coordinator]
