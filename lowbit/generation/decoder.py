@@ -14,6 +14,7 @@ from lowbit.llama import FLOAT_ACTIVATIONS, ActivationRounding, CacheKind, Llama
 from lowbit.models.activations import rounding_hooks
 from lowbit.models.attention import rotary_at
 from lowbit.models.decoding import CachedLayers
+from lowbit.pallas import GpuWeight
 
 
 class Decoder(NamedTuple):
@@ -54,7 +55,10 @@ class Decoder(NamedTuple):
     def _embed(self, weights: Weights, tokens: jax.Array) -> jax.Array:
         table = weights.embedding
         index = tokens.reshape(-1)
-        rows = decode(table.rows(index)) if isinstance(table, PackedWeight) else table[index]
+        if isinstance(table, PackedWeight):
+            rows = decode(table.rows(index))
+        else:
+            rows = table.rows(index) if isinstance(table, GpuWeight) else table[index]
         return rows.reshape(*tokens.shape, -1).astype(self.dtype)
 
 
@@ -72,7 +76,7 @@ def _float_dot_general(
     x: jax.Array, kernel: Any, dimension_numbers: Any, precision: Any = None, preferred_element_type: Any = None
 ) -> jax.Array:
     """`jax.lax.dot_general`, with kernels that may be packed."""
-    if isinstance(kernel, PackedWeight):
+    if isinstance(kernel, PackedWeight | GpuWeight):
         return packed_matmul(x, kernel).astype(preferred_element_type or x.dtype)
     return jax.lax.dot_general(x, kernel, dimension_numbers, precision, preferred_element_type)
 
@@ -81,7 +85,7 @@ def _int8_dot_general(
     x: jax.Array, kernel: Any, dimension_numbers: Any, precision: Any = None, preferred_element_type: Any = None
 ) -> jax.Array:
     """The same, with 8-bit activations wherever codes can meet them."""
-    if isinstance(kernel, PackedWeight) and even_levels(kernel.levels) is not None:
+    if isinstance(kernel, GpuWeight) or (isinstance(kernel, PackedWeight) and even_levels(kernel.levels) is not None):
         return packed_matmul_int8(x, kernel).astype(preferred_element_type or x.dtype)
     return _float_dot_general(x, kernel, dimension_numbers, precision, preferred_element_type)
 

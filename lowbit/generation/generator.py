@@ -105,19 +105,20 @@ class Generator:
         dtype: DTypeLike = jnp.float32,
         cache: str | None = None,
         activations: str = "float32",
+        kernels: str = "auto",
         capacity: int | None = None,
     ) -> "Generator":
         """Returns a generator of a packed model, whose codes stay packed on the device.
 
         Inputs of linear layers are rounded as the file says, and so are keys and values, unless `cache` names another
-        kind.
+        kind. `kernels` says what multiplies by the codes, see `weights.from_packed`.
 
         Raises:
           FormatError: a record of activations that cannot be read.
           ModelError: a config of a family not supported, or tensors that cannot be run packed.
           QuantizerError: a kind that the cache cannot hold.
-          ConfigError: unknown activations, 8-bit ones for a model that rounds its inputs otherwise, or a capacity below
-            1.
+          ConfigError: unknown activations or kernels, 8-bit activations for a model that rounds inputs otherwise, or
+            a capacity below 1.
         """
         check_activations(activations)
         cfg = LlamaConfig.from_hf(packed.config)
@@ -128,7 +129,7 @@ class Generator:
                 "leave activations at float32: inputs are rounded as the file says",
             )
         decoder = Decoder(cfg, jnp.dtype(dtype).name, _kind(cache, rounding), activations, rounding)
-        return cls(decoder, from_packed(cfg, packed, dtype), capacity)
+        return cls(decoder, from_packed(cfg, packed, dtype, kernels), capacity)
 
     def generate(
         self,

@@ -1,7 +1,7 @@
 """Weights that stay packed in device memory: the bytes of the file, decoded inside the product that reads them.
 
 Plain XLA, so that it runs wherever jax does. `packed_matmul` and `packed_matmul_int8` are the two places where a faster
-kernel may stand in.
+kernel stands in: weights that were laid out for it (`GpuWeight`) are multiplied by `lowbit.pallas`.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from lowbit.errors import QuantizerError
 from lowbit.formats.packing import PACKINGS, packing_for
 from lowbit.kernels.reference import ACTIVATION_MAX, INT32_MAX, integer_levels
 from lowbit.numerics.activations import dynamic, integers
+from lowbit.pallas import GpuWeight, matmul, matmul_int8, prepack
 
 _ACTIVATIONS = dynamic(8)
 
@@ -92,16 +93,33 @@ def decode(w: PackedWeight) -> jax.Array:
     return decoded if w.in_scale is None else decoded * w.in_scale.astype(jnp.float32)[..., None, :]
 
 
-def packed_matmul(x: jax.Array, w: PackedWeight) -> jax.Array:
+def for_gpu(w: PackedWeight) -> GpuWeight:
+    """Returns a matrix or a stack laid out for the GPU's kernel, one layer of a stack after another.
+
+    Raises:
+      QuantizerError: levels or groups that the kernel does not take.
+    """
+
+    def one(w: PackedWeight) -> GpuWeight:
+        return prepack(unpack(w.packed, len(w.levels), w.k), w.scale, w.levels, w.zero, w.in_scale)
+
+    laid_out: GpuWeight = jax.jit(one if w.packed.ndim == 2 else lambda w: jax.lax.map(one, w))(w)
+    return laid_out
+
+
+def packed_matmul(x: jax.Array, w: PackedWeight | GpuWeight) -> jax.Array:
     """Returns x [b k] times the matrix, f32[b n]; weights are rounded to the dtype of x, sums are float32.
 
-    XLA keeps at most one layer's decoded weights at a time.
+    XLA keeps at most one layer's decoded weights at a time. A `GpuWeight` is multiplied without rounding its levels,
+    and x is taken as bfloat16.
     """
+    if isinstance(w, GpuWeight):
+        return matmul(x, w)
     kernel = decode(w).astype(x.dtype)
     return jax.lax.dot_general(x, kernel, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
 
 
-def packed_matmul_int8(x: jax.Array, w: PackedWeight) -> jax.Array:
+def packed_matmul_int8(x: jax.Array, w: PackedWeight | GpuWeight) -> jax.Array:
     """Returns the product f32[b n] with activations rounded to 8 bits per token and exact int32 sums.
 
     The meaning is that of `lowbit.kernels.matmul_int8`, rounding of activations included. Activations that are not
@@ -110,6 +128,8 @@ def packed_matmul_int8(x: jax.Array, w: PackedWeight) -> jax.Array:
     Raises:
       QuantizerError: levels without `even_levels`, or groups so long that a sum could leave int32.
     """
+    if isinstance(w, GpuWeight):
+        return matmul_int8(*quantize_activations(w.scaled_inputs(x)), w)
     even = even_levels(w.levels)
     if even is None:
         raise QuantizerError(f"levels {list(w.levels)} are no whole numbers of a step", "take float activations")

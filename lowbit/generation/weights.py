@@ -1,32 +1,37 @@
 """A model's weights on the device, as floats of the compute dtype or packed as in the file."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from lowbit.errors import ModelError
+from lowbit.errors import ConfigError, ModelError, QuantizerError, nearest
 from lowbit.formats import PackedModel, PackedTensor, StoredTensor, decode
-from lowbit.generation.packed import PackedWeight
+from lowbit.generation.packed import PackedWeight, for_gpu
 from lowbit.kernels import unstacked_shapes
 from lowbit.llama import LlamaConfig, param_shapes
 from lowbit.llama.activations import Ranges, from_meta
 from lowbit.models.activations import range_variables
 from lowbit.models.packed import packed_name
 from lowbit.models.stacking import is_transposed, layer_names
+from lowbit.pallas import GpuWeight, kernel_runs_here
 from lowbit.tree import flatten, unflatten
 from lowbit.tree.paths import Tree
 
 EMBEDDING, HEAD = "embed/embedding", "lm_head/kernel"
+
+Kernels = Literal["auto", "gpu", "xla"]
+"""What multiplies packed matrices: `lowbit.pallas`, which lays them out anew, or plain XLA, from the file's bytes."""
 
 
 class Weights(NamedTuple):
     """What a decoder multiplies by.
 
     Attributes:
-      layers: {"params", "packed", "grid"}: the variables of `CachedLayers`; the last, calibrated ranges of its inputs.
+      layers: {"params", "packed", "stacked", "grid"}: the variables of `CachedLayers`; the last, calibrated ranges of
+        its inputs.
       embedding: [V d] in the compute dtype, or packed with an output a token.
       head: [d V] in the compute dtype, packed, or None where the embedding is the head as well.
     """
@@ -46,14 +51,26 @@ def from_params(params: Tree, dtype: DTypeLike, ranges: Ranges | None = None) ->
     return _assemble({path: _device(path, w, dtype) for path, w in flatten(params).items()}, ranges or {})
 
 
-def from_packed(cfg: LlamaConfig, packed: PackedModel, dtype: DTypeLike) -> Weights:
+def from_packed(cfg: LlamaConfig, packed: PackedModel, dtype: DTypeLike, kernels: str = "auto") -> Weights:
     """Returns the weights of a packed model, its codes still packed; what the file holds as floats is cast to `dtype`.
 
+    Args:
+      cfg: sizes and constants.
+      packed: the model.
+      dtype: of what is not packed.
+      kernels: "gpu" lays matrices out for the kernel of `lowbit.pallas`, "xla" leaves them as they are in the file, and
+        "auto" lays out those that the kernel takes, on a GPU that it was made for, where `dtype` is bfloat16: the
+        kernel knows no other float activations.
+
     Raises:
+      ConfigError: unknown kernels.
+      QuantizerError: a matrix that the kernel does not take, if it was asked for.
       FormatError: a record of activations that cannot be read.
       ModelError: tensors that are not those of the config, layers of one matrix that differ in grid or groups, or an
         embedding packed along the vocabulary.
     """
+    if kernels not in get_args(Kernels):
+        raise ConfigError(f"unknown kernels {kernels!r}", nearest(kernels, get_args(Kernels)))
     shapes = unstacked_shapes(cfg)
     if odd := sorted(shapes.keys() ^ packed.tensors.keys()):
         raise ModelError(
@@ -70,14 +87,29 @@ def from_packed(cfg: LlamaConfig, packed: PackedModel, dtype: DTypeLike) -> Weig
         else:
             floats = [decode(tensor) for tensor in tensors]
             flat[path] = _device(path, np.stack(floats) if names[0].startswith("layers.") else floats[0], dtype)
+    if kernels == "gpu" or (kernels == "auto" and jnp.dtype(dtype) == jnp.bfloat16 and kernel_runs_here()):
+        flat = {path: _laid_out(w, kernels) if isinstance(w, PackedWeight) else w for path, w in flat.items()}
     return _assemble(flat, ranges)
+
+
+def _laid_out(w: PackedWeight, kernels: str) -> PackedWeight | GpuWeight:
+    """A matrix for the GPU's kernel; what this does not take is left to XLA, unless the kernel was asked for."""
+    try:
+        return for_gpu(w)
+    except QuantizerError:
+        if kernels == "gpu":
+            raise
+        return w
 
 
 def _assemble(flat: dict[str, Any], ranges: Ranges) -> Weights:
     embedding, head = flat.pop(EMBEDDING), flat.pop(HEAD, None)
+    stacked = {path: w for path, w in flat.items() if isinstance(w, GpuWeight)}
+    numbers = {path: jnp.arange(len(w.scale), dtype=jnp.int32) for path, w in stacked.items()}
     parts = {
-        "params": {path: w for path, w in flat.items() if not isinstance(w, PackedWeight)},
-        "packed": {path: w for path, w in flat.items() if isinstance(w, PackedWeight)},
+        "params": {path: w for path, w in flat.items() if not isinstance(w, PackedWeight | GpuWeight)},
+        "packed": {path: w for path, w in flat.items() if isinstance(w, PackedWeight)} | numbers,
+        "stacked": stacked,
     }
     layers = {name: unflatten(part) for name, part in parts.items()}
     return Weights({**layers, "grid": range_variables(ranges)}, embedding, head)

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from lowbit.llama import LlamaConfig
 from lowbit.models.attention import rotate
-from lowbit.models.layers import PACKED, UNTOUCHED, ActivationHooks, DotGeneral, RMSNorm
+from lowbit.models.layers import PACKED, STACKED, UNTOUCHED, ActivationHooks, DotGeneral, RMSNorm
 from lowbit.models.transformer import MLP, Projections
 
 
@@ -97,6 +97,7 @@ class CachedLayers(nn.Module):
         scanned = nn.scan(
             CachedBlock,
             variable_axes={"params": 0, "grid": 0, PACKED: 0},
+            variable_broadcast=STACKED,
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast),
             length=self.cfg.num_layers,

@@ -18,6 +18,10 @@ DotGeneral = Callable[..., jax.Array]
 
 PACKED = "packed"
 """Collection where a kernel may stand as something else than floats, which `dot_general` then knows how to multiply."""
+STACKED = "stacked"
+"""Collection of kernels of all layers in one, with `of_layer(number)`; the number of a layer is its kernel in PACKED.
+
+A scan would copy a layer's part of an array before anything that is no fusion of XLA could read it."""
 
 OnHeads = Callable[[jax.Array], jax.Array]
 """[b t kv_heads h] -> the same shape and dtype."""
@@ -73,6 +77,9 @@ class Dense(nn.Module):
         kernel: Any
         if self.has_variable(PACKED, "kernel"):
             kernel = self.get_variable(PACKED, "kernel")
+            if self.has_variable(STACKED, "kernel"):
+                stack: Any = self.get_variable(STACKED, "kernel")
+                kernel = stack.of_layer(kernel)
         else:
             init = nn.initializers.normal(self.stddev)
             kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32).astype(self.dtype)

@@ -1,7 +1,7 @@
 """Codes out of halfwords: a plane of a tile at a time, as bfloat16 or int8, in few instructions for 2 or 4 codes.
 
-A halfword holds 16/bits codes, field f at bits [f*bits, (f+1)*bits), and bit 7 of both bytes is turned over: 8-bit codes
-are int8 as they lie there. What turns it back is part of the same logic instruction that takes the field out.
+A halfword holds 16/bits codes, field f at bits [f*bits, (f+1)*bits), and bit 7 of both bytes is turned over: so 8-bit
+codes are int8 as they lie there. What turns it back is part of the same logic instruction that takes the field out.
 
 Placed below an exponent, a field is a mantissa: `0x3F80 | code << at` is the bfloat16 number 1 + code * 2**(at-7), from
 which one fused multiply-add makes a level. Levels are whole numbers of at most 8 bits, so nothing is rounded.

@@ -3,8 +3,8 @@
 What equals what:
 - 8-bit activations: sums of whole numbers are exact everywhere, so kernel and XLA have the same integers, those of
   `lowbit.kernels.reference.matmul_int8`, and with one scale an output the same bits.
-- bfloat16 activations: levels are whole numbers, exact in bfloat16, and so is each product in float32; scales are applied
-  to float32 sums. Kernel and XLA differ in the order of these sums alone.
+- bfloat16 activations: levels are whole numbers, exact in bfloat16, and so is each product in float32; scales are
+  applied to float32 sums. Kernel and XLA differ in the order of these sums alone.
 """
 
 from typing import Literal, get_args
@@ -45,9 +45,7 @@ def matmul(x: jax.Array, w: GpuWeight, implementation: Implementation = "auto", 
       DataError: x of another length.
     """
     chosen = _checked(x, w, implementation)
-    if w.in_scale is not None:
-        x = x.astype(jnp.float32) * _own(w, w.in_scale)[None, :]
-    x = x.astype(jnp.bfloat16)
+    x = w.scaled_inputs(x).astype(jnp.bfloat16)
     if chosen == "xla":
         y = _portable(x, w.single())
     else:
@@ -135,10 +133,5 @@ def _portable(x: jax.Array, w: GpuWeight) -> jax.Array:
 
 def _zero_part(sums: jax.Array, w: GpuWeight) -> jax.Array:
     """What zeros take off, from sums f32[b g] of activations."""
-    factors = _own(w, w.zero) * _own(w, w.scale)
+    factors = w.own(w.zero) * w.own(w.scale)
     return jax.lax.dot_general(sums, factors, (((1,), (1,)), ((), ())), precision=jax.lax.Precision.HIGHEST)
-
-
-def _own(w: GpuWeight, x: jax.Array) -> jax.Array:
-    """The part of a stacked array that belongs to the matrix that is meant."""
-    return x if w.layer is None else x[w.layer]

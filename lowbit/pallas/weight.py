@@ -99,10 +99,26 @@ class GpuWeight:
 
     def single(self) -> "GpuWeight":
         """Returns the matrix that is meant, cut out of its stack."""
-        if self.layer is None:
-            return self
-        cut = jax.tree.map(lambda leaf: leaf[self.layer], dataclasses.replace(self, layer=None))
-        return dataclasses.replace(cut, layer=None)
+        cut: GpuWeight = jax.tree.map(self.own, dataclasses.replace(self, layer=None))
+        return cut
+
+    def own(self, x: jax.Array) -> jax.Array:
+        """Returns the part of one of the arrays that belongs to the matrix that is meant."""
+        return x if self.layer is None else x[self.layer]
+
+    def scaled_inputs(self, x: jax.Array) -> jax.Array:
+        """Returns x [b k] times the factors of the inputs; x itself where there are none."""
+        return x if self.in_scale is None else x.astype(jnp.float32) * self.own(self.in_scale)[None, :]
+
+    def rows(self, index: jax.Array) -> jax.Array:
+        """Returns the weights of some outputs of a matrix that is no stack, i32[r] of them, f32[r k]."""
+        part = dataclasses.replace(self, words=tuple(words[index] for words in self.words))
+        levels = codes_of(part).astype(jnp.int32) * self.levels.distance + self.levels.first
+        wide = levels.astype(jnp.float32).reshape(len(index), self.groups, -1)
+        if self.zero is not None:
+            wide = wide - self.zero[index][:, :, None]
+        decoded = (wide * self.scale[index][:, :, None]).reshape(len(index), self.k)
+        return self.scaled_inputs(decoded)
 
 
 def parts(bits: int) -> tuple[Part, ...]:
