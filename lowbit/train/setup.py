@@ -100,20 +100,23 @@ class Experiment:
 
     def restorable_state(self) -> TrainState:
         """Returns `abstract_state` with arrays in place of what no checkpoint holds: `constants`, on their devices."""
-        abstract = self.abstract_state()
-        places = {name: jax.tree.map(lambda leaf: leaf.sharding, abstract.constants[name]) for name in self.constants}
-        placed = jax.device_put(self.constants, places, may_alias=False)  # steps take their state over
-        return dataclasses.replace(abstract, constants=abstract.constants | placed)
+        return self._with_constants(self.abstract_state())
 
     def initial_state(self) -> TrainState:
         """Returns the state before the first step, each array on its devices."""
-        whole = self.restorable_state()
+        abstract = self.abstract_state()
         # What is there already stays out of the compiled function, which would hold it as a literal.
         bare = dataclasses.replace(self, constants={})
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, bare.abstract_state())
+        made = {name: tree for name, tree in abstract.constants.items() if name not in self.constants}
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, dataclasses.replace(abstract, constants=made))
         places = sharding.variable_shardings(self.mesh, {"params": self.params})["params"]
         state = jax.jit(bare.make_state, out_shardings=shardings)(jax.device_put(self.params, places), self.scales)
-        return dataclasses.replace(state, constants=whole.constants | state.constants)
+        return dataclasses.replace(state, constants=self._with_constants(abstract).constants | state.constants)
+
+    def _with_constants(self, abstract: TrainState) -> TrainState:
+        places = {name: jax.tree.map(lambda leaf: leaf.sharding, abstract.constants[name]) for name in self.constants}
+        placed = jax.device_put(self.constants, places, may_alias=False)  # steps take their state over
+        return dataclasses.replace(abstract, constants=abstract.constants | placed)
 
 
 def prepare(config: ConfigDict) -> Experiment:

@@ -19,6 +19,7 @@ def get_config(arg=""):
     config.data.train = ("TOKENS",)
     config.data.valid = ("TOKENS",)
     config.log.progress = False
+    config.quant.scale_init = "max"
     config.log.recorder_every_steps = 0
     config = shrink(config)
     config.train.tokens = variant.tokens
