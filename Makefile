@@ -21,7 +21,7 @@ quickstart: $(USE_STAMP) ## fine-tune the shipped model to 4, 3, 2, 1.58 and 1 b
 	$(BIN)/python -m experiments.quickstart
 
 test: $(DEV_STAMP) ## lint, types, layers, docs and behaviour: everything but the slow tests
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
 
 test-slow: $(DEV_STAMP) ## the tests that take minutes or need a model the repository does not ship
 	$(BIN)/python -m pytest -m slow
