@@ -3,7 +3,8 @@
 A record is a folder with a README.md and, if it is of runs, one folder a run (config.json, metrics.jsonl,
 evaluations.jsonl and, where it came back, result.json, as `lowbit train` writes them). `<!-- table:runs -->` ...
 `<!-- /table -->` in the README holds a row for each run; curves.png shows their training losses. The record of a sweep
-has its sweep.json in place of runs, `<!-- table:points -->` in its README, and the figures of a sweep.
+has its sweep.json in place of runs, `<!-- table:points -->` in its README, and the figures of a sweep;
+`make_study_record.py` begins that of a study.
 """
 
 import json
@@ -11,6 +12,8 @@ import statistics
 import sys
 from pathlib import Path
 from typing import Any
+
+from matplotlib.figure import Figure
 
 from lowbit.report import theme
 from lowbit.report.curves import draw_curves, read_metrics
@@ -97,18 +100,22 @@ def tables(record: Path) -> dict[str, str]:
     return {"runs": table(record)}
 
 
+def figures(record: Path) -> dict[Path, Figure]:
+    """Returns the figures of a record by the places where they belong."""
+    if (record / "sweep.json").exists():
+        return {record / f"{name}.png": f for name, f in draw_sweep(read_sweep(record / "sweep.json")).items()}
+    metrics = {p.parent.name: read_metrics(p) for p in sorted(record.glob("*/metrics.jsonl"))}
+    long = {name: series for name, series in metrics.items() if len(series["loss"].values) > 2}
+    return {record / "curves.png": draw_curves(long)}
+
+
 def draw_missing(record: Path) -> list[Path]:
     """Draws the figures of a record that are not there, and returns their paths."""
-    if (record / "sweep.json").exists():
-        figures = {record / f"{name}.png": f for name, f in draw_sweep(read_sweep(record / "sweep.json")).items()}
-    else:
-        metrics = {p.parent.name: read_metrics(p) for p in sorted(record.glob("*/metrics.jsonl"))}
-        long = {name: series for name, series in metrics.items() if len(series["loss"].values) > 2}
-        figures = {record / "curves.png": draw_curves(long)}
-    missing = [path for path in figures if not path.exists()]
+    drawn = figures(record)
+    missing = [path for path in drawn if not path.exists()]
     with theme.style():
         for path in missing:
-            figures[path].savefig(path, dpi=130)
+            drawn[path].savefig(path, dpi=130)
     return missing
 
 

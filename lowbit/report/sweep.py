@@ -12,6 +12,8 @@ from lowbit.report.table import format_seconds, lay_out
 
 WIDTH, REPEAT, RATE = "quant.bits", "seed", "optimizer.learning_rate"
 """The settings with a meaning of their own: what models are compared within, repeated over, and tuned in."""
+METHOD, FLOAT = "quant.method", "float"
+"""What a point sets that is the float model, from which the distances of others count."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,11 +158,21 @@ def settings_of(results: SweepResults) -> list[Setting]:
     return [Setting(dict(zip(axes, values, strict=True)), points) for values, points in found.items()]
 
 
+def float_setting(results: SweepResults) -> Setting | None:
+    """Returns the setting of a sweep that is a float model; None where no point is one."""
+    return next((setting for setting in settings_of(results) if setting.values.get(METHOD) == FLOAT), None)
+
+
 def best_by_width(results: SweepResults) -> dict[Any, Setting]:
-    """Returns each width's setting of least nats/token on the first text, under None if all have one width."""
+    """Returns each width's setting of least nats/token on the first text, under None if all have one width.
+
+    Float models are out of competition.
+    """
     best: dict[Any, Setting] = {}
     for text in results.texts[:1]:
         for setting in settings_of(results):
+            if setting.values.get(METHOD) == FLOAT:
+                continue
             width, mean = setting.values.get(WIDTH), setting.mean(text)
             if mean is not None and (width not in best or mean < (best[width].mean(text) or 0.0)):
                 best[width] = setting
@@ -173,7 +185,9 @@ def label(key: str) -> str:
 
 
 def show(value: Any) -> str:
-    """Returns a value of a setting for people."""
+    """Returns a value of a setting for people; a dash for one that the point leaves to its base."""
+    if value is None:
+        return "–"
     if isinstance(value, list | tuple):
         return " ".join(map(show, value))
     return f"{value:g}" if isinstance(value, float) else str(value)

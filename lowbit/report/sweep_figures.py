@@ -11,8 +11,19 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 
 from lowbit.report import theme
+from lowbit.report.distances import draw_distances
 from lowbit.report.labels import spread
-from lowbit.report.sweep import RATE, WIDTH, Setting, SweepResults, best_by_width, label, settings_of, show
+from lowbit.report.sweep import (
+    RATE,
+    WIDTH,
+    Setting,
+    SweepResults,
+    best_by_width,
+    float_setting,
+    label,
+    settings_of,
+    show,
+)
 
 
 def draw_sweep(results: SweepResults) -> dict[str, Figure]:
@@ -20,7 +31,8 @@ def draw_sweep(results: SweepResults) -> dict[str, Figure]:
 
     "response": nats/token over the learning rate, or the first axis of numbers, one line a width (or a value of the
     next axis). "map": the same as a table of shades. "best": the best setting of each width over bits per weight.
-    Where there are more axes, each place shows the best over them.
+    Where there are more axes, each place shows the best over them. A sweep with a float model among its points is a
+    study, and has "distances" to that model alone.
 
     Raises:
       DataError: no point is finished.
@@ -29,6 +41,8 @@ def draw_sweep(results: SweepResults) -> dict[str, Figure]:
     figures: dict[str, Figure] = {}
     if not best_by_width(results):
         return figures
+    if float_setting(results) is not None:
+        return {"distances": draw_distances(results)}
     if across is not None:
         figures["response"] = _response(results, across, series)
     if across is not None and series is not None:

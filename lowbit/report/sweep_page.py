@@ -18,8 +18,9 @@ _NOTES = {
     "response": "Each dot is one run, each line the mean over seeds; the large dot is the best of its line.",
     "map": "Mean nats/token over seeds. Shade: what is lost against the best of the row, which is outlined.",
     "best": "The best setting of each width, at the size in which its matrices are stored; faint, all others.",
+    "distances": "Nats/token above the float model that was trained on the same tokens; in brackets, nats/token.",
 }
-_TITLES = {"response": "Response", "map": "Map", "best": "Best of each width"}
+_TITLES = {"response": "Response", "map": "Map", "best": "Best of each width", "distances": "Distance to float"}
 
 
 def write_sweep_report(folder: str | Path) -> Path:

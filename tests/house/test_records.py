@@ -14,12 +14,14 @@ def load_script():
 
 
 def test_tables_of_the_records_are_current():
-    filled = load_script().filled_readmes()
+    script = load_script()
+    filled = script.filled_readmes()
     assert filled
     for readme, text in filled.items():
         assert readme.read_text(encoding="utf-8") == text, f"{readme} is out of date: run `make docs`"
-        drawn = "response.png" if (readme.parent / "sweep.json").exists() else "curves.png"
-        assert (readme.parent / drawn).exists()
+        drawn = script.figures(readme.parent)
+        assert drawn
+        assert all(path.exists() for path in drawn)
 
 
 def test_every_dated_folder_is_a_record():

@@ -1,0 +1,26 @@
+"""One bit at equal tokens: OneBit's signs and two vectors, from each start, against ParetoQ's one scale an output.
+
+Command: python -m lowbit sweep configs/sweeps/onebit_start.py -o runs/study_onebit_start
+    --config.model.source=SmolLM2-135M-Instruct.Q4_1.gguf --config.data.train=train.npy
+    --config.data.valid=val.npy,wiki.npy
+Hardware: one H100 with 80 GB.
+Time: about 90 seconds a point, 10 minutes in all (not measured yet).
+Expected: not measured yet; ParetoQ has 4.13 / 5.11 nats/token (experiments/2026-11-22_smollm2_recipe).
+Record: python scripts/make_study_record.py configs/sweeps/onebit_start.py runs/study_onebit_start
+"""
+
+from lowbit.sweep import Sweep
+
+
+def get_sweep() -> Sweep:
+    points = [
+        {"quant.method": "paretoq", "quant.scale_init": "mse"},
+        {"quant.method": "onebit", "quant.scale_init": "mse"},
+        {"quant.method": "onebit", "quant.scale_init": "svd"},
+        {"quant.method": "onebit", "quant.scale_init": "nmf"},
+        # The paper's latent weights, of one magnitude, and its layer, with a LayerNorm behind.
+        {"quant.method": "onebit", "quant.scale_init": "svd", "quant.latent": 0.01},
+        {"quant.method": "onebit", "quant.scale_init": "svd", "quant.latent": 0.01, "model.linear_norm": True},
+        {"quant.method": "float", "distill.weight": 0.0, "optimizer.learning_rate": 1e-4},
+    ]
+    return Sweep("configs/onebit_smollm2.py", points, points_at_once=0)
