@@ -6,8 +6,8 @@ Paper: LLM-QAT, arXiv 2305.17888: dynamic ranges, activations by token, keys and
 Command: python -m lowbit train configs/llm_qat_smollm2.py:setting=4-8-4 --config.run_folder=runs/w4a8kv4
     --config.model.source=SmolLM2-135M-Instruct.Q4_1.gguf --config.data.train=train.npy --config.data.valid=val.npy
     What plain rounding makes of the same setting:
-    python -m lowbit eval SmolLM2-135M-Instruct.Q4_1.gguf --method rtn --bits 4 --activations int8-dynamic --kv-bits 4
-    --data val.npy
+    python -m lowbit eval SmolLM2-135M-Instruct.Q4_1.gguf --method rtn --bits 4 --activations int8-dynamic
+    --kv-bits 4-minmax --data val.npy
 Hardware: one H100 with 80 GB.
 Time: about that of configs/qat_smollm2.py:bits=4, a minute of training (not measured yet).
 Expected: not measured yet; 4-16-16, the weights alone, is configs/qat_smollm2.py:bits=4 with 3.13 nats/token on
@@ -15,6 +15,8 @@ Expected: not measured yet; 4-16-16, the weights alone, is configs/qat_smollm2.p
 Variants: setting=W-A-KV, such as 8-8-8, 4-8-8, 4-8-4, 4-4-4, with 16 for what is not rounded; grid=paretoq|llmqat,
     learned scales or max|w| at every step; recipe=best|paper, where paper is the reference: the divergence alone, the
     grid llmqat, the reference code's rounding of activations, and keys before their rotation with one scale a token;
+    kv=minmax|symmetric (the paper's), of keys and values: a zero point takes two bytes more a token and head, and uses
+    all 16 levels where numbers are not centred;
     down=8|16, another width of the inputs of the MLP's second matrix, which have outliers; smoke trains two steps of a
     tiny model from scratch, which has no teacher.
 """
@@ -25,12 +27,13 @@ from lowbit.config import ConfigDict, base, choose, shrink, variants
 from lowbit.errors import ConfigError
 
 RECIPES = {"best": None, "paper": None}
+CACHES = {"minmax": None, "symmetric": None}
 GRIDS = {"paretoq": None, "llmqat": None}
 PAPER_RATE, BEST_RATE = 2e-5, 2e-4
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    variant = variants(arg, setting="4-8-4", grid="", recipe="best", down=0, smoke=False)
+    variant = variants(arg, setting="4-8-4", grid="", recipe="best", kv="", down=0, smoke=False)
     choose("recipe", variant.recipe, RECIPES)
     of_paper = variant.recipe == "paper"
     weights, inputs, cached = widths(variant.setting)
@@ -46,6 +49,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.quant.bits = float(weights)
     config.activations.bits = inputs
     config.activations.kv_bits = cached
+    kv = variant.kv or ("symmetric" if of_paper else "minmax")
+    choose("kv", kv, CACHES)
+    config.activations.kv_symmetric = kv == "symmetric"
     if variant.down:
         config.activations.overrides = (("layers/mlp/down_proj", {"bits": variant.down}),)
     if of_paper:

@@ -9,7 +9,7 @@ from lowbit.train.activations import activation_rounding
 
 
 def rounding_of(activations: str | None, kv_bits: str | None) -> ActivationRounding:
-    """Returns how `--activations int8-dynamic` and `--kv-bits 4` round; None leaves activations as they are.
+    """Returns how `--activations int8-dynamic` and `--kv-bits 4-minmax` round; None leaves activations as they are.
 
     Raises:
       UsageError: another name, or a static range, which needs data.
@@ -26,5 +26,9 @@ def rounding_of(activations: str | None, kv_bits: str | None) -> ActivationRound
             )
         settings.bits = int(found[1])
     if kv_bits is not None:
-        settings.kv_bits = configs.parse(kv_bits, int, "--kv-bits")
+        width, _, form = kv_bits.partition("-")
+        if form not in ("", "minmax"):
+            raise UsageError(f"unknown form {form!r} of --kv-bits {kv_bits}", "give a width alone, or 4-minmax")
+        settings.kv_bits = configs.parse(width, int, "--kv-bits")
+        settings.kv_symmetric = not form
     return activation_rounding(settings)

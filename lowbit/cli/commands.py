@@ -19,7 +19,7 @@ _ROUNDING = (
     _argument("--granularity", metavar="G", help="one scale a channel (default), tensor, or G inputs"),
     _argument("--scale-init", metavar="NAME", help="how paretoq and rtn choose scales: mse (default), max, mean, ..."),
     _argument("--activations", metavar="NAME", help="also round what kernels read, by token: int8-dynamic, int4-..."),
-    _argument("--kv-bits", metavar="B", help="also round keys and values: 8 or 4"),
+    _argument("--kv-bits", metavar="B", help="also round keys and values: 8, 4, 8-minmax, 4-minmax"),
 )
 
 _DISTRIBUTED = (

@@ -79,7 +79,9 @@ def test_plain_rounding_of_weights_activations_and_cache(lowbit, save_model, tex
     flags = ("--method", "rtn", "--bits", 4)
     figures = [
         nll(lowbit, model, text, tmp_path / f"{number}.json", *flags, *more)
-        for number, more in enumerate([(), ("--kv-bits", 4), ("--activations", "int4-dynamic", "--kv-bits", 4)])
+        for number, more in enumerate(
+            [(), ("--kv-bits", 4), ("--activations", "int4-dynamic", "--kv-bits", "4-minmax")]
+        )
     ]
     assert len(set(figures)) == 3
     file = tmp_path / "w4a8.lowbit"
@@ -103,6 +105,7 @@ def test_plain_rounding_of_weights_activations_and_cache(lowbit, save_model, tex
         (("--activations", "int8-static"), "int8-static needs calibration\n  -> take int8-dynamic, or calibrate by"),
         (("--activations", "int9-dynamic"), "activations cannot be rounded to 9 bits"),
         (("--kv-bits", "3"), "the cache cannot hold keys and values of 3 bits\n  -> choose 4 or 8"),
+        (("--kv-bits", "4-max"), "unknown form 'max' of --kv-bits 4-max\n  -> give a width alone, or 4-minmax"),
         (("--kv-bits", "four"), "--kv-bits is an int, which 'four' is not"),
     ],
 )
