@@ -30,7 +30,7 @@ def kernel_runs_here() -> bool:
     return device.platform == "gpu" and float(getattr(device, "compute_capability", "0")) >= HOPPER
 
 
-def matmul(x: jax.Array, w: GpuWeight, implementation: Implementation = "auto", tile: Tile | None = None) -> jax.Array:
+def matmul(x: jax.Array, w: GpuWeight, implementation: str = "auto", tile: Tile | None = None) -> jax.Array:
     """Returns x [b k] times the matrix, f32[b n]; x is taken as bfloat16.
 
     Args:
@@ -57,7 +57,7 @@ def matmul(x: jax.Array, w: GpuWeight, implementation: Implementation = "auto", 
 
 
 def matmul_int8(
-    codes: jax.Array, scale: jax.Array, w: GpuWeight, implementation: Implementation = "auto", tile: Tile | None = None
+    codes: jax.Array, scale: jax.Array, w: GpuWeight, implementation: str = "auto", tile: Tile | None = None
 ) -> jax.Array:
     """Returns the product f32[b n] of activations that are `codes * scale`, with exact int32 sums.
 

@@ -205,7 +205,7 @@ def prepack(
     return GpuWeight(
         words=tuple(_planes(codes, part, bits, span) for part in parts(bits)),
         scale=jnp.swapaxes(by_output(scale) * jnp.float32(unit), -1, -2),
-        zero=None if zero is None else by_output(zero) / jnp.float32(unit),
+        zero=None if zero is None else jnp.swapaxes(by_output(zero) / jnp.float32(unit), -1, -2),
         in_scale=None if in_scale is None else in_scale.astype(jnp.float32),
         layer=None,
         levels=whole,

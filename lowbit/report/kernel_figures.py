@@ -20,8 +20,8 @@ def over_bits(record: dict[str, Any]) -> Figure:
     """One token: microseconds over bits per weight, a panel a shape, with what reading the bytes alone would take."""
     threads = max(record["plan"]["threads"])
     shapes = record["plan"]["shapes"]
-    figure, panels = _panels(len(shapes))
-    for axes, (k, n) in zip(panels, shapes, strict=True):
+    figure, axes_of = panels(len(shapes))
+    for axes, (k, n) in zip(axes_of, shapes, strict=True):
         rows = [
             row
             for row in record["products"]
@@ -37,8 +37,8 @@ def over_bits(record: dict[str, Any]) -> Figure:
         axes.xaxis.set_major_locator(mticker.FixedLocator(bits))
         axes.xaxis.set_major_formatter(mticker.FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_ylim(bottom=0)
-    panels[0].set_ylabel("microseconds")
-    panels[0].legend(frameon=False)
+    axes_of[0].set_ylabel("microseconds")
+    axes_of[0].legend(frameon=False)
     return figure
 
 
@@ -46,8 +46,8 @@ def over_batch(record: dict[str, Any]) -> Figure:
     """Microseconds over tokens at a time: every width, numpy's float32, and the best of each other engine."""
     threads = max(record["plan"]["threads"])
     shapes = record["plan"]["shapes"]
-    figure, panels = _panels(len(shapes))
-    for axes, (k, n) in zip(panels, shapes, strict=True):
+    figure, axes_of = panels(len(shapes))
+    for axes, (k, n) in zip(axes_of, shapes, strict=True):
         lines: dict[str, dict[int, float]] = {}
         for row in record["products"]:
             if (row["k"], row["n"], row["threads"]) != (k, n, threads) or row["engine"] == "reading":
@@ -66,8 +66,8 @@ def over_batch(record: dict[str, Any]) -> Figure:
         axes.xaxis.set_major_formatter(mticker.FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_major_formatter(mticker.FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.yaxis.set_minor_formatter(mticker.NullFormatter())
-    panels[0].set_ylabel("microseconds")
-    panels[0].legend(frameon=False)
+    axes_of[0].set_ylabel("microseconds")
+    axes_of[0].legend(frameon=False)
     return figure
 
 
@@ -81,7 +81,8 @@ def _kind(row: dict[str, Any]) -> str:
     return "float32" if row["engine"] == "numpy" else "its fastest type"
 
 
-def _panels(count: int) -> tuple[Figure, list[Axes]]:
+def panels(count: int) -> tuple[Figure, list[Axes]]:
+    """Returns a figure of panels side by side."""
     with theme.style():
         figure = Figure(figsize=(5.6 * count, 4.4), layout="constrained")
         return figure, list(figure.subplots(1, count, squeeze=False)[0])

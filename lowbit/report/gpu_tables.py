@@ -1,0 +1,105 @@
+"""The record of `bench gpu` as tables."""
+
+from typing import Any
+
+from lowbit.report.kernel_tables import Form, Row
+from lowbit.report.table import lay_out
+
+
+def tables(record: dict[str, Any], form: Form) -> dict[str, str]:
+    """Returns the tables of a record of `lowbit.bench.gpu.measure_gpu`, by name."""
+    return {
+        "gpu.machine": machine(record, form),
+        "gpu.one_token": one_token(record, form),
+        "gpu.batches": batches(record, form),
+        "gpu.decoding": decoding(record, form),
+    }
+
+
+def weights(row: Row) -> str:
+    """What a product was with: `2 bits`, `2 bits, 128 a scale`, `bfloat16`, or a type of another engine."""
+    if "kind" in row:
+        return str(row["kind"])
+    if row["engine"] == "xla":
+        return "bfloat16"
+    grouped = f", {row['group']} a scale" if row["group"] else ""
+    rounded = ", 8-bit activations" if row["activations"] == "int8" else ""
+    return f"{row['bits']:g} bits{grouped}{rounded}"
+
+
+def copy_rate(record: dict[str, Any]) -> float:
+    """Bytes/s of a copy, read and written."""
+    return float(record["copy"]["bytes"] / record["copy"]["seconds"])
+
+
+def against_bfloat16(record: dict[str, Any], row: Row) -> float:
+    """How many times faster than XLA's bfloat16 product of the same sizes, in the same turns."""
+    same = ("k", "n", "batch")
+    found = (r for r in record["products"] if r["engine"] == "xla" and all(r[key] == row[key] for key in same))
+    return float(next(found)["seconds"] / row["seconds"])
+
+
+def machine(record: dict[str, Any], form: Form) -> str:
+    """Where the numbers are from."""
+    lines = [
+        ["device", record["device"]],
+        ["copying, TB/s", f"{copy_rate(record) / 1e12:.2f}"],
+        ["a product of 128 x 512, µs", f"{1e6 * record['launch']['seconds']:.1f}"],
+        ["jax", record["jax_version"]],
+        ["commit", (record["git_commit"] or "unknown")[:7]],
+        ["date", record["date"][:10]],
+    ]
+    if "peer" in record:
+        lines.append([record["peer"]["name"], f"version {record['peer']['version']}"])
+    if "command" in record:
+        lines.append(["command", f"`{record['command']}`" if form == "markdown" else record["command"]])
+    return lay_out(["", ""], [False, False], lines, form)
+
+
+def one_token(record: dict[str, Any], form: Form) -> str:
+    """Products with one token: time, share of copying, and speed against XLA's bfloat16."""
+    headings = ["outputs x inputs", "engine", "weights", "µs", "best", "MB", "of copying", "to bfloat16"]
+    lines = []
+    for row in record["products"]:
+        if row["batch"] != 1:
+            continue
+        share = size = "–"
+        if "bytes" in row:
+            size = f"{row['bytes'] / 1e6:.1f}"
+            share = f"{row['bytes'] / row['seconds'] / copy_rate(record):.0%}"
+        lines.append(
+            [
+                *(f"{row['n']} x {row['k']}", row["engine"], weights(row)),
+                *(f"{1e6 * row['seconds']:.1f}", f"{1e6 * row['best']:.1f}", size, share),
+                f"{against_bfloat16(record, row):.1f}x",
+            ]
+        )
+    return lay_out(headings, [False] * 3 + [True] * 5, lines, form)
+
+
+def batches(record: dict[str, Any], form: Form) -> str:
+    """Microseconds of products with more tokens."""
+    sizes = sorted({row["batch"] for row in record["products"]})
+    found: dict[tuple[str, str, str], dict[int, float]] = {}
+    for row in record["products"]:
+        key = f"{row['n']} x {row['k']}", row["engine"], weights(row)
+        found.setdefault(key, {})[row["batch"]] = row["seconds"]
+    headings = ["outputs x inputs", "engine", "weights", *(f"{size} tokens" for size in sizes)]
+    lines = [[*key, *(f"{1e6 * times[s]:.1f}" if s in times else "–" for s in sizes)] for key, times in found.items()]
+    return lay_out(headings, [False] * 3 + [True] * len(sizes), lines, form)
+
+
+def decoding(record: dict[str, Any], form: Form) -> str:
+    """Whole models: steps and tokens/s of decoding, and bytes of the weights."""
+    headings = ["model", "weights", "sequences", "ms/step", "tokens/s", "to bfloat16", "weights, MB"]
+    floats = {(row["model"], row["batch"]): row["seconds"] for row in record["decoding"] if row["kind"] == "bfloat16"}
+    lines = [
+        [
+            *(row["model"], row["kind"], str(row["batch"]), f"{1e3 * row['seconds']:.2f}"),
+            f"{row['batch'] / row['seconds']:,.0f}",
+            f"{floats[row['model'], row['batch']] / row['seconds']:.1f}x",
+            f"{row['weight_bytes'] / 1e6:,.0f}",
+        ]
+        for row in record["decoding"]
+    ]
+    return lay_out(headings, [False, False] + [True] * 5, lines, form)
