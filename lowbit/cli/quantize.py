@@ -15,6 +15,7 @@ import jax
 from lowbit import config as configs
 from lowbit import formats
 from lowbit.atomic import write_atomically
+from lowbit.cli.activation_flags import cache_of
 from lowbit.cli.eval_texts import LONGEST_WINDOW, evaluation_table
 from lowbit.cli.origin import source_path
 from lowbit.cli.sources import PACKED_SUFFIXES
@@ -136,11 +137,11 @@ def _options(arguments: argparse.Namespace) -> Options:
 
 def _activations(arguments: argparse.Namespace) -> Activations | None:
     name, estimate = arguments.activations, arguments.activation_range
-    if name is None:
-        if estimate is not None:
-            raise UsageError("--activation-range says how static ranges are found", "add --activations int8-static")
+    if name is None and estimate is not None:
+        raise UsageError("--activation-range says how static ranges are found", "add --activations int8-static")
+    if name is None and arguments.kv_bits is None:
         return None
-    found = Activations(name) if estimate is None else Activations(name, estimate)
+    found = Activations(name or "float", estimate or "mse", cache_of(arguments.kv_bits))
     if estimate is not None and not found.is_static:
         raise UsageError(f"--activations {name} has no choice of --activation-range", "leave out --activation-range")
     return found

@@ -44,6 +44,7 @@ QUANTIZE = Command(
             metavar="NAME",
             help="round what kernels read: int8-dynamic, int8-static",
         ),
+        _argument("--kv-bits", metavar="B", help="also round keys and values: 8, 4, 8-minmax, 4-minmax"),
         _argument(
             "--activation-range",
             metavar="NAME",

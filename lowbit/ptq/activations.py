@@ -17,15 +17,15 @@ from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
 from lowbit.errors import QuantizerError, nearest
-from lowbit.llama import LINEARS, LlamaConfig
-from lowbit.llama.activations import ActivationRounding, InputRounding
+from lowbit.llama import LINEARS, ActivationRounding, CacheKind, InputRounding, LlamaConfig
 from lowbit.models.blockwise import LINEAR_STAGES, linear_inputs
 from lowbit.numerics.activations import Range, range_state
 from lowbit.ptq.moments import Hidden
 
 BITS = 8
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, InputRounding | None] = {
+    "float": None,
     "int8-dynamic": InputRounding(BITS),
     "int8-static": InputRounding(BITS, granularity="tensor", range="static"),
 }
@@ -46,11 +46,12 @@ TRIED_OCTAVES = 10
 
 @dataclasses.dataclass(frozen=True)
 class Activations:
-    """How the inputs of all linear layers are rounded.
+    """How the inputs of all linear layers are rounded, and what keys and values are held as.
 
     Attributes:
       name: of `ACTIVATIONS`.
       range: of `RANGES`: how a static range is found; not read where there is none.
+      cache: of keys and values; None leaves them float. Nothing is calibrated for it.
 
     Raises:
       QuantizerError: an unknown name or range.
@@ -58,6 +59,7 @@ class Activations:
 
     name: str
     range: str = "mse"
+    cache: CacheKind | None = None
 
     def __post_init__(self) -> None:
         if self.name not in ACTIVATIONS:
@@ -68,15 +70,20 @@ class Activations:
     @property
     def is_static(self) -> bool:
         """Whether ranges come from calibration."""
-        return ACTIVATIONS[self.name].range == "static"
+        inputs = ACTIVATIONS[self.name]
+        return inputs is not None and inputs.range == "static"
 
     def section(self) -> dict[str, Any]:
         """Returns what the section `activations` of a config says of it."""
-        return ACTIVATIONS[self.name]._asdict()
+        inputs = ACTIVATIONS[self.name]
+        section = {} if inputs is None else inputs._asdict()
+        held = {} if self.cache is None else {f"kv_{name}": value for name, value in self.cache._asdict().items()}
+        return section | held
 
     def rounding(self) -> ActivationRounding:
         """Returns it as models and files have it."""
-        return ActivationRounding(tuple((path, ACTIVATIONS[self.name]) for path in LINEARS))
+        inputs = ACTIVATIONS[self.name]
+        return ActivationRounding(() if inputs is None else tuple((path, inputs) for path in LINEARS), self.cache)
 
 
 class Seen(NamedTuple):

@@ -98,6 +98,20 @@ def test_plain_rounding_of_weights_activations_and_cache(lowbit, save_model, tex
     assert "the model was made for 8-bit inputs, and float32 activations are asked for" in done.err
 
 
+def test_quantizing_keeps_what_the_cache_was_rounded_to(lowbit, save_model, folder):
+    flags = ("--method", "rtn", "--bits", 4, "--activations", "int8-dynamic", "--kv-bits", "4-minmax")
+    model = save_model()
+    for output in (folder / "rtn.lowbit", folder / "rtn_run"):
+        done = lowbit("quantize", model, *flags, "-o", output)
+        assert done.status == 0, done.err
+    assert lowbit("export", folder / "rtn_run", "-o", folder / "rtn_run.lowbit").status == 0
+    direct, through = (formats.read(folder / f"{name}.lowbit") for name in ("rtn", "rtn_run"))
+    rounding, _ = from_meta(direct.meta, LlamaConfig.from_hf(direct.config))
+    assert rounding.cache == CacheKind(4, symmetric=False)
+    assert dict(rounding.inputs) == dict.fromkeys(LINEARS, InputRounding(8))
+    assert through.meta["activations"] == direct.meta["activations"]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
