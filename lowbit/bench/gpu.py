@@ -108,7 +108,9 @@ def _products(
         if peer is not None and child is not None:
             ask = _asked_one_by_one(child)
             for kind in peer.products:
-                tasks[kind] = functools.partial(ask, product=kind, k=k, n=n, batch=batch)
+                request = {"product": kind, "k": k, "n": n, "batch": batch}
+                if child.ask(**request)["seconds"] is not None:  # it may have run out of time for its own search
+                    tasks[kind] = functools.partial(ask, **request)
         for key, seconds in _in_turns(tasks, plan.repeats).items():
             row: dict[str, Any] = {"k": k, "n": n, "batch": batch}
             if isinstance(key, GpuProduct):

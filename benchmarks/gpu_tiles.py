@@ -1,0 +1,105 @@
+"""Which tile of the GPU's kernel is fastest for each width, shape and number of tokens, for `lowbit.pallas.tiles`.
+
+Every candidate of `tiles.candidates` is timed inside one program over weights larger than the cache, and those that
+came near the best a few times more, in turns. Widths are independent: several processes, each with a GPU of its own,
+share the work, and `--merge` puts together what they wrote.
+
+Command: python -m benchmarks.gpu_tiles --bits 2 -o tiles_2.json
+  then: python -m benchmarks.gpu_tiles --merge tiles_*.json -o lowbit/pallas/tiles_h100.json
+Hardware: an H100; about a minute a width.
+Expected: the table in lowbit/pallas/tiles_h100.json.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lowbit.bench.gpu import GpuPlan
+from lowbit.bench.gpu_products import GpuProduct, Matrices, Program
+from lowbit.pallas.tiles import Tile, candidates
+
+FIELDS = ("bits", "tokens", "n", "k", *Tile._fields)
+COMPILERS = 12
+TOKENS = (1, 2, 4, 8, 16, 32, 64)
+FINALISTS = 4
+
+
+def fastest(case: GpuProduct, tokens: int, repeats: int) -> tuple[Tile, float]:
+    """Returns the best tile and its seconds; those that cannot be compiled, for want of shared memory, are left out."""
+    matrices = Matrices(case)
+    tiles = list(candidates(matrices.weights[0].blocks, case.n, tokens))
+    with ThreadPoolExecutor(COMPILERS) as pool:
+        first = dict(zip(tiles, pool.map(lambda tile: _tried(matrices, tokens, tile), tiles), strict=True))
+    programs = {tile: program for tile, program in first.items() if program is not None}
+    times = {tile: [program.seconds()] for tile, program in programs.items()}
+    best = sorted(times, key=lambda tile: times[tile][0])[:FINALISTS]
+    for _ in range(repeats):
+        for tile in best:
+            times[tile].append(programs[tile].seconds())
+    medians = {tile: statistics.median(times[tile][1:]) for tile in best}
+    winner = min(medians, key=lambda tile: medians[tile])
+    return winner, medians[winner]
+
+
+def _tried(matrices: Matrices, tokens: int, tile: Tile) -> Program | None:
+    program = matrices.program(tokens, tile)
+    try:
+        program.seconds()
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        print(f"{tile}: {str(error).splitlines()[0][:120]}", file=sys.stderr)
+        return None
+    return program
+
+
+def write_table(device: str, rows: list[list[Any]], output: Path) -> None:
+    """Writes a table, a line a row."""
+    head = json.dumps({"device": device, "fields": list(FIELDS)})[:-1]
+    lines = ",\n".join(" " + json.dumps(row) for row in sorted(rows))
+    output.write_text(f'{head}, "tiles": [\n{lines}\n]}}\n', encoding="utf-8")
+
+
+def merge(files: Sequence[str], output: Path) -> None:
+    """Puts tables of several widths together."""
+    tables = [json.loads(Path(name).read_text(encoding="utf-8")) for name in files]
+    write_table(tables[0]["device"], [row for table in tables for row in table["tiles"]], output)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures, and writes the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bits", type=int, nargs="+", choices=(1, 2, 3, 4, 8), default=[1, 2, 3, 4, 8])
+    parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS, help="powers of two")
+    parser.add_argument("--shapes", nargs="+", metavar="NxK", help="of products")
+    parser.add_argument("--repeats", type=int, default=5, help="timings of those that came near the best")
+    parser.add_argument("--limit", type=float, default=240, help="seconds after which no other product is begun")
+    parser.add_argument("--merge", nargs="+", metavar="FILE", help="tables to put together, in place of timings")
+    parser.add_argument("-o", "--output", metavar="FILE", required=True)
+    options = parser.parse_args(argv)
+    if options.merge:
+        merge(options.merge, Path(options.output))
+        return
+    shapes = GpuPlan().shapes
+    if options.shapes:
+        shapes = tuple((int(k), int(n)) for n, _, k in (shape.partition("x") for shape in options.shapes))
+    began, rows = time.perf_counter(), []
+    for tokens in options.tokens:
+        for bits in options.bits:
+            for k, n in shapes:
+                if time.perf_counter() - began > options.limit:
+                    continue
+                tile, seconds = fastest(GpuProduct(k, n, bits), tokens, options.repeats)
+                rows.append([bits, tokens, n, k, *tile])
+                print(f"{bits} bits, {tokens} tokens, {n} x {k}: {1e6 * seconds:.2f} us, {tile}", file=sys.stderr)
+                write_table(jax.devices()[0].device_kind, rows, Path(options.output))
+
+
+if __name__ == "__main__":
+    main()
