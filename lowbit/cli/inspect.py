@@ -12,6 +12,9 @@ from lowbit.cli.tables import fields, table
 from lowbit.formats import PackedModel, Summary
 from lowbit.report.table import format_bytes
 
+LONGEST_VALUE = 400
+"""Characters of a value of the metadata; ranges of activations are long lists."""
+
 LEVELS_SHOWN = 16
 
 
@@ -66,7 +69,9 @@ def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, dict):
             pairs += _flat(value, f"{prefix}{key}.")
         else:
-            pairs.append((f"{prefix}{key}", json.dumps(value)))
+            text = json.dumps(value)
+            shown = text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}... ({len(text):,} characters)"
+            pairs.append((f"{prefix}{key}", shown))
     return pairs
 
 

@@ -10,6 +10,7 @@ from lowbit.llama import LINEARS, CacheKind, InputRounding
 from lowbit.models.activations import rounding_hooks
 from lowbit.train import load_trained, prepare, run
 from lowbit.train.activations import activation_rounding
+from lowbit.train.blueprint import blueprint
 from lowbit.train.learner import make_model
 from lowbit.tree import fake_quant
 
@@ -26,7 +27,7 @@ def test_rules_say_which_inputs_are_rounded_and_how(tiny_config):
     some = rounding(
         tiny_config,
         "activations.bits=4",
-        "activations.overrides=(('.*/down_proj', {'bits': 8, 'symmetric': False}), ('.*/attn/[kv]_proj', {'bits': 16}))",
+        "activations.overrides=(('.*down_proj', {'bits': 8, 'symmetric': False}), ('.*/[kv]_proj', {'bits': 16}))",
     )
     inputs = dict(some.inputs)
     assert list(inputs) == [path for path in LINEARS if not path.endswith(("k_proj", "v_proj"))]
@@ -117,6 +118,16 @@ def test_a_mesh_does_not_change_what_is_computed(tiny_config):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), alone.ranges, cut.ranges)
     losses = [e.objective(e.initial_state().variables, jnp.asarray(e.train.batch(0)))[0] for e in (alone, cut)]
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
+
+
+def test_an_estimate_counts_the_ranges_of_the_run(tiny_config):
+    config = tiny_config(*STATIC, "activations.granularity=channel", "activations.symmetric=false")
+    experiment = prepare(config)
+    planned = blueprint(config, experiment.cfg, experiment.mesh)
+    shapes = [jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), e.abstract_state()) for e in (experiment, planned)]
+    assert shapes[0] == shapes[1]
+    down = experiment.abstract_state().constants["grid"]["layers"]["mlp"]["down_proj"]["input"]
+    assert {key: leaf.shape for key, leaf in down.items()} == {"scale": (2, 1, 64), "zero": (2, 1, 64)}
 
 
 def test_a_teacher_keeps_float_activations(tiny_config, tmp_path):
