@@ -15,12 +15,12 @@ from lowbit.sweep import Sweep
 def get_sweep() -> Sweep:
     points = [
         {"quant.method": "paretoq", "quant.scale_init": "mse"},
-        {"quant.method": "onebit", "quant.scale_init": "mse"},
-        {"quant.method": "onebit", "quant.scale_init": "svd"},
-        {"quant.method": "onebit", "quant.scale_init": "nmf"},
+        {"quant.method": "onebit", "quant.scale_init": "mse"},  # by NMF
+        {"quant.method": "onebit", "quant.scale_init": "svd"},  # the same product: how much chance is there?
+        {"quant.method": "onebit", "quant.scale_init": "mean"},
         # The paper's latent weights, of one magnitude, and its layer, with a LayerNorm behind.
-        {"quant.method": "onebit", "quant.scale_init": "svd", "quant.latent": 0.01},
-        {"quant.method": "onebit", "quant.scale_init": "svd", "quant.latent": 0.01, "model.linear_norm": True},
+        {"quant.method": "onebit", "quant.scale_init": "mse", "quant.latent": 0.01},
+        {"quant.method": "onebit", "quant.scale_init": "mse", "quant.latent": 0.01, "model.linear_norm": True},
         {"quant.method": "float", "distill.weight": 0.0, "optimizer.learning_rate": 1e-4},
     ]
     return Sweep("configs/onebit_smollm2.py", points, points_at_once=0)

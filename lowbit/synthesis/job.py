@@ -7,6 +7,7 @@ shard ended reads from the shards what was kept, and writes the wave that it was
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from lowbit.data.tokenization import SHARD_TOKENS
 from lowbit.data.tokens import map_tokens
 from lowbit.errors import DataError, TokenizerError
 from lowbit.generation import Generator
+from lowbit.locks import sole_writer
 from lowbit.synthesis.duplicates import Duplicates
 from lowbit.synthesis.filters import REASONS, Filters
 from lowbit.synthesis.recipe import Recipe, special_tokens, start_tokens, texts
@@ -84,6 +86,7 @@ def synthesize(
     Raises:
       DataError: texts longer than the model has positions, more start tokens than there are, a folder of something
         else or of another job, no text that is kept, or a full disk.
+      LockedError: another process is writing to the folder.
       TokenizerError: a tokenizer of another vocabulary than the model's.
       ConfigError: a batch that the devices cannot share evenly, or a cache or way to attend that is not for this.
     """
@@ -124,15 +127,20 @@ def synthesize(
         "lowbit_version": __version__,
     }
     job = Job(folder, identity, {PART: folder})
-    written, notes = job.begin()
-    shards = ShardWriter(folder, shard_tokens, token_dtype(tokenizer.vocab_size), written[PART])
-    keeper = _Keeper(tokenizer, filters, shards, recipe.tokens, Counter(notes))
-    job.save({PART: shards}, keeper.dropped)  # from now on the folder is known for what it is
-    last = _keep_all(writer, recipe, starts, keeper, lambda: job.save({PART: shards}, keeper.dropped), report)
-    shards.close(Place(0, last + 1))
-    job.save({PART: shards}, keeper.dropped)
-    counts = {"texts": last + 1, "dropped": {reason: keeper.dropped[reason] for reason in REASONS}}
-    job.finish({PART: shards}, [identity["sources"][0] | counts])
+    with sole_writer(folder):
+        written, notes = job.begin()
+        shards = ShardWriter(folder, shard_tokens, token_dtype(tokenizer.vocab_size), written[PART])
+        keeper = _Keeper(tokenizer, filters, shards, recipe.tokens, Counter(notes))
+
+        def save() -> None:
+            job.save({PART: shards}, keeper.dropped)
+
+        save()  # from now on the folder is known for what it is
+        last = _keep_all(writer, recipe, starts, keeper, save, report)
+        shards.close(Place(0, last + 1))
+        save()
+        counts = {"texts": last + 1, "dropped": {reason: keeper.dropped[reason] for reason in REASONS}}
+        job.finish({PART: shards}, [identity["sources"][0] | counts])
     return Manifest.read(folder)
 
 
@@ -189,24 +197,34 @@ def _keep_all(
         return number - 1
     first = number - number % recipe.batch
     made, seconds = 0, 0.0
-    while not keeper.done:
+
+    def wave(first: int) -> tuple[list[NDArray[np.int32]], float]:
         began = time.monotonic()
         rows = write(teacher, recipe, texts(recipe, starts, first, recipe.batch))
-        seconds += time.monotonic() - began
-        made += sum(map(len, rows))
-        for place in range(number - first, len(rows)):
-            number, tokens = first + place, rows[place]
-            if keeper.judge(number, tokens):
-                save()
-            if keeper.done:
-                break
-        progress = Progress(
-            keeper.kept, keeper.wanted, made, keeper.kept - keeper.before, number + 1, dict(keeper.dropped), seconds
-        )
-        report(progress)
-        if not keeper.done:
-            first += recipe.batch
-            number = first
+        return rows, time.monotonic() - began
+
+    with ThreadPoolExecutor(1) as ahead:
+        coming = ahead.submit(wave, first)
+        while not keeper.done:
+            rows, took = coming.result()
+            made, seconds = made + sum(map(len, rows)), seconds + took
+            # The devices go on while the host judges, unless what is here may be enough.
+            enough = keeper.kept + sum(len(tokens) + 1 for tokens in rows[number - first :]) >= keeper.wanted
+            if not enough:
+                coming = ahead.submit(wave, first + recipe.batch)
+            for place in range(number - first, len(rows)):
+                number, tokens = first + place, rows[place]
+                if keeper.judge(number, tokens):
+                    save()
+                if keeper.done:
+                    break
+            new = keeper.kept - keeper.before
+            report(Progress(keeper.kept, keeper.wanted, made, new, number + 1, dict(keeper.dropped), seconds))
+            if not keeper.done:
+                first += recipe.batch
+                number = first
+                if enough:
+                    coming = ahead.submit(wave, first)
     return number
 
 
