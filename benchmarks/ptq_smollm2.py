@@ -80,6 +80,7 @@ ROWS = (
     Row("rounding, inputs by token", "rtn", "integer", "channel", activations=Activations("int8-dynamic")),
     Row("rounding, inputs static", "rtn", "integer", "channel", activations=Activations("int8-static")),
     Row("SmoothQuant, inputs by token", "smoothquant", "integer", "channel", activations=Activations("int8-dynamic")),
+    Row("SmoothQuant, inputs mixed", "smoothquant", "integer", "channel", activations=Activations("int8-mixed")),
     Row("SmoothQuant, inputs static", "smoothquant", "integer", "channel", activations=Activations("int8-static")),
     Row("k-means", "kmeans", "free", 64),
     Row("NF4", "rtn", "nf4", 64, "max"),

@@ -42,13 +42,13 @@ QUANTIZE = Command(
         _argument(
             "--activations",
             metavar="NAME",
-            help="round what kernels read: int8-dynamic, int8-static",
+            help="round what kernels read: int8-dynamic, int8-mixed, int8-static",
         ),
         _argument("--kv-bits", metavar="B", help="also round keys and values: 8, 4, 8-minmax, 4-minmax"),
         _argument(
             "--activation-range",
             metavar="NAME",
-            help="int8-static: how ranges are found: mse (default), max, percentile, moving",
+            help="how static ranges are found: mse (default), max, percentile, moving",
         ),
         _argument("--data", metavar="FILE", nargs="+", default=[], help="calibration: texts or .npy tokens"),
         _argument("--sequences", metavar="N", type=positive, default=64, help="of calibration (default: 64)"),

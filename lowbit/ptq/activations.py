@@ -17,19 +17,26 @@ from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
 from lowbit.errors import QuantizerError, nearest
-from lowbit.llama import LINEARS, ActivationRounding, CacheKind, InputRounding, LlamaConfig
+from lowbit.llama import LAYER_PREFIX, LINEARS, ActivationRounding, CacheKind, InputRounding, LlamaConfig
 from lowbit.models.blockwise import LINEAR_STAGES, linear_inputs
 from lowbit.numerics.activations import Range, range_state
 from lowbit.ptq.moments import Hidden
 
 BITS = 8
 
-ACTIVATIONS: dict[str, InputRounding | None] = {
+_BY_TOKEN = InputRounding(BITS)
+_STATIC = InputRounding(BITS, granularity="tensor", range="static")
+
+ACTIVATIONS: dict[str, tuple[InputRounding, InputRounding] | None] = {
     "float": None,
-    "int8-dynamic": InputRounding(BITS),
-    "int8-static": InputRounding(BITS, granularity="tensor", range="static"),
+    "int8-dynamic": (_BY_TOKEN, _BY_TOKEN),
+    "int8-static": (_STATIC, _STATIC),
+    "int8-mixed": (_STATIC, _BY_TOKEN),
 }
-"""How inputs of all linear layers are rounded, by the names that the command line takes."""
+"""By the names that the command line takes, how inputs are rounded: of all linear layers but `DOWN`, and of `DOWN`."""
+
+DOWN = "layers/mlp/down_proj"
+"""What reads single tokens of huge magnitude in a gated MLP: no static range holds both them and the others."""
 
 PERCENT = 99.99
 """Of the magnitudes, how many the range "percentile" holds."""
@@ -69,21 +76,26 @@ class Activations:
 
     @property
     def is_static(self) -> bool:
-        """Whether ranges come from calibration."""
-        inputs = ACTIVATIONS[self.name]
-        return inputs is not None and inputs.range == "static"
+        """Whether some ranges come from calibration."""
+        return self.rounding().is_static
 
     def section(self) -> dict[str, Any]:
         """Returns what the section `activations` of a config says of it."""
-        inputs = ACTIVATIONS[self.name]
-        section = {} if inputs is None else inputs._asdict()
         held = {} if self.cache is None else {f"kv_{name}": value for name, value in self.cache._asdict().items()}
-        return section | held
+        inputs = ACTIVATIONS[self.name]
+        if inputs is None:
+            return held
+        common, down = (one._asdict() for one in inputs)
+        changed = {key: value for key, value in down.items() if value != common[key]}
+        return {**common, "overrides": ((DOWN, changed),) if changed else (), **held}
 
     def rounding(self) -> ActivationRounding:
         """Returns it as models and files have it."""
         inputs = ACTIVATIONS[self.name]
-        return ActivationRounding(() if inputs is None else tuple((path, inputs) for path in LINEARS), self.cache)
+        if inputs is None:
+            return ActivationRounding((), self.cache)
+        common, down = inputs
+        return ActivationRounding(tuple((path, down if path == DOWN else common) for path in LINEARS), self.cache)
 
 
 class Seen(NamedTuple):
@@ -146,20 +158,23 @@ RANGES: dict[str, Callable[[Seen], float]] = {
 """How the range of a tensor is found, the usual one first."""
 
 
-def input_states(cfg: LlamaConfig, block: Any, hidden: Hidden, estimate: str) -> dict[str, dict[str, np.ndarray]]:
-    """Returns the calibrated state of the inputs of every kernel of a layer, `{"scale": f32[1 1]}` by path.
+def input_states(
+    cfg: LlamaConfig, block: Any, hidden: Hidden, activations: Activations
+) -> dict[str, dict[str, np.ndarray]]:
+    """Returns the calibrated state of those inputs of a layer that have a static range, `{"scale": f32[1 1]}` by path.
 
     Args:
       cfg: the model's sizes.
       block: the quantized layer.
       hidden: its inputs.
-      estimate: a name of `RANGES`.
+      activations: which inputs, and how their ranges are found.
 
     Raises:
       QuantizerError: inputs that are not finite.
     """
     largest = _largest(cfg, block, hidden)
     counts = _counts(cfg, block, hidden, {path: jnp.max(each) for path, each in largest.items()})
+    kinds = dict(activations.rounding().inputs)
     states: dict[str, dict[str, np.ndarray]] = {}
     for stage in LINEAR_STAGES:
         seen = Seen(np.asarray(largest[stage[0]]), np.asarray(counts[stage[0]]).astype(np.int64).sum(axis=0))
@@ -167,9 +182,11 @@ def input_states(cfg: LlamaConfig, block: Any, hidden: Hidden, estimate: str) ->
             raise QuantizerError(
                 f"the inputs of {stage[0]} are not finite", "the weights are too coarse to compute with: take more bits"
             )
-        reach = jnp.full((1, 1), RANGES[estimate](seen), jnp.float32)
+        reach = jnp.full((1, 1), RANGES[activations.range](seen), jnp.float32)
         state = range_state(Range(-reach, reach), BITS, symmetric=True)
-        states |= {path: {key: np.asarray(leaf) for key, leaf in state.items()} for path in stage}
+        for path in stage:
+            if kinds[f"{LAYER_PREFIX}{path.removesuffix('/kernel')}"].range == "static":
+                states[path] = {key: np.asarray(leaf) for key, leaf in state.items()}
     return states
 
 

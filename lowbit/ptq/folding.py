@@ -62,15 +62,17 @@ def fold(flat: dict[str, Array], place: Place, s: Float[Array, " k"]) -> dict[st
 def smoothquant_fold(
     flat: dict[str, Array], moments: dict[str, Moments], target: Target, options: Options, multi_head: bool
 ) -> dict[str, Array]:
-    """SmoothQuant (arXiv 2211.10438, eq. 4): outliers of activations move into weights, at both norms of a layer.
+    """SmoothQuant (arXiv 2211.10438, eq. 4): outliers of activations move into weights, wherever a scale can be folded.
 
       s = max|x|^alpha / max|w|^(1 - alpha)    for each input, w over all kernels that read it
 
-    alpha 0.5 balances both; 0.85 is usual for Llama. Made for 8-bit activations: of the weights alone it makes the
+    The paper folds at the two norms of a layer. Here also between up and down, whose input has by far the largest
+    outliers of a gated MLP: without it, SmolLM2-135M loses three times as much with a scale a token, and most of what
+    it knows with static ranges. alpha 0.5 balances both. Made for 8-bit activations: of the weights alone it makes the
     rounding harder, not easier. Cost: one pass of activations.
     """
     del target, multi_head
-    for place in NORMS:
+    for place in (*NORMS, *KERNELS):
         reach = moments[place.readers[0]].max_abs
         weight = functools.reduce(jnp.maximum, [jnp.max(jnp.abs(flat[path]), axis=1) for path in place.readers])
         s = jnp.power(jnp.maximum(reach, LEAST), options.alpha) / jnp.power(

@@ -205,7 +205,7 @@ class _Walk:
             return {}
         assert self.hidden is not None
         block = jax.device_put(unflatten(layer.decoded(self.plan.target)), self.devices.everywhere)
-        return input_states(self.cfg, block, self.hidden, activations.range)
+        return input_states(self.cfg, block, self.hidden, activations)
 
     def step(self, original: dict[str, np.ndarray], layer: QuantizedLayer) -> None:
         """Goes on to the inputs of the next layer."""

@@ -18,7 +18,7 @@ from lowbit.numerics.activations import integers, range_of, range_state, static
 from lowbit.numerics.integer import Codes, integer_linear
 from lowbit.ptq import METHODS, Activations, Calibration, Options, Plan, assemble, make_target, pack_layers
 from lowbit.ptq import quantize_layers as on_all_devices
-from lowbit.ptq.activations import OCTAVES, PER_OCTAVE, RANGES, Seen, _counts, _largest, input_states
+from lowbit.ptq.activations import DOWN, OCTAVES, PER_OCTAVE, RANGES, Seen, _counts, _largest, input_states
 from lowbit.tree import unflatten
 
 TOKENS = np.random.default_rng(7).integers(0, 40, (16, 24)).astype(np.int32)
@@ -100,7 +100,7 @@ def test_static_scales_belong_to_the_folded_layer(model):
     assert set(layers[0].inputs) == {path for stage in LINEAR_STAGES for path in stage}
 
 
-@pytest.mark.parametrize("name", ["int8-static", "int8-dynamic"])
+@pytest.mark.parametrize("name", ["int8-static", "int8-dynamic", "int8-mixed"])
 def test_a_file_holds_what_was_found_and_predicts_near_float(name, model):
     cfg, params = model
     settings = plan("smoothquant", Activations(name))
@@ -109,7 +109,8 @@ def test_a_file_holds_what_was_found_and_predicts_near_float(name, model):
     packed, _ = pack_layers(source, layers, settings.target, {}, settings.activations)
     rounding, ranges = from_meta(packed.meta, cfg)
     assert rounding == settings.activations.rounding()
-    assert set(ranges) == (set(LINEARS) if name == "int8-static" else set())
+    calibrated = {"int8-static": set(LINEARS), "int8-dynamic": set(), "int8-mixed": set(LINEARS) - {DOWN}}
+    assert set(ranges) == calibrated[name]
     for path, own in ranges.items():
         np.testing.assert_array_equal(own["scale"], result.ranges[path]["scale"])
     decoded = jax.tree.map(jnp.asarray, unflatten(unpack_params(cfg, packed)))
@@ -169,4 +170,4 @@ def test_what_cannot_be_is_refused(model):
     hidden = jnp.full((1, 1, 4, 32), jnp.nan)
     block = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), params["layers"])
     with pytest.raises(QuantizerError, match=r"the inputs of attn/q_proj/kernel are not finite"):
-        input_states(cfg, block, hidden, "max")
+        input_states(cfg, block, hidden, Activations("int8-static", "max"))
