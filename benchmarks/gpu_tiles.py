@@ -1,12 +1,13 @@
 """Which tile of the GPU's kernel is fastest for each width, shape and number of tokens, for `lowbit.pallas.tiles`.
 
-Every candidate of `tiles.candidates` is timed inside one program over weights larger than the cache, and those that
-came near the best a few times more, in turns. Widths are independent: several processes, each with a GPU of its own,
-share the work, and `--merge` puts together what they wrote.
+Every candidate of `tiles.candidates` is compared with the portable product, float and 8-bit activations, and timed
+inside one program over weights larger than the cache; those that came near the best a few times more, in turns. Widths
+are independent: several processes, each with a GPU of its own, share the work, and `--merge` puts together what they
+wrote.
 
 Command: python -m benchmarks.gpu_tiles --bits 2 -o tiles_2.json
   then: python -m benchmarks.gpu_tiles --merge tiles_*.json -o lowbit/pallas/tiles_h100.json
-Hardware: an H100; about a minute a width.
+Hardware: an H100; two to four minutes a width.
 Expected: the table in lowbit/pallas/tiles_h100.json.
 """
 
@@ -21,15 +22,22 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from lowbit.bench.gpu import GpuPlan
 from lowbit.bench.gpu_products import GpuProduct, Matrices, Program
+from lowbit.generation.packed import quantize_activations
+from lowbit.pallas import matmul, matmul_int8
 from lowbit.pallas.tiles import Tile, candidates
 
 FIELDS = ("bits", "tokens", "n", "k", *Tile._fields)
 COMPILERS = 12
 TOKENS = (1, 2, 4, 8, 16, 32, 64)
 FINALISTS = 4
+MODEL_SHAPES = ((2048, 2048), (8192, 2048))
+"""(k, n) of smaller matrices, such as those of a model of 1 B weights."""
+WRONG = 1e-4
+"""Of the largest result: far above what the order of float32 sums explains, far below what a wrong code changes."""
 
 
 def fastest(case: GpuProduct, tokens: int, repeats: int) -> tuple[Tile, float]:
@@ -52,11 +60,24 @@ def fastest(case: GpuProduct, tokens: int, repeats: int) -> tuple[Tile, float]:
 def _tried(matrices: Matrices, tokens: int, tile: Tile) -> Program | None:
     program = matrices.program(tokens, tile)
     try:
+        if not _right(matrices, tokens, tile):
+            print(f"{matrices.case}, {tokens} tokens: {tile} is WRONG", file=sys.stderr)
+            return None
         program.seconds()
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        print(f"{tile}: {str(error).splitlines()[0][:120]}", file=sys.stderr)
+        print(f"{matrices.case}, {tokens} tokens: {tile}: {str(error).splitlines()[0][:120]}", file=sys.stderr)
         return None
     return program
+
+
+def _right(matrices: Matrices, tokens: int, tile: Tile) -> bool:
+    """Whether a tile computes what XLA does, and exactly so with 8-bit activations."""
+    w = matrices.weights[0]
+    x = jax.random.normal(jax.random.key(1), (tokens, w.k), jnp.bfloat16)
+    expected = matmul(x, w, "xla")
+    near = jnp.max(jnp.abs(matmul(x, w, tile=tile) - expected)) < WRONG * jnp.max(jnp.abs(expected))
+    codes, scale = quantize_activations(x)
+    return bool(near & jnp.all(matmul_int8(codes, scale, w, tile=tile) == matmul_int8(codes, scale, w, "xla")))
 
 
 def write_table(device: str, rows: list[list[Any]], output: Path) -> None:
@@ -86,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.merge:
         merge(options.merge, Path(options.output))
         return
-    shapes = GpuPlan().shapes
+    shapes = GpuPlan().shapes + MODEL_SHAPES
     if options.shapes:
         shapes = tuple((int(k), int(n)) for n, _, k in (shape.partition("x") for shape in options.shapes))
     began, rows = time.perf_counter(), []

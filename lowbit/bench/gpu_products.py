@@ -17,7 +17,7 @@ from lowbit.pallas.weight import affine, bits_of, block, parts, span_for
 
 TOTAL_BYTES = 256 << 20
 """Of all copies: five times the second-level cache of an H100."""
-MOST_COPIES = 32
+MOST_COPIES = 64
 TURNS = 64
 """Passes over all copies in one program: starting one takes longer than a product."""
 BFLOAT16_BITS = 16

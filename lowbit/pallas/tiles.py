@@ -83,22 +83,24 @@ def table() -> tuple[Measured, ...]:
 
 
 def candidates(blocks: int, n: int, tokens: int) -> Iterator[Tile]:
-    """Yields the tiles that are worth a try: all that ever came near the fastest."""
+    """Yields the tiles that are worth a try: all that ever came near the fastest.
+
+    Few tokens are a question of memory: small tiles, many of them, and as many slices as fill 8 or 16 columns, or fewer
+    for shorter steps of a deeper pipeline. Many tokens are one of tensor cores, and of outputs that are enough for all
+    multiprocessors.
+    """
     if tokens <= COLUMNS:
-        tried = (
-            ((32, 1), (64, 2), (64, 4), (128, 2), (128, 4)) if tokens == 1 else ((32, 2), (64, 2), (64, 4), (128, 4))
-        )
-        wide = {WIDEST // tokens, COLUMNS // tokens, max(1, COLUMNS // tokens // 2)}
+        most = WIDEST // tokens
         found = {
-            fitted(Tile(rows // slices, slices, warps, stages), blocks, tokens)
-            for slices in wide
-            for rows, warps in tried
-            for stages in (2, 3)
+            fitted(Tile(max(1, rows // slices), slices, warps, stages), blocks, tokens)
+            for slices in {most >> halving for halving in range(4)} - {0}
+            for rows, warps in ((32, 1), (32, 2), (64, 2), (64, 4), (128, 4))
+            for stages in (2, 3, 4)
         }
     else:
         found = {
             fitted(Tile(rows, 1, warps, stages, splits), blocks, tokens)
-            for rows, warps, stages in ((32, 2, 3), (64, 4, 3), (64, 4, 4), (128, 4, 3), (128, 8, 3))
+            for rows, warps, stages in ((32, 2, 3), (64, 4, 2), (64, 4, 3), (64, 4, 4), (128, 4, 3), (128, 8, 3))
             for splits in (1, 2, 4)
             if splits == 1 or n // rows < 300
         }

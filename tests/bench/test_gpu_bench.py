@@ -1,0 +1,83 @@
+"""The benchmark of the GPU's kernel at toy sizes, on portable products: what it measures, says and draws."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from lowbit.bench import gpu_products
+from lowbit.bench.cpu import Peer
+from lowbit.bench.gpu import GpuPlan, measure_anywhere, measure_gpu
+from lowbit.bench.gpu_products import GpuProduct, Matrices
+from lowbit.cli import main
+from lowbit.errors import KernelError
+from lowbit.report.gpu_figures import draw
+from lowbit.report.gpu_tables import tables
+
+PLAN = GpuPlan(
+    shapes=((512, 64),),
+    bits=(2, 3),
+    batches=(1, 2),
+    models=("tiny",),
+    decode_bits=(2,),
+    decode_batches=(1,),
+    prompt=2,
+    tokens=1,
+    repeats=1,
+)
+PEER = """
+import json, sys
+for line in sys.stdin:
+    request = json.loads(line)
+    if "version" in request:
+        answer = {"version": "1"}
+    else:
+        answer = {"seconds": 0.5 if request["batch"] == 1 else None}
+    print(json.dumps(answer), flush=True)
+"""
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_products, "TOTAL_BYTES", 1 << 14)
+    monkeypatch.setattr(gpu_products, "TURNS", 4)
+
+
+def test_every_case_is_measured_beside_its_peer(tmp_path: Path) -> None:
+    (tmp_path / "peer.py").write_text(PEER)
+    peer = Peer("other", [sys.executable, str(tmp_path / "peer.py")], ("q2",), {})
+    record = json.loads(json.dumps(measure_anywhere(PLAN, peer, lambda line: None), allow_nan=False))
+    for batch in PLAN.batches:
+        rows = [row for row in record["products"] if row["batch"] == batch]
+        cases = [(row["engine"], row.get("bits"), row.get("group"), row.get("activations")) for row in rows]
+        assert cases[:5] == [
+            ("lowbit", 2, None, "bfloat16"),
+            ("lowbit", 3, None, "bfloat16"),
+            ("lowbit", 2, 128, "bfloat16"),
+            ("lowbit", 2, None, "int8"),
+            ("xla", 16, None, "bfloat16"),
+        ]
+        # The peer had no time for the larger batch.
+        assert cases[5:] == ([("other", None, None, None)] if batch == 1 else [])
+    assert all(0 < row["best"] <= row["seconds"] <= row["worst"] for row in record["products"])
+    assert [(row["kind"], row["batch"]) for row in record["decoding"]] == [("2 bits", 1), ("bfloat16", 1)]
+    shown = tables(record, "plain")
+    assert "2 bits, 128 a scale" in shown["gpu.one_token"]
+    assert "500000.0" in shown["gpu.batches"]
+    assert set(draw(record)) == {"bits", "batch"}
+
+
+@pytest.mark.parametrize(("bits", "nbytes"), [(1, 64), (1.58, 128), (2, 128), (3, 192), (4, 256), (16, 1024)])
+def test_bytes_are_what_a_product_reads(bits: float, nbytes: int) -> None:
+    """64 outputs of 512 inputs, and a float32 scale an output."""
+    assert Matrices(GpuProduct(512, 64, bits)).nbytes == 64 * (nbytes + (0 if bits == 16 else 4))
+
+
+def test_a_machine_without_such_a_gpu_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KernelError, match=r"is no GPU that the kernel is made for\n  -> run it on an NVIDIA GPU"):
+        measure_gpu(PLAN)
+    assert main(["bench", "gpu", "--quick"]) == 2
+    assert "compute capability 9.0" in capsys.readouterr().err
+    assert main(["bench", "gpu", "--threads", "2"]) == 2
+    assert "--threads is for bench cpu\n  -> leave out --threads" in capsys.readouterr().err

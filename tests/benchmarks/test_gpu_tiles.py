@@ -1,0 +1,44 @@
+"""The search for tiles, and the benchmark beside a peer, at toy sizes without a GPU."""
+
+import json
+
+import pytest
+
+from benchmarks import gpu_kernels, gpu_tiles
+from lowbit.bench import gpu_products
+from lowbit.pallas import tiles
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(gpu_products, "TOTAL_BYTES", 1 << 12)
+    monkeypatch.setattr(gpu_products, "TURNS", 4)
+
+
+def test_tables_of_widths_are_put_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_tiles, "candidates", lambda blocks, n, tokens: [tiles.Tile(16, 1, 2, 2)])
+    parts = []
+    for bits in ("4", "8"):
+        parts.append(str(tmp_path / f"{bits}.json"))
+        gpu_tiles.main(["--bits", bits, "--tokens", "16", "--shapes", "32x512", "--repeats", "1", "-o", parts[-1]])
+    gpu_tiles.main(["--merge", *parts, "-o", str(tmp_path / "all.json")])
+    table = json.loads((tmp_path / "all.json").read_text())
+    assert table["tiles"] == [[4, 16, 32, 512, 16, 1, 2, 2, 1], [8, 16, 32, 512, 16, 1, 2, 2, 1]]
+    assert table["fields"][4:] == list(tiles.Tile._fields)
+
+
+def test_every_candidate_cuts_evenly():
+    for blocks in (1, 7, 28, 56):
+        for tokens in gpu_tiles.TOKENS:
+            for tile in tiles.candidates(blocks, 4096, tokens):
+                assert blocks % (tile.slices * tile.splits) == 0
+                assert tile.rows & (tile.rows - 1) == 0
+
+
+def test_the_benchmark_writes_its_record(tmp_path):
+    output = tmp_path / "record.json"
+    arguments = "--any-device --shapes 32x512 --bits 2 --batches 1 --repeats 1 --models --output"
+    gpu_kernels.main([*arguments.split(), str(output)])
+    record = json.loads(output.read_text())
+    assert {row["engine"] for row in record["products"]} == {"lowbit", "xla"}
+    assert record["command"].startswith("python -m benchmarks.gpu_kernels --any-device")
