@@ -30,15 +30,21 @@ jax.config.update("jax_disable_most_optimizations", True)
 install_import_hook("lowbit", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 
+@pytest.fixture(scope="session")
+def fused():
+    """Gives the `compiler_options` that fuse as users' programs do: for gradients that are compared to the last bit."""
+    return {FUSES: True} if HAS_FUSES else {}
+
+
 @pytest.fixture(scope="module")
-def optimized():
+def optimized(fused):
     """Compiles as users do, for one module: laws that an optimizing compiler could break.
 
     Gives the options that `jax.jit` and `compile` need for it besides.
     """
     jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()
-    yield {FUSES: True} if HAS_FUSES else {}
+    yield fused
     jax.config.update("jax_disable_most_optimizations", True)
     jax.clear_caches()
 

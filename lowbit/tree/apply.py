@@ -1,5 +1,6 @@
 """Quantizers over whole parameter trees: the plain form that the Flax transform must equal bit for bit."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,13 +41,19 @@ def resolve(rules: Sequence[QuantizerRule], params: Tree) -> dict[str, Quantizer
         if quantizer is None:
             continue
         try:
-            jax.eval_shape(quantizer.init, jax.ShapeDtypeStruct(flat[path].shape, flat[path].dtype))
+            _check_start(quantizer, jax.ShapeDtypeStruct(flat[path].shape, flat[path].dtype))
         except QuantizerError as error:
             refused.append((path, quantizer.name, error))
     if refused:
         lines = "; ".join(f"{path} ({name}): {error.cause}" for path, name, error in refused)
         raise RuleError(f"parameters that their quantizer cannot take: {lines}", refused[0][2].mend)
     return quantizers
+
+
+@functools.lru_cache(maxsize=256)
+def _check_start(quantizer: Quantizer, w: jax.ShapeDtypeStruct) -> None:
+    """Raises what `init` raises; traced once for kernels of one shape, as every walk asks and a search takes long."""
+    jax.eval_shape(quantizer.init, w)
 
 
 def init_state(rules: Sequence[QuantizerRule], params: Tree) -> dict[str, dict[str, Any]]:

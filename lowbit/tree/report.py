@@ -1,12 +1,14 @@
 """How many bits a weight costs, counted honestly: the matrices that are quantized, and the whole model."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 
 import jax
 
 from lowbit.numerics.qtensor import QTensor
+from lowbit.numerics.quantizers import Quantizer
 from lowbit.tree import paths
 from lowbit.tree.apply import QuantizerRule, resolve
 from lowbit.tree.paths import Tree
@@ -101,7 +103,7 @@ def bits_report(rules: Sequence[QuantizerRule], params: Tree) -> BitsReport:
         for index in range(layers):
             one = shape if quantizer.at_layer is None else shape[1:]
             layer = quantizer.layer(index)
-            kept = jax.eval_shape(lambda w, q=layer: q.encode(w, q.init(w)), jax.ShapeDtypeStruct(one, dtype))
+            kept = _kept(layer, jax.ShapeDtypeStruct(one, dtype))
             if isinstance(kept, QTensor):
                 quantized = True
                 code_bits += kept.grid.storage_bits * math.prod(one)
@@ -111,3 +113,10 @@ def bits_report(rules: Sequence[QuantizerRule], params: Tree) -> BitsReport:
                 code_bits += 8.0 * kept.dtype.itemsize * math.prod(one)
         rows.append(ParameterBits(path, quantizer.name, shape, code_bits, scale_bits, quantized))
     return BitsReport(tuple(rows))
+
+
+@functools.lru_cache(maxsize=256)
+def _kept(quantizer: Quantizer, w: jax.ShapeDtypeStruct) -> QTensor | jax.ShapeDtypeStruct:
+    """The shapes of what a file holds of a parameter; traced once for those of one shape."""
+    kept: QTensor | jax.ShapeDtypeStruct = jax.eval_shape(lambda w: quantizer.encode(w, quantizer.init(w)), w)
+    return kept

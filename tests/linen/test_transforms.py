@@ -53,7 +53,7 @@ def rules_for(quantizer):
 
 @pytest.mark.parametrize("remat", [True, False], ids=["remat", "plain"])
 @pytest.mark.parametrize("quantizer", QUANTIZERS, ids=lambda q: f"{q.name}_{q.granularity}")
-def test_module_form_equals_tree_form(quantizer, remat):
+def test_module_form_equals_tree_form(quantizer, remat, fused):
     rules = rules_for(quantizer)
     state = init_state(rules, PARAMS)
 
@@ -65,7 +65,9 @@ def test_module_form_equals_tree_form(quantizer, remat):
 
     np.testing.assert_array_equal(jax.jit(module_form)(PARAMS, state), jax.jit(tree_form)(PARAMS, state))
     grads = [
-        jax.jit(jax.grad(lambda p, s, f=form: jnp.sum(jnp.sin(f(p, s))), argnums=(0, 1)))(PARAMS, state)
+        jax.jit(jax.grad(lambda p, s, f=form: jnp.sum(jnp.sin(f(p, s))), argnums=(0, 1)), compiler_options=fused)(
+            PARAMS, state
+        )
         for form in (module_form, tree_form)
     ]
     jax.tree.map(np.testing.assert_array_equal, *grads)
