@@ -77,6 +77,11 @@ def test_kernels_page_is_current():
     assert module.PAGE.read_text(encoding="utf-8") == module.filled_page(), "run `make docs`"
 
 
+def test_gpu_page_is_current():
+    module = script("make_gpu_page")
+    assert module.PAGE.read_text(encoding="utf-8") == module.filled_page(), "run `make docs`"
+
+
 def test_every_decision_has_its_parts_and_is_listed():
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     for page in sorted((ROOT / "docs" / "adr").glob("*.md")):
