@@ -132,6 +132,10 @@ def by_kernel(
             f"the kernel of attention cannot take {g} queries a head of width {h}",
             f"take up to {QUERIES} of a power of two from {QUERIES} on, or another way to attend",
         )
+    if beyond_signed_offsets(keys.codes.size, keys.codes.dtype.itemsize):
+        one = functools.partial(jax.lax.dynamic_index_in_dim, index=layer, keepdims=True)
+        keys, values = jax.tree.map(one, (keys, values))
+        layer = jnp.zeros_like(layer)
     filled = jnp.pad(queries, ((0, 0), (0, 0), (0, QUERIES - g), (0, 0)))
     scales = () if keys.scale is None else (keys.scale, values.scale)
     call = pl.pallas_call(
@@ -145,6 +149,14 @@ def by_kernel(
     place = jnp.stack([layer.astype(jnp.int32), used.astype(jnp.int32)])
     mixed: jax.Array = call(place, filled, keys.codes, values.codes, *scales)
     return mixed[:, :, :g]
+
+
+def beyond_signed_offsets(size: int, itemsize: int) -> bool:
+    """Whether an array has places that Pallas counts in 32 bits, and Triton with a sign: 2 to 4 G numbers of a byte.
+
+    A layer by itself is small enough then, at the price of a copy; larger arrays are counted in 64 bits.
+    """
+    return size > 2**31 and size * itemsize <= 2**32
 
 
 def _attend(per_head: bool, place_ref: Any, q_ref: Any, k_ref: Any, v_ref: Any, *refs: Any) -> None:

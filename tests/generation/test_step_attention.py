@@ -9,7 +9,7 @@ import pytest
 
 from lowbit.errors import ConfigError, QuantizerError
 from lowbit.generation.cache import CACHE_KINDS, cache_kind, empty_cache
-from lowbit.generation.step_attention import METHODS, StepCache, by_kernel, step_cache
+from lowbit.generation.step_attention import METHODS, StepCache, beyond_signed_offsets, by_kernel, step_cache
 from lowbit.llama import LlamaConfig
 
 CFG = LlamaConfig.from_hf(
@@ -93,6 +93,18 @@ def test_the_kernel_is_lowered_for_a_gpu():
 
         lowered = jax.jit(attend).trace(queries, cache).lower(lowering_platforms=("cuda",))
         assert "step_attention" in lowered.as_text()
+
+
+def test_arrays_whose_places_triton_would_miscount_are_cut(monkeypatch):
+    assert not beyond_signed_offsets(2**31, 1)
+    assert beyond_signed_offsets(2**31 + 1, 1)
+    assert beyond_signed_offsets(2**32, 1)
+    assert not beyond_signed_offsets(2**32 + 1, 1)  # counted in 64 bits
+    assert not beyond_signed_offsets(2**31 + 1, 2)
+    whole, _ = filled("int8", "kernel", 70)
+    monkeypatch.setattr("lowbit.generation.step_attention.beyond_signed_offsets", lambda *_: True)
+    jax.clear_caches()
+    np.testing.assert_array_equal(filled("int8", "kernel", 70)[0], whole)
 
 
 def test_what_a_way_cannot_do_is_refused():
