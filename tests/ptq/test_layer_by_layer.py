@@ -1,5 +1,7 @@
 """Layer by layer: moments, folds, killed runs, several devices, and what comes out."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,7 @@ from lowbit.models.blockwise import LINEAR_STAGES, apply_block, linear_inputs
 from lowbit.models.layerwise import ModelInMemory
 from lowbit.models.pretrained import Pretrained
 from lowbit.models.transformer import Transformer
-from lowbit.ptq import METHODS, Calibration, Options, Plan, assemble, draw, make_target, pack_layers
+from lowbit.ptq import METHODS, Activations, Calibration, Options, Plan, assemble, draw, make_target, pack_layers
 from lowbit.ptq import quantize_layers as on_all_devices
 from lowbit.ptq.moments import moments
 from lowbit.tree import flatten, unflatten
@@ -102,12 +104,15 @@ def test_later_kernels_see_what_earlier_ones_became(model, block_of):
 def test_devices_share_the_rows(model):
     cfg, params = model
     assert len(jax.devices()) == 8
-    settings = plan("smoothquant", bits=8)
+    settings = dataclasses.replace(plan("smoothquant", bits=8), activations=Activations("int8-static", "max"))
     all_devices = on_all_devices(in_memory(cfg, params), settings)
     for ours, theirs in zip(all_devices, quantize_layers(cfg, params, settings), strict=True):
         for path, leaf in ours.leaves.items():
             # Maxima of activations that went through at most two layers of sums in another order.
             np.testing.assert_allclose(leaf, theirs.leaves[path], rtol=1e-4, atol=1e-5, err_msg=path)
+        for path, state in ours.inputs.items():
+            np.testing.assert_allclose(state["scale"], theirs.inputs[path]["scale"], rtol=1e-4, err_msg=path)
+        assert len(ours.inputs) == 7
 
 
 def test_a_killed_run_goes_on_to_the_same_result(model, tmp_path):
