@@ -4,7 +4,7 @@ Command: python -m lowbit sweep configs/sweeps/onebit_losses.py -o runs/study_on
     --config.model.source=SmolLM2-135M-Instruct.Q4_1.gguf --config.data.train=train.npy
     --config.data.valid=val.npy,wiki.npy
 Hardware: one H100 with 80 GB.
-Time: about 90 seconds a point, 11 minutes in all (not measured yet).
+Time: about 90 seconds a point, 12 minutes in all (not measured yet); --resume goes on with what is left.
 Expected: not measured yet.
 Record: python scripts/make_study_record.py configs/sweeps/onebit_losses.py runs/study_onebit_losses
 """
