@@ -108,6 +108,16 @@ def to_int8(words: jax.Array, bits: int, weight: int, *, interpret: bool) -> lis
     return planes
 
 
+def added(lower: jax.Array, upper: jax.Array, *, interpret: bool) -> jax.Array:
+    """Returns what two parts of the same codes stand for together: small whole numbers, of which no bit is in both."""
+    if interpret:
+        return lower + upper
+    if lower.dtype == jnp.int8:
+        return _inline("or.b32 $0, $1, $2;", (lower, upper), jnp.int8, 4, "=r,r,r")
+    text = f".reg .b32 a; mov.b32 a, {_pair(_ONE)}; fma.rn.bf16x2 $0, $1, a, $2;"
+    return _inline(text, (lower, upper), jnp.bfloat16, 2, "=r,r,r")
+
+
 def _scale_and_offset(levels: Affine, at: int) -> tuple[int, int]:
     """(a, b) with a * (1 + code * 2**(at-7)) + b = first + distance * code."""
     scale = levels.distance << (MANTISSA - at)
@@ -132,12 +142,12 @@ def _bits_of(value: int) -> int:
 
 
 def _inline(
-    text: str, words: jax.Array, dtype: jax.typing.DTypeLike, pack: int, constraints: str = "=r,r"
+    text: str, args: tuple[jax.Array, ...], dtype: jax.typing.DTypeLike, pack: int, constraints: str = "=r,r"
 ) -> jax.Array:
-    """One instance computes `pack` elements; what it reads is $1 (and $2), what it writes $0."""
-    shape = jax.ShapeDtypeStruct(words.shape, dtype)
+    """One instance computes `pack` elements; what it writes is $0, what it reads $1 and so on, 32 bits each."""
+    shape = jax.ShapeDtypeStruct(args[0].shape, dtype)
     [result] = plgpu.elementwise_inline_asm(
-        f"{{ {text} }}", args=[words], constraints=constraints, pack=pack, result_shape_dtypes=[shape]
+        f"{{ {text} }}", args=args, constraints=constraints, pack=pack, result_shape_dtypes=[shape]
     )
     return result
 
@@ -151,7 +161,7 @@ def _shift(words: jax.Array, shift: int, interpret: bool) -> jax.Array:
             return jax.lax.shift_left(words, jnp.full_like(words, -shift))
         return jax.lax.shift_right_logical(words, jnp.full_like(words, shift))
     text = f"shr.b32 $0, $1, {shift};" if shift > 0 else f"shl.b32 $0, $1, {-shift};"
-    return _inline(text, words, jnp.int16, 2)
+    return _inline(text, (words,), jnp.int16, 2)
 
 
 def _mantissas(words: jax.Array, mask: int, exponent: int, scale: int, offset: int, interpret: bool) -> jax.Array:
@@ -163,7 +173,7 @@ def _mantissas(words: jax.Array, mask: int, exponent: int, scale: int, offset: i
         f".reg .b32 v, a, b; lop3.b32 v, $1, {_pair(mask)}, {_pair(exponent)}, {_AND_XOR}; "
         f"mov.b32 a, {_pair(_bits_of(scale))}; mov.b32 b, {_pair(_bits_of(offset))}; fma.rn.bf16x2 $0, v, a, b;"
     )
-    return _inline(text, words, jnp.bfloat16, 2)
+    return _inline(text, (words,), jnp.bfloat16, 2)
 
 
 def _byte_to_bfloat16(words: jax.Array, shift: int, levels: Affine, interpret: bool) -> jax.Array:
@@ -193,7 +203,7 @@ def _byte_to_bfloat16(words: jax.Array, shift: int, levels: Affine, interpret: b
         f"lop3.b32 t, $1, {_pair(0x80)}, {_pair(_BIG | 0x8000)}, {_AND_OR}; "
         f"mov.b32 a, {_pair(_ONE)}; fma.rn.bf16x2 $0, v, a, t; {whole}"
     )
-    return _inline(text, part, jnp.bfloat16, 2)
+    return _inline(text, (part,), jnp.bfloat16, 2)
 
 
 def _byte(words: jax.Array, byte: int, interpret: bool) -> jax.Array:
@@ -201,7 +211,7 @@ def _byte(words: jax.Array, byte: int, interpret: bool) -> jax.Array:
     if interpret:
         return jax.lax.shift_right_logical(words, jnp.full_like(words, 8 * byte)).astype(jnp.int8)
     # Four halfwords lie in two registers; a selector's digits name bytes, lowest first.
-    return _inline(f"prmt.b32 $0, $1, $2, {0x7531 if byte else 0x6420};", words, jnp.int8, 4, "=r,r,r")
+    return _inline(f"prmt.b32 $0, $1, $2, {0x7531 if byte else 0x6420};", (words,), jnp.int8, 4, "=r,r,r")
 
 
 def _small_integers(part: jax.Array, shift: int, mask: int, turned: int, interpret: bool) -> jax.Array:
@@ -213,7 +223,7 @@ def _small_integers(part: jax.Array, shift: int, mask: int, turned: int, interpr
         return ((moved & _int16(mask)) ^ _int16(turned)).astype(jnp.int8)
     move = "mov.b32 t, $1" if shift == 0 else f"shr.b32 t, $1, {shift}" if shift > 0 else f"shl.b32 t, $1, {-shift}"
     text = f".reg .b32 t; {move}; lop3.b32 $0, t, {mask * 0x01010101}, {turned * 0x01010101}, {_AND_XOR};"
-    return _inline(text, part, jnp.int8, 4)
+    return _inline(text, (part,), jnp.int8, 4)
 
 
 def _int16(bits: int) -> jax.Array:

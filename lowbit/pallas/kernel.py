@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from lowbit.errors import ConfigError
-from lowbit.pallas.fields import HALFWORD, Affine, to_bfloat16, to_int8
+from lowbit.pallas.fields import HALFWORD, Affine, added, to_bfloat16, to_int8
 from lowbit.pallas.tiles import COLUMNS, Tile, power_of_two
 from lowbit.pallas.weight import GpuWeight, Part
 
@@ -160,18 +160,19 @@ def _kernel(shape: Shape, integer: bool, *refs: Any) -> None:
     def scales(index: Any, like: jax.Array) -> jax.Array:
         return plgpu.load(scale_ref.at[(*(jnp.broadcast_to(i, like.shape) for i in layer), like, index)])
 
-    def weights(block: Any) -> list[list[jax.Array]]:
-        """For each plane, the tiles whose products are added."""
-        found: list[list[jax.Array]] = [[] for _ in range(planes)]
+    def weights(block: Any) -> list[jax.Array]:
+        """The tile of each plane."""
+        found: list[jax.Array | None] = [None] * planes
         for ref, part in zip(word_refs, shape.parts, strict=True):
             fields = HALFWORD // part.bits
             for sub in range(planes // fields):
                 at = ((block + row % tile.slices) * (planes // fields) + sub) * span + halfword
                 outputs = jnp.broadcast_to(output, at.shape)
                 words = plgpu.load(ref.at[(*(jnp.broadcast_to(i, at.shape) for i in layer), outputs, at)])
-                for number, tile_of in enumerate(_decoded(words, part, shape, integer)):
-                    found[sub * fields + number].append(tile_of)
-        return found
+                for plane, upper in enumerate(_decoded(words, part, shape, integer), sub * fields):
+                    lower = found[plane]
+                    found[plane] = upper if lower is None else added(lower, upper, interpret=shape.interpret)
+        return [tile_of for tile_of in found if tile_of is not None]
 
     dtype = jnp.int32 if integer else jnp.float32
 
@@ -226,11 +227,10 @@ def _decoded(words: jax.Array, part: Part, shape: Shape, integer: bool) -> list[
     return to_bfloat16(words, part.bits, levels, interpret=shape.interpret)
 
 
-def _dots(decoded: list[list[jax.Array]], activations: Any, planes: range, total: jax.Array) -> jax.Array:
+def _dots(decoded: list[jax.Array], activations: Any, planes: range, total: jax.Array) -> jax.Array:
     for plane in planes:
         x = activations(plane)
-        for tile_of in decoded[plane]:
-            total = total + jax.lax.dot_general(tile_of, x, _ALONG_LAST, preferred_element_type=total.dtype)
+        total = total + jax.lax.dot_general(decoded[plane], x, _ALONG_LAST, preferred_element_type=total.dtype)
     return total
 
 

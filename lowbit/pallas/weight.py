@@ -2,7 +2,7 @@
 
 The inputs of an output are cut into blocks of `planes * span`. Field f of halfword h of a block holds the code of input
 `f * span + h`: so one plane is `span` neighbouring inputs out of as many halfwords, and meets as many neighbouring
-activations. 3-bit codes are two parts, their lower 2 bits and their upper one, whose products are added.
+activations. 3-bit codes are two parts, their lower 2 bits and their upper one.
 """
 
 import dataclasses
