@@ -61,6 +61,9 @@ class Row(NamedTuple):
     activations: Activations | None = None
 
 
+STATIC = (("alpha", 0.75),)
+"""Static ranges want more of the outliers in the weights than ranges by token do."""
+
 ROWS = (
     Row("rounding, min-max", "rtn", "integer", 64, "max"),
     Row("rounding, percentile", "rtn", "integer", 64, "percentile"),
@@ -80,8 +83,8 @@ ROWS = (
     Row("rounding, inputs by token", "rtn", "integer", "channel", activations=Activations("int8-dynamic")),
     Row("rounding, inputs static", "rtn", "integer", "channel", activations=Activations("int8-static")),
     Row("SmoothQuant, inputs by token", "smoothquant", "integer", "channel", activations=Activations("int8-dynamic")),
-    Row("SmoothQuant, inputs mixed", "smoothquant", "integer", "channel", activations=Activations("int8-mixed")),
-    Row("SmoothQuant, inputs static", "smoothquant", "integer", "channel", activations=Activations("int8-static")),
+    Row("SmoothQuant, inputs mixed", "smoothquant", "integer", "channel", None, STATIC, Activations("int8-mixed")),
+    Row("SmoothQuant, inputs static", "smoothquant", "integer", "channel", None, STATIC, Activations("int8-static")),
     Row("k-means", "kmeans", "free", 64),
     Row("NF4", "rtn", "nf4", 64, "max"),
     Row("GPTQ to NF4", "gptq", "nf4", 64, "max"),

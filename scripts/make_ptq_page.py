@@ -5,6 +5,7 @@
 the page with the files.
 """
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from lowbit.ptq import Options
 from lowbit.report import theme
 from lowbit.report.table import fill_tables, format_seconds, lay_out
 
@@ -78,7 +80,9 @@ def _flags(row: dict[str, Any]) -> str:
     flags = f"--method {row['method']} --grid {row['grid']} --granularity {row['granularity']} --range {row['range']}"
     if row["grid"] in ("free", "vectors"):  # no choice
         flags = f"--method {row['method']} --granularity {row['granularity']}"
-    own = "".join(f" --{name.replace('_', '-')}" for name, value in row["options"].items() if value is True)
+    usual = dataclasses.asdict(Options())
+    changed = {name.replace("_", "-"): value for name, value in row["options"].items() if value != usual[name]}
+    own = "".join(f" --{name}" if value is True else f" --{name} {value:g}" for name, value in changed.items())
     inputs = "" if row["activations"] is None else f" --activations {row['activations']['name']}"
     return f"`{flags}{own}{inputs} --bits {row['bits']:g}`"
 
