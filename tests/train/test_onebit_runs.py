@@ -16,6 +16,7 @@ SIZES = LlamaConfig(64, 32, 64, num_layers=2, num_heads=4, num_kv_heads=2, head_
 PAPER = (
     "model.linear_norm=true",
     "quant.method=onebit",
+    "quant.scale_init=mse",
     "quant.latent=0.01",
     "distill.weight=1",
     "distill.hidden_weight=0.05",

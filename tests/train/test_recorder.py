@@ -184,7 +184,7 @@ def test_a_resumed_run_writes_the_same_and_recording_changes_no_loss(tiny_config
 
 @pytest.mark.parametrize("learned", [False, True], ids=["latent", "scales_of_the_source"])
 def test_the_start_is_what_the_first_step_finds(tiny_config, learned):
-    settings = () if learned else ("quant.method=onebit", "quant.latent=0.013")
+    settings = () if learned else ("quant.method=onebit", "quant.scale_init=mse", "quant.latent=0.013")
     experiment = prepare(tiny_config(*settings))
     if learned:
         scales = jax.tree.map(lambda x: 2 * np.asarray(x), experiment.initial_state().variables["quant"])
