@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_laws import every_case, weights
+from test_laws import every_case_with_groups, weights
 
 from lowbit.numerics.quantizers import paretoq, rtn, stored_as, transposed
 
 
-@every_case
+@every_case_with_groups  # those of weights: the recorder does not look at activations
 def test_codes_are_those_of_the_file_and_clipped_is_what_no_gradient_reaches(make):
     q, w = make(), weights()
     state = jax.tree.map(lambda leaf: 0.6 * leaf, q.init(w))  # a scale too small: something is clipped
