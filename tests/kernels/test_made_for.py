@@ -37,8 +37,8 @@ def test_the_integer_path_computes_a_model_that_was_made_for_it(model):
     [
         (dataclasses.replace(ALL, cache=CacheKind(4)), "8-bit inputs, 4-bit keys and values, which the runtimes"),
         (ActivationRounding(ALL.inputs[:-1]), "8-bit inputs, which the runtimes without jax do not compute"),
-        (ActivationRounding(cache=CacheKind(8)), "made for 8-bit keys and values, which"),
-        (ActivationRounding(tuple((path, InputRounding(4)) for path in LINEARS)), "made for 4-bit inputs, which"),
+        (ActivationRounding(cache=CacheKind(8)), "8-bit keys and values, which"),
+        (ActivationRounding(tuple((path, InputRounding(4)) for path in LINEARS)), "4-bit inputs, which"),
         (
             ActivationRounding((*ALL.inputs[1:], ("layers/attn/q_proj", InputRounding(8, symmetric=False)))),
             "8-bit inputs, which the runtimes",
