@@ -122,16 +122,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="ptq_memory_") as name:
         weights = write_random_model(Path(name), cfg)
         command = shlex.join(["python", "-m", "benchmarks.ptq_memory", *(sys.argv[1:] if argv is None else argv)])
-        record = {
-            "command": command,
-            "machine": machine(0),
-            "weights": weights,
-            "float32_bytes": 4 * weights,
-            "rows": [],
-        }
+        rows: list[dict[str, Any]] = []
+        sizes = {"weights": weights, "float32_bytes": 4 * weights}
+        record = {"command": command, "machine": machine(0), **sizes, "rows": rows}
         for method in options.methods:
             row = measure(Path(name), cfg, options, method)
-            record["rows"].append(row)
+            rows.append(row)
             write_record(record, options.output)
             gigabytes = {key: round(row[key] / 1e9, 2) for key in ("estimated_bytes", "peak_host_bytes")}
             print(f"{method}: {gigabytes}, float32 {4 * weights / 1e9:.2f}, {row['seconds']:.0f} s", file=sys.stderr)
