@@ -41,11 +41,10 @@ def activations(*args, **kwargs):
 
 
 ACTIVATIONS = {
-    **{f"activations{b}": activations(dynamic, b) for b in (4, 8)},
+    "activations8": activations(dynamic, 8),
     "activations8_minmax": activations(dynamic, 8, symmetric=False),
     "activations4_llmqat": activations(dynamic, 4, variant="reference"),
     "activations4_llmqat_minmax": activations(dynamic, 4, symmetric=False, variant="reference"),
-    "cache4": activations(dynamic, 4, scale_dtype=jnp.float16),
     "cache4_minmax": activations(dynamic, 4, symmetric=False, scale_dtype=jnp.float16),
     "activations8_static": activations(static, 8),
     "activations4_static_minmax": activations(static, 4, symmetric=False),
