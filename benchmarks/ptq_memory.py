@@ -3,7 +3,7 @@
 Writes a random model of the given sizes as safetensors shards, one layer at a time, then runs `quantize` on it in a
 process of its own, whose highest resident set (VmHWM) is what the record says. Memory of mapped files counts.
 
-Command: python -m benchmarks.ptq_memory --methods rtn gptq -o docs/results/ptq_memory_cpu.json
+Command: python -m benchmarks.ptq_memory --methods rtn gptq -o docs/results/quantize_memory_cpu.json
 Hardware: a CPU, where the layers are computed in the host's memory too; 3 GB of memory and 8 GB of disk for 1.1 B
 weights. `--layers` for less time.
 Expected: docs/ptq.md.

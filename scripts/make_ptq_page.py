@@ -1,8 +1,8 @@
 """Writes the tables and the pictures of docs/ptq.md from what benchmarks.ptq_smollm2 measured.
 
 `<!-- table:ptq_NAME -->` holds the table of docs/results/ptq_NAME.json, docs/images/ptq_NAME.png its picture, and
-`<!-- table:guide_NAME -->` what to take for what, by the figures of that file. `make docs` calls this; a test compares
-the page with the files.
+`<!-- table:guide_NAME -->` what to take for what, by the figures of that file; `<!-- table:memory -->` is made of what
+benchmarks.ptq_memory measured. `make docs` calls this; a test compares the page with the files.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from lowbit.report.table import fill_tables, format_seconds, lay_out
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "ptq.md"
 RESULTS = ROOT / "docs" / "results"
+MEMORY = RESULTS / "quantize_memory_cpu.json"
 IMAGES = ROOT / "docs" / "images"
 
 DRAWN = ("rounding, min-max", "rounding, zero point", "GPTQ", "AWQ", "HQQ", "GPFQ", "k-means", "residual vectors")
@@ -50,6 +51,24 @@ def table(record: dict[str, Any]) -> str:
             ]
         )
     heads = ["method", "bits", *base, f"over float, {first}", *(f"{name}, %" for name in tasks), "bits/weight", "time"]
+    return lay_out(heads, [False, *[True] * (len(heads) - 1)], lines, "markdown")
+
+
+def memory_table(record: dict[str, Any]) -> str:
+    """Returns a line a method: the highest resident memory beside its estimate and the size of the float32 model."""
+    lines = [
+        [
+            row["method"],
+            f"{row['bits']}",
+            f"{record['weights'] / 1e9:.2f}",
+            *(
+                f"{size / 1e9:.2f}"
+                for size in (row["peak_host_bytes"], row["estimated_bytes"], record["float32_bytes"])
+            ),
+        ]
+        for row in record["rows"]
+    ]
+    heads = ["method", "bits", "weights, G", "peak, GB", "estimated, GB", "float32 model, GB"]
     return lay_out(heads, [False, *[True] * (len(heads) - 1)], lines, "markdown")
 
 
@@ -121,6 +140,7 @@ def draw(record: dict[str, Any]) -> Figure:
 def filled_page() -> str:
     """Returns docs/ptq.md with its tables brought up to date."""
     tables = {name: table(record) for name, record in records().items()}
+    tables["memory"] = memory_table(json.loads(MEMORY.read_text(encoding="utf-8")))
     tables |= {f"guide_{name.removeprefix('ptq_')}": guide(record) for name, record in records().items()}
     return fill_tables(PAGE.read_text(encoding="utf-8"), tables)
 

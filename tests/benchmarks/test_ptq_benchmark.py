@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import ptq_memory
 from benchmarks.ptq_smollm2 import ROWS, jobs, main, make_plan, merged, parse_arguments
 from lowbit.llama import LlamaConfig, param_shapes
 from lowbit.models import save_hf
@@ -71,3 +72,15 @@ def test_shares_are_all_rows_once():
     gptq = jobs(parse_arguments([*every, "--methods", "gptq", "NF4", "--bits", "4"]))
     assert {row.method for row, _ in gptq} == {"gptq", "rtn"}
     assert make_plan(next(row for row in ROWS if row.activations), 4.0, None) is None
+
+
+def test_peak_memory_is_that_of_a_process_of_its_own(tmp_path):
+    sizes = ["--layers", "2", "--hidden", "64", "--intermediate", "64", "--vocabulary", "100"]
+    output = tmp_path / "memory.json"
+    ptq_memory.main(["--methods", "rtn", *sizes, "-o", str(output)])
+    record = json.loads(output.read_text())
+    (row,) = record["rows"]
+    # Embedding and head, a norm, and two layers: q and o of 64 x 64, k and v of one head, the MLP, two norms.
+    assert record["weights"] == 2 * 100 * 64 + 64 + 2 * (4 * 64 * 64 + 3 * 64 * 64 + 2 * 64)
+    assert row["peak_host_bytes"] > 1e8
+    assert 5e8 < row["estimated_bytes"] < 1e9
