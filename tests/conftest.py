@@ -1,5 +1,6 @@
 """What must be set before jax starts: eight CPU devices, programs that compile fast, and strict dtypes and ranks."""
 
+import gc
 import importlib.metadata
 import os
 from pathlib import Path
@@ -28,6 +29,12 @@ jax.config.update("jax_disable_most_optimizations", True)
 
 # Every annotation of the package is checked at run time by every test, shapes included.
 install_import_hook("lowbit", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+
+
+def pytest_collection_finish():
+    """Lets the garbage collector come seldom: what was imported, traced and compiled stays, and is most of the heap."""
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 50)
 
 
 @pytest.fixture(scope="session")
