@@ -141,7 +141,7 @@ def _activations(arguments: argparse.Namespace) -> Activations | None:
         raise UsageError("--activation-range says how static ranges are found", "add --activations int8-static")
     if name is None and arguments.kv_bits is None:
         return None
-    found = Activations(name or "float", estimate or "mse", cache_of(arguments.kv_bits))
+    found = Activations(name or "float", estimate or "max", cache_of(arguments.kv_bits))
     if estimate is not None and not found.is_static:
         raise UsageError(f"--activations {name} has no choice of --activation-range", "leave out --activation-range")
     return found

@@ -48,7 +48,7 @@ QUANTIZE = Command(
         _argument(
             "--activation-range",
             metavar="NAME",
-            help="how static ranges are found: mse (default), max, percentile, moving",
+            help="how static ranges are found: max (default), mse, percentile, moving",
         ),
         _argument("--data", metavar="FILE", nargs="+", default=[], help="calibration: texts or .npy tokens"),
         _argument("--sequences", metavar="N", type=positive, default=64, help="of calibration (default: 64)"),

@@ -53,7 +53,7 @@ def test_rows_in_shares_that_go_on_and_are_merged(inputs, tmp_path, capsys):
         assert 0 <= found["tasks"]["piqa"]["acc"]["value"] <= 1
     rounded, smoothed = record["rows"]
     assert rounded["activations"] is None
-    assert smoothed["activations"] == {"name": "int8-static", "range": "mse", "cache": None}
+    assert smoothed["activations"] == {"name": "int8-static", "range": "max", "cache": None}
     assert rounded["seconds"] > 0
     assert smoothed["evaluations"]["tokens"]["nll"] != rounded["evaluations"]["tokens"]["nll"]
     before = whole.read_text()

@@ -80,7 +80,7 @@ def test_eight_bit_inputs_are_what_eval_runs(activations, float_model, text, low
         assert "of host memory at most (calibration" in done.err
         place = output / "quantization.json" if output.is_dir() else tmp_path / "w8a8.lowbit.json"
         record = json.loads(place.read_text())
-        assert record["activations"] == {"name": activations, "range": "mse", "cache": None}
+        assert record["activations"] == {"name": activations, "range": "max", "cache": None}
         evaluated = tmp_path / f"{output.name}-eval.json"
         done = lowbit("eval", output, "--data", text, "--windows", 2, "-o", evaluated)
         assert done.status == 0, done.err
