@@ -107,6 +107,8 @@ def by_sums(queries: jax.Array, keys: Operand, values: Operand, used: jax.Array)
     return jnp.stack(mixed, axis=2).astype(queries.dtype)
 
 
+# A program of its own: what looks for loop invariants (flax's scan) drops an unused jit, and would keep a bare kernel.
+@functools.partial(jax.jit, static_argnames=("interpret",))
 def by_kernel(
     queries: jax.Array, keys: Stored, values: Stored, layer: jax.Array, used: jax.Array, interpret: bool
 ) -> jax.Array:

@@ -8,6 +8,7 @@ share a small matrix, with no second pass over partial sums. With many tokens `s
 share outputs write sums of their own, which XLA adds.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -80,7 +81,7 @@ class Shape(NamedTuple):
 
 def product(x: jax.Array, w: GpuWeight, tile: Tile, *, interpret: bool = False) -> jax.Array:
     """Returns x bf16[b k] times the levels of the weights and their scales, f32[b n]."""
-    return _call(x, w, None, tile, interpret)
+    return _call(x, w, None, tile=tile, interpret=interpret)
 
 
 def product_int8(x: jax.Array, sums: jax.Array, w: GpuWeight, tile: Tile, *, interpret: bool = False) -> jax.Array:
@@ -94,10 +95,12 @@ def product_int8(x: jax.Array, sums: jax.Array, w: GpuWeight, tile: Tile, *, int
       interpret: compute without a GPU.
     """
     # Sums over some of the inputs are rounded to float32 when they leave a program: there is no split of exact ones.
-    return _call(x, w, sums, tile._replace(splits=1), interpret)
+    return _call(x, w, sums, tile=tile._replace(splits=1), interpret=interpret)
 
 
-def _call(x: jax.Array, w: GpuWeight, sums: jax.Array | None, tile: Tile, interpret: bool) -> jax.Array:
+# A program of its own: what looks for loop invariants (flax's scan) drops an unused jit, and would keep a bare kernel.
+@functools.partial(jax.jit, static_argnames=("tile", "interpret"))
+def _call(x: jax.Array, w: GpuWeight, sums: jax.Array | None, *, tile: Tile, interpret: bool) -> jax.Array:
     b, k = x.shape
     shape = Shape(
         *(b, k, w.n, w.groups, w.bits, w.span, w.blocks, w.parts, w.levels, w.layer is not None, tile, interpret)
