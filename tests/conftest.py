@@ -9,7 +9,7 @@ from pathlib import Path
 # fuse through MLIR take three times as long as those before them. XLA ends a process over a flag that it does not
 # know, so this one is given to versions that are known to have it.
 FUSES = "xla_cpu_use_fusion_emitters"
-HAS_FUSES = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 12)
+HAS_FUSES = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11)
 
 FLAGS = ["--xla_force_host_platform_device_count=8", *([f"--{FUSES}=false"] if HAS_FUSES else [])]
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
