@@ -86,7 +86,17 @@ def meshes(found: list[dict[str, Any]]) -> str:
 
 def memory(found: list[dict[str, Any]]) -> str:
     """Memory as counted by `estimate`, as compiled, and as the device saw it."""
-    headings = ["device", "shape", "variant", "mesh", "counted", "compiled", "peak of device", "counted / peak"]
+    headings = [
+        "device",
+        "shape",
+        "variant",
+        "mesh",
+        "batch",
+        "counted",
+        "compiled",
+        "peak of device",
+        "counted / peak",
+    ]
     lines = []
     for record, case in measured(found):
         sizes = case["memory"]
@@ -98,13 +108,14 @@ def memory(found: list[dict[str, Any]]) -> str:
             [
                 *(record["device"], record["shape"], case["variant"]),
                 "x".join(str(case["mesh"][axis]) for axis in MESH_AXES),
+                f"{case['batch_size']} x {case['sequence_length']:,}",
                 gigabytes(counted),
                 gigabytes(compiled),
                 "–" if peak is None else gigabytes(peak),
                 f"{counted / (compiled if peak is None else peak):.2f}",
             ]
         )
-    return laid_out(headings, lines, words=4)
+    return laid_out(headings, lines, words=5)
 
 
 def profile(found: list[dict[str, Any]]) -> str:

@@ -71,11 +71,24 @@ def test_tables_have_the_figures_of_the_results(page, record, tmp_path):
     ]
     assert rows["speed.meshes"] == [["H100", "smollm2-135m", "2", "fsdp 2", "32 x 1,024", "500,000", "1.90", "30.4%"]]
     assert rows["speed.memory"][0] == [
-        *("H100", "smollm2-135m", "2", "1x1x1"),
+        *("H100", "smollm2-135m", "2", "1x1x1", "32 x 1,024"),
         *("11.00 GB", "9.00 GB", "10.00 GB", "1.10"),
     ]
     assert rows["speed.profile"] == [["smollm2-135m", "2", "1x1x1", "100.0 ms", "80%", "75.0%", "25.0%"]]
     assert rows["speed.origin"][0][:4] == ["smollm2-135m", "2 x H100", "790 TFLOP/s", "0123456"]
+
+
+def test_results_of_one_shape_stand_beside_each_other(page, record, tmp_path):
+    """Two files of a shape: every row says its batch, and each mesh is against one device of its own file."""
+    larger = record | {"cases": [case("2", 300_000.0, batch_size=64), case("2", 570_000.0, (2, 1, 1), batch_size=128)]}
+    (tmp_path / "train_throughput_x.json").write_text(json.dumps(record))
+    (tmp_path / "train_throughput_x_b64.json").write_text(json.dumps(larger))
+    tables = page.tables(tmp_path)
+    for name in ("speed.one_device", "speed.memory"):
+        assert "| 32 x 1,024" in tables[name]
+        assert "| 64 x 1,024" in tables[name]
+    assert "data 2 | 128 x 1,024 |" in tables["speed.meshes"]
+    assert tables["speed.origin"].count("790 TFLOP/s") == 2
 
 
 def test_what_the_benchmark_writes_is_what_the_page_reads(page, tmp_path):
