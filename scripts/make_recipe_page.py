@@ -17,21 +17,24 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "recipe.md"
 PICTURE = ROOT / "docs" / "images" / "recipe.png"
 
-PLAIN, TEACHER, RECIPE = (
-    f"2026-11-22_smollm2_{name}" for name in ("qat", "batch_and_teacher", "recipe")
+PLAIN, TEACHER, RECIPE, RATES, HIDDEN, ONEBIT = (
+    f"2026-11-22_smollm2_{name}"
+    for name in ("qat", "batch_and_teacher", "recipe", "starts_and_rates", "hidden_states", "onebit")
 )  # records, oldest first
 TEXTS = {"smollm2_val": "held-out text", "smollm2_wikitext2_valid": "WikiText-2"}
 
 WIDTHS = (1.0, 1.58, 2.0, 3.0, 4.0)
 PLAIN_RUNS = {bits: f"{PLAIN}/w{bits:g}" for bits in WIDTHS}
 BEST_RUNS = {
-    1.0: f"{RECIPE}/w1_b8_kl.7",
-    1.58: f"{RECIPE}/w158_kl.5",
-    2.0: f"{TEACHER}/w2_b16_kl.5",
+    1.0: f"{HIDDEN}/w1_kl1_h.05",
+    1.58: f"{HIDDEN}/w158_kl.7_h.05",
+    2.0: f"{HIDDEN}/w2_kl.7_h.2",
     3.0: f"{RECIPE}/w3_kl.5",
-    4.0: f"{RECIPE}/w4_kl.5",
+    4.0: f"{RATES}/w4_flr.2_kl.2_lr5e-4",
 }
 FLOAT_START, FLOAT_TUNED = f"{PLAIN}/float_start", f"{RECIPE}/float_finetuned_b16"
+
+_MIX = f"{TEACHER}/w2_b16_kl.5"
 
 
 class Comparison(NamedTuple):
@@ -64,6 +67,32 @@ COMPARISONS = (
     ),
     Comparison("groups of 64: 2.25 bits/weight", 2, f"{TEACHER}/w2_b16_kl.5", f"{RECIPE}/w2_g64"),
     Comparison("Muon for the layers' kernels", 2, f"{TEACHER}/w2_b16_kl.5", f"{RECIPE}/w2_muon"),
+    Comparison("batch 16 to 8, teacher weight 0.6, rate 1e-3", 2, _MIX, f"{RATES}/w2_b8_kl.6_lr1e-3"),
+    Comparison("batch 16 to 8, teacher weight 0.6", 1.58, f"{RECIPE}/w158_kl.5", f"{RATES}/w158_b8_kl.6"),
+    Comparison(
+        "hidden states 0.2, teacher weight 0.6 to 0.7", 2, f"{RATES}/w2_b8_kl.6_lr1e-3", f"{HIDDEN}/w2_kl.7_h.2"
+    ),
+    Comparison(
+        "hidden states 0.05, teacher weight 0.6 to 0.7", 2, f"{RATES}/w2_b8_kl.6_lr1e-3", f"{HIDDEN}/w2_kl.7_h.05"
+    ),
+    Comparison("hidden states 0.05, and no cross entropy", 2, f"{RATES}/w2_b8_kl.6_lr1e-3", f"{HIDDEN}/w2_kl1_h.05"),
+    Comparison(
+        "hidden states 0.05, teacher weight 0.6 to 0.7", 1.58, f"{RATES}/w158_b8_kl.6", f"{HIDDEN}/w158_kl.7_h.05"
+    ),
+    Comparison("hidden states 0.05, and no cross entropy", 1, f"{RECIPE}/w1_b8_kl.7", f"{HIDDEN}/w1_kl1_h.05"),
+    Comparison("the same, and OneBit's two vectors of values", 1, f"{HIDDEN}/w1_kl1_h.05", f"{ONEBIT}/kl1_h.05"),
+    Comparison("hidden states, weight 0.02, batch 8, rate 5e-4", 3, f"{RECIPE}/w3_kl.5", f"{HIDDEN}/w3_kl.5_h.02"),
+    Comparison("rate 5e-4, a fifth for floats, teacher 0.2", 4, f"{RECIPE}/w4_kl.5", BEST_RUNS[4.0]),
+    Comparison("no teacher, rate 3e-4", 4, f"{RECIPE}/w4_kl.5", f"{RATES}/w4_kl0_lr3e-4"),
+    Comparison("a tenth of the rate for embedding and norms", 2, _MIX, f"{RATES}/w2_flr.1"),
+    Comparison("a frozen embedding", 2, _MIX, f"{RATES}/w2_embed_frozen"),
+    Comparison("a tenth of the rate for scales", 2, _MIX, f"{RATES}/w2_slr.1"),
+    Comparison("estimator identity", 2, _MIX, f"{RATES}/w2_identity"),
+    Comparison("estimator dsq", 2, _MIX, f"{RATES}/w2_dsq"),
+    Comparison("confidence-weighted divergence", 2, _MIX, f"{RATES}/w2_conf"),
+    Comparison("2 M tokens at 4 bits, then 8 M at 2", 2, _MIX, f"{RATES}/w2_progressive"),
+    Comparison("rotated residual stream", 2, _MIX, f"{RATES}/w2_rotate"),
+    Comparison("masters from GPTQ", 2, _MIX, f"{RATES}/w2_gptq"),
 )
 
 

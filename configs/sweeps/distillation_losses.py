@@ -23,4 +23,4 @@ def get_sweep() -> Sweep:
         {"quant.method": "float", "distill.weight": 0.0, "optimizer.learning_rate": 1e-4},
     ]
     # Each a run of its own: no two of them share a program.
-    return Sweep("configs/qat_smollm2.py:bits=2", points, points_at_once=0)
+    return Sweep("configs/qat_smollm2.py:bits=2,recipe=logits", points, points_at_once=0)

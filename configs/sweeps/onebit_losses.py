@@ -26,4 +26,4 @@ def get_sweep() -> Sweep:
         {**PAPER_LAYER, **PAPER_LOSSES, "optimizer.learning_rate": 4e-4, "optimizer.b2": 0.98},
         {"quant.method": "float", "distill.weight": 0.0, "optimizer.learning_rate": 1e-4},
     ]
-    return Sweep("configs/onebit_smollm2.py", points, points_at_once=0)
+    return Sweep("configs/onebit_smollm2.py:losses=forward", points, points_at_once=0)

@@ -19,6 +19,6 @@ def get_sweep() -> Sweep:
         {"quant.method": "onebit", "optimizer.learning_rate": 4e-3},
         {"quant.method": "onebit", "optimizer.learning_rate": 2e-3, "optimizer.scale_learning_rate": 0.1},
         {"quant.method": "paretoq", "optimizer.learning_rate": 4e-3},
-        {"quant.method": "float", "distill.weight": 0.0, "optimizer.learning_rate": 1e-4},
+        {"quant.method": "float", "distill.weight": 0.0, "distill.hidden_weight": 0.0, "optimizer.learning_rate": 1e-4},
     ]
     return Sweep("configs/onebit_smollm2.py", points, points_at_once=0)

@@ -5,7 +5,7 @@ Command: python -m lowbit sweep configs/sweeps/onebit_start.py -o runs/study_one
     --config.data.valid=val.npy,wiki.npy
 Hardware: one H100 with 80 GB.
 Time: about 90 seconds a point, 10 minutes in all (not measured yet).
-Expected: not measured yet; ParetoQ has 4.13 / 5.11 nats/token (experiments/2026-11-22_smollm2_recipe).
+Expected: not measured yet; OneBit has 3.87 / 4.65 nats/token (experiments/2026-11-22_smollm2_onebit).
 Record: python scripts/make_study_record.py configs/sweeps/onebit_start.py runs/study_onebit_start
 """
 
@@ -21,6 +21,6 @@ def get_sweep() -> Sweep:
         # The paper's latent weights, of one magnitude, and its layer, with a LayerNorm behind.
         {"quant.method": "onebit", "quant.scale_init": "mse", "quant.latent": 0.01},
         {"quant.method": "onebit", "quant.scale_init": "mse", "quant.latent": 0.01, "model.linear_norm": True},
-        {"quant.method": "float", "distill.weight": 0.0, "optimizer.learning_rate": 1e-4},
+        {"quant.method": "float", "distill.weight": 0.0, "distill.hidden_weight": 0.0, "optimizer.learning_rate": 1e-4},
     ]
     return Sweep("configs/onebit_smollm2.py", points, points_at_once=0)

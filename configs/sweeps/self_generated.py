@@ -24,4 +24,4 @@ def get_sweep() -> Sweep:
         {"data.train": SELF, "distill.weight": 1.0},
         {"data.train": REAL, "distill.weight": 0.0, "quant.method": "float", "optimizer.learning_rate": 1e-4},
     ]
-    return Sweep("configs/qat_smollm2.py:bits=2", points, points_at_once=0)
+    return Sweep("configs/qat_smollm2.py:bits=2,recipe=logits", points, points_at_once=0)

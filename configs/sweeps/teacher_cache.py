@@ -4,7 +4,7 @@ Command: python -m lowbit sweep configs/sweeps/teacher_cache.py -o runs/study_ca
     --config.model.source=SmolLM2-135M-Instruct.Q4_1.gguf --config.data.train=train.npy
     --config.data.valid=val.npy,wiki.npy
     after, for K of 8 and 32, with the same three settings:
-    python -m lowbit cache-teacher configs/qat_smollm2.py:bits=2 --k K -o caches/smollm2_kK
+    python -m lowbit cache-teacher configs/qat_smollm2.py:bits=2,recipe=logits --k K -o caches/smollm2_kK
 Hardware: one H100 with 80 GB.
 Time: about 80 seconds a point, 8 minutes in all, and a minute a cache (not measured yet).
 Expected: not measured yet; the mix with a teacher that runs has 3.48 / 3.94 nats/token
@@ -26,4 +26,4 @@ def get_sweep() -> Sweep:
         {"distill.weight": 1.0, "distill.cache": K32},
         {"quant.method": "float", "distill.weight": 0.0, "optimizer.learning_rate": 1e-4},
     ]
-    return Sweep("configs/qat_smollm2.py:bits=2", points, points_at_once=0)
+    return Sweep("configs/qat_smollm2.py:bits=2,recipe=logits", points, points_at_once=0)

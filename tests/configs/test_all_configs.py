@@ -81,10 +81,13 @@ def test_every_width_has_a_recipe(name, bits):
 
 def test_every_width_learns_from_the_float_model_unless_the_recipe_is_plain():
     spec = str(ROOT / "configs/qat_smollm2.py")
-    for bits, batch_size in ((1, 8), (1.58, 16), (2, 16), (3, 16), (4, 16)):
-        best, plain = load(f"{spec}:bits={bits}"), load(f"{spec}:bits={bits},recipe=plain")
+    for bits, batch_size in ((1, 8), (1.58, 8), (2, 8), (3, 16), (4, 16)):
+        best, logits, plain = (load(f"{spec}:bits={bits},recipe={recipe}") for recipe in ("best", "logits", "plain"))
         assert best.distill.weight > 0
         assert best.train.batch_size == batch_size
+        assert (best.distill.hidden_weight > 0) == (bits < 3)
+        assert logits.distill.weight > 0
+        assert logits.distill.hidden_weight == 0  # so that a cache can teach
         assert (plain.distill.weight, plain.train.batch_size) == (0.0, 32)
     with pytest.raises(ConfigError, match="no recipe 'plane'\n  -> did you mean 'plain'"):
         load(f"{spec}:recipe=plane")
