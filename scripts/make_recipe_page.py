@@ -69,16 +69,10 @@ COMPARISONS = (
     Comparison("Muon for the layers' kernels", 2, f"{TEACHER}/w2_b16_kl.5", f"{RECIPE}/w2_muon"),
     Comparison("batch 16 to 8, teacher weight 0.6, rate 1e-3", 2, _MIX, f"{RATES}/w2_b8_kl.6_lr1e-3"),
     Comparison("batch 16 to 8, teacher weight 0.6", 1.58, f"{RECIPE}/w158_kl.5", f"{RATES}/w158_b8_kl.6"),
-    Comparison(
-        "hidden states 0.2, teacher weight 0.6 to 0.7", 2, f"{RATES}/w2_b8_kl.6_lr1e-3", f"{HIDDEN}/w2_kl.7_h.2"
-    ),
-    Comparison(
-        "hidden states 0.05, teacher weight 0.6 to 0.7", 2, f"{RATES}/w2_b8_kl.6_lr1e-3", f"{HIDDEN}/w2_kl.7_h.05"
-    ),
+    Comparison("hidden states 0.2, teacher 0.6 to 0.7", 2, f"{RATES}/w2_b8_kl.6_lr1e-3", f"{HIDDEN}/w2_kl.7_h.2"),
+    Comparison("hidden states 0.05, teacher 0.6 to 0.7", 2, f"{RATES}/w2_b8_kl.6_lr1e-3", f"{HIDDEN}/w2_kl.7_h.05"),
     Comparison("hidden states 0.05, and no cross entropy", 2, f"{RATES}/w2_b8_kl.6_lr1e-3", f"{HIDDEN}/w2_kl1_h.05"),
-    Comparison(
-        "hidden states 0.05, teacher weight 0.6 to 0.7", 1.58, f"{RATES}/w158_b8_kl.6", f"{HIDDEN}/w158_kl.7_h.05"
-    ),
+    Comparison("hidden states 0.05, teacher 0.6 to 0.7", 1.58, f"{RATES}/w158_b8_kl.6", f"{HIDDEN}/w158_kl.7_h.05"),
     Comparison("hidden states 0.05, and no cross entropy", 1, f"{RECIPE}/w1_b8_kl.7", f"{HIDDEN}/w1_kl1_h.05"),
     Comparison("the same, and OneBit's two vectors of values", 1, f"{HIDDEN}/w1_kl1_h.05", f"{ONEBIT}/kl1_h.05"),
     Comparison("hidden states, weight 0.02, batch 8, rate 5e-4", 3, f"{RECIPE}/w3_kl.5", f"{HIDDEN}/w3_kl.5_h.02"),
