@@ -2,7 +2,8 @@
 
 `<!-- table:ptq_NAME -->` holds the table of docs/results/ptq_NAME.json, docs/images/ptq_NAME.png its picture, and
 `<!-- table:guide_NAME -->` what to take for what, by the figures of that file; `<!-- table:memory -->` is made of what
-benchmarks.ptq_memory measured. `make docs` calls this; a test compares the page with the files.
+benchmarks.ptq_memory measured, `<!-- table:w8a8_smollm2 -->` of the records of `quantize`,
+docs/results/w8a8_smollm2_*.json. `make docs` calls this; a test compares the page with the files.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ from lowbit.report.table import fill_tables, format_seconds, lay_out
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "ptq.md"
 RESULTS = ROOT / "docs" / "results"
+INPUTS = "w8a8_smollm2_*.json"
 MEMORY = RESULTS / "quantize_memory_cpu.json"
 IMAGES = ROOT / "docs" / "images"
 
@@ -70,6 +72,23 @@ def memory_table(record: dict[str, Any]) -> str:
     ]
     heads = ["method", "bits", "weights, G", "peak, GB", "estimated, GB", "float32 model, GB"]
     return lay_out(heads, [False, *[True] * (len(heads) - 1)], lines, "markdown")
+
+
+def inputs_table(found: list[dict[str, Any]]) -> str:
+    """Returns a line a record of `quantize --activations`: nats on each text, what they are above float, seconds."""
+    texts = [Path(name).stem for name in found[0]["before"]]
+    lines = []
+    for record in found:
+        chosen = record["activations"]
+        static = f", range {chosen['range']}" if chosen["name"] == "int8-static" else ""
+        nats = []
+        for before, after in zip(record["before"].values(), record["after"].values(), strict=True):
+            nats += [f"{after['nll']:.3f}", f"{after['nll'] - before['nll']:+.4f}"]
+        settings = f"{chosen['name']}{static}", f"{record['options']['alpha']:g}"
+        origin = record["git_commit"][:7], record["device"]
+        lines.append([*settings, *nats, format_seconds(record["seconds"]), *origin])
+    heads = ["inputs", "alpha", *(head for text in texts for head in (text, "over float")), "time", "commit", "device"]
+    return lay_out(heads, [False, *[True] * (len(heads) - 3), False, False], lines, "markdown")
 
 
 def guide(record: dict[str, Any]) -> str:
@@ -141,6 +160,8 @@ def filled_page() -> str:
     """Returns docs/ptq.md with its tables brought up to date."""
     tables = {name: table(record) for name, record in records().items()}
     tables["memory"] = memory_table(json.loads(MEMORY.read_text(encoding="utf-8")))
+    measured = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob(INPUTS))]
+    tables["w8a8_smollm2"] = inputs_table(measured)
     tables |= {f"guide_{name.removeprefix('ptq_')}": guide(record) for name, record in records().items()}
     return fill_tables(PAGE.read_text(encoding="utf-8"), tables)
 
