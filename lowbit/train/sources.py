@@ -6,9 +6,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from lowbit import formats
 from lowbit.config import ConfigDict
 from lowbit.errors import ConfigError
 from lowbit.llama import LlamaConfig
+from lowbit.llama.activations import ActivationRounding, from_meta
 from lowbit.models import pretrained
 from lowbit.models.layerwise import LayerSource, ModelInMemory, open_model
 from lowbit.models.pretrained import Pretrained
@@ -87,19 +89,28 @@ def load_as_it_predicts(source: str) -> Pretrained:
     Args: as `load_masters`.
 
     Raises:
-      ConfigError: a run whose activations are rounded.
+      ConfigError: a run or packed file whose activations are rounded.
       LowbitError: as `load_masters`.
     """
+    path = Path(source).expanduser()
     if not is_run(source):
+        if path.is_file() and path.suffix != ".gguf":
+            packed = formats.read(path)
+            rounding, _ = from_meta(packed.meta, LlamaConfig.from_hf(packed.config, f"the config in {path}"))
+            _check_float_activations(source, rounding)
         return pretrained.load(source)
-    run = load_trained(Path(source).expanduser())
-    if run.rounding:
-        raise ConfigError(
-            f"{source} was trained with {run.rounding.described()}, and a teacher computes in floats",
-            "name a run without rounding of activations, or the float model: distill.teacher",
-        )
+    run = load_trained(path)
+    _check_float_activations(source, run.rounding)
     decoded = jax.jit(functools.partial(fake_quant, run.rules))(run.params, run.state)
     return Pretrained(run.cfg, jax.tree.map(np.asarray, decoded), run.tokenizer_files)
+
+
+def _check_float_activations(source: str, rounding: ActivationRounding) -> None:
+    if rounding:
+        raise ConfigError(
+            f"{source} was made for {rounding.described()}, and a teacher computes in floats",
+            "name a model without rounding of activations, or the float model: distill.teacher",
+        )
 
 
 def float_origin(source: str) -> str:

@@ -5,15 +5,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lowbit import formats
 from lowbit.errors import ConfigError, LowbitError, QuantizerError, RuleError
-from lowbit.llama import LINEARS, CacheKind, InputRounding
+from lowbit.llama import LINEARS, ActivationRounding, CacheKind, InputRounding, LlamaConfig
+from lowbit.llama.activations import to_meta
 from lowbit.models.activations import rounding_hooks
 from lowbit.train import load_trained, prepare, run
 from lowbit.train.activations import activation_rounding
 from lowbit.train.blueprint import blueprint
 from lowbit.train.learner import make_model
+from lowbit.train.sources import load_as_it_predicts
 from lowbit.tree import fake_quant
 
+SIZES = LlamaConfig(
+    vocab_size=64, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8
+)
 W4A8KV4 = ("quant.method=llmqat", "quant.bits=4", "activations.bits=8", "activations.kv_bits=4")
 STATIC = (*W4A8KV4, "activations.range=static", "activations.granularity=tensor", "activations.calibration=4")
 
@@ -140,3 +146,17 @@ def test_a_teacher_keeps_float_activations(tiny_config, tmp_path):
     untouched = prepare(tiny_config("quant.method=float", "quant.float_dtype=float32", source, "distill.weight=1.0"))
     _, metrics = untouched.objective(untouched.initial_state().variables, batch)
     np.testing.assert_allclose(metrics["divergence"], 0, atol=1e-4)  # the teacher in bfloat16
+
+
+def test_a_packed_teacher_made_for_rounded_activations_is_refused(tiny_config, tmp_path):
+    """Its weights alone would be another model."""
+    kind = ActivationRounding((("layers/mlp/down_proj", InputRounding(8)),), None)
+    floats = {"layers.0.attn_norm.scale": np.ones(4, np.float16)}
+    for name, meta in (("rounded", to_meta(kind, {})), ("plain", {})):
+        formats.write(tmp_path / f"{name}.lowbit", formats.PackedModel(floats, SIZES.to_hf(), {}, meta))
+    with pytest.raises(
+        ConfigError, match=r"rounded\.lowbit was made for .*, and a teacher computes in floats\n  -> name a"
+    ):
+        load_as_it_predicts(str(tmp_path / "rounded.lowbit"))
+    with pytest.raises(LowbitError, match=r"is missing|lacks|no tensor"):  # read on, to what this file has not
+        load_as_it_predicts(str(tmp_path / "plain.lowbit"))
