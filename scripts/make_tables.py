@@ -2,12 +2,14 @@
 
 `<!-- table:quickstart -->` ... `<!-- /table -->` in a page holds the rows of docs/results/quickstart.json.
 To publish a run, copy its results.json there and run `make docs`. `<!-- table:sweep_quickstart -->` holds the table of
-the record of that sweep in experiments/.
+the record of that sweep in experiments/, `<!-- table:synthesis_steps -->` and `<!-- table:synthesis_waves -->` what
+`benchmarks.synthesis` measured.
 """
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from lowbit.report.export_tables import fuzz_table, gguf_types_table, llama_cpp_table
 from lowbit.report.results import read_rows
@@ -28,6 +30,8 @@ def filled_pages() -> dict[Path, str]:
     tables["gguf_types"] = gguf_types_table(results / "gguf_types.json")
     tables["llama_cpp"] = llama_cpp_table(results / "llama_cpp.json")
     tables["fuzz"] = fuzz_table(results / "fuzz.json")
+    synthesis = json.loads((results / "synthesis_135m_h100.json").read_text(encoding="utf-8"))
+    tables |= {"synthesis_steps": synthesis_steps(synthesis), "synthesis_waves": synthesis_waves(synthesis)}
     # A page with a script of its own, make_NAME_page.py, has its tables from there.
     own = {
         script.stem.removeprefix("make_").removesuffix("_page")
@@ -56,6 +60,34 @@ def sweep_gain(records: list[Path]) -> str:
                 ]
             )
     return lay_out(headings, [False, *[True] * 5], lines, "markdown")
+
+
+def synthesis_steps(record: dict[str, Any]) -> str:
+    """Returns the table of steps at a full cache, a line a way to attend, kind of cache and batch."""
+    headings = ["attention", "cache", "texts", "ms a step", "tokens/s", "cache read, TB/s", "device", "commit"]
+    lines = [
+        [
+            *(step["attention"], step["cache"], f"{step['batch']:,}", f"{step['ms_per_step']:.1f}"),
+            *(f"{step['tokens_per_s']:,.0f}", f"{step['read_bytes_per_s'] / 1e12:.2f}"),
+            *(record["device"], (record["git_commit"] or "unknown")[:7]),
+        ]
+        for step in record["steps"]
+    ]
+    return lay_out(headings, [False, False, *[True] * 4, False, False], lines, "markdown")
+
+
+def synthesis_waves(record: dict[str, Any]) -> str:
+    """Returns the table of whole batches of texts: what was written and kept, and how fast."""
+    headings = ["batch", "texts", "dropped", "tokens written", "tokens kept", "written a second", "kept a second"]
+    lines = [
+        [
+            *(str(number), f"{wave['texts']:,}", f"{sum(wave['dropped'].values()):,}"),
+            *(f"{wave['made_tokens']:,}", f"{wave['kept_tokens']:,}"),
+            *(f"{wave['made_tokens_per_s']:,.0f}", f"{wave['kept_tokens_per_s']:,.0f}"),
+        ]
+        for number, wave in enumerate(record["waves"]["waves"], 1)
+    ]
+    return lay_out(headings, [False, *[True] * 6], lines, "markdown")
 
 
 def main() -> None:

@@ -78,7 +78,7 @@ def test_kernels_page_is_current():
 
 
 def test_gpu_page_is_current():
-    module = script("make_gpu_page")
+    module = script("make_gpu_kernels_page")
     assert module.PAGE.read_text(encoding="utf-8") == module.filled_page(), "run `make docs`"
 
 
