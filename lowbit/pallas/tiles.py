@@ -1,7 +1,9 @@
 """How the work of a product is cut: what each program of the grid computes, and which cut was fastest where.
 
-The table `tiles_h100.json` holds the fastest of all candidates, as `benchmarks.gpu_tiles` timed them on an H100: what
-limits the kernel changes with width and tokens, from memory to unpacking to tensor cores, and no formula was found.
+The table `tiles_h100.json` is for an H100: what limits the kernel changes with width and tokens, from memory to
+unpacking to tensor cores, and no formula was found. For one token at 1 to 4 bits it holds the fastest of all
+candidates, as `benchmarks.gpu_tiles` timed them. For more tokens that search is still to run: there it holds one tile
+for each number of tokens, and that of more tokens where this was faster.
 """
 
 import functools
@@ -57,14 +59,19 @@ def power_of_two(number: int) -> int:
 
 
 def tile_for(w: GpuWeight, tokens: int) -> Tile:
-    """Returns the tile of the most similar product in the table, fitted to this one."""
+    """Returns the tile of the most similar product in the table, fitted to this one.
+
+    A number of tokens that the table lacks takes the tile of a larger one, which does all that and more in a time that
+    is known; that of a smaller one says nothing about it.
+    """
     tokens = power_of_two(tokens)
+    wide_enough = [row for row in table() if row.tokens >= min(tokens, MAX_TOKENS)]
 
     def distance(row: Measured) -> float:
         wider = abs(math.log2(row.tokens / tokens)) + 10 * (row.bits != w.bits)
         return wider + abs(math.log2(row.n / w.n)) + abs(math.log2(row.k / w.k))
 
-    return fitted(min(table(), key=distance).tile, w.blocks, tokens)
+    return fitted(min(wide_enough, key=distance).tile, w.blocks, tokens)
 
 
 def fitted(tile: Tile, blocks: int, tokens: int) -> Tile:

@@ -120,9 +120,10 @@ def test_a_layer_is_read_from_its_stack():
             np.testing.assert_array_equal(got, pallas.matmul(x, layer, implementation))
 
 
-def test_splits_add_up():
+@pytest.mark.parametrize("b", [4, 16])  # fewer tokens than columns, and as many
+def test_splits_add_up(b):
     w = tensor(2, 2048, groups=4)
-    x = tokens(16, 2048)
+    x = tokens(b, 2048)
     exact, bound = exact_and_bound(x, w)
     got = pallas.matmul(x, pallas.from_tensor(w), "interpreted", Tile(16, 1, 2, 2, splits=2))
     assert (np.abs(np.asarray(got) - exact) <= bound).all()
@@ -167,6 +168,16 @@ def test_tiles_of_the_table_fit_every_product():
                 tile = tiles.tile_for(w, b)
                 assert w.blocks % (tile.slices * tile.splits) == 0
                 assert tile.slices * tiles.power_of_two(b) <= max(tiles.WIDEST, tiles.power_of_two(b))
+
+
+def test_tokens_that_were_not_timed_take_the_tile_of_more(monkeypatch):
+    """Of two that are as near, and of a nearer one with fewer tokens; more than the most take that of the most."""
+    times = {1: Tile(8, 1, 1, 2), 4: Tile(16, 1, 2, 2), 16: Tile(32, 1, 4, 2), 64: Tile(64, 1, 8, 2)}
+    rows = tuple(tiles.Measured(2, number, 64, 2048, tile) for number, tile in times.items())
+    monkeypatch.setattr(tiles, "table", lambda: rows)
+    w = jax.eval_shape(lambda: _laid_out(2, 2048))
+    for b, taken in ((1, 1), (2, 4), (3, 4), (4, 4), (5, 16), (8, 16), (17, 64), (64, 64), (100, 64)):
+        assert tiles.tile_for(w, b) == times[taken], b
 
 
 def _laid_out(bits, k):
