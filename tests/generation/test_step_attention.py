@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 from lowbit.errors import ConfigError, QuantizerError
 from lowbit.generation.cache import CACHE_KINDS, cache_kind, empty_cache
@@ -82,8 +83,11 @@ def test_the_kernel_reads_the_layer_and_the_slots_that_it_is_asked_for():
             np.testing.assert_allclose(mixed[0, :, g], expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 def test_the_kernel_is_lowered_for_a_gpu():
     """Into the Triton language, all of it: the last step before the GPU's own compiler."""
+    # jax 0.11 and later ask which GPU it is for.
+    gpu = AbstractMesh((1,), ("x",), abstract_device=AbstractDevice("NVIDIA H100 80GB HBM3", None, "gpu"))
     for kind in ("bfloat16", "int8"):
         cache = empty_cache(CFG, cache_kind(kind), jnp.zeros(1, jnp.int32), CAPACITY)
         queries = jnp.ones((1, 2, 3, 16), jnp.bfloat16)
@@ -91,7 +95,8 @@ def test_the_kernel_is_lowered_for_a_gpu():
         def attend(queries, cache):
             return by_kernel(queries, cache.keys, cache.values, jnp.int32(0), jnp.int32(70), False)
 
-        lowered = jax.jit(attend).trace(queries, cache).lower(lowering_platforms=("cuda",))
+        with use_abstract_mesh(gpu):
+            lowered = jax.jit(attend).trace(queries, cache).lower(lowering_platforms=("cuda",))
         assert "step_attention" in lowered.as_text()
 
 
