@@ -16,7 +16,10 @@ def draw(record: dict[str, Any]) -> dict[str, Figure]:
 
 
 def over_bits(record: dict[str, Any]) -> Figure:
-    """One token: microseconds over bits per weight, a panel a shape, with what copying as many bytes would take."""
+    """One token: microseconds over bits per weight, a panel a shape, with what copying as many bytes would take.
+
+    A second line has the start of a kernel besides, which is part of every product.
+    """
     shapes = record["plan"]["shapes"]
     figure, drawn = panels(len(shapes))
     for axes, (k, n) in zip(drawn, shapes, strict=True):
@@ -26,6 +29,8 @@ def over_bits(record: dict[str, Any]) -> Figure:
         bits = [row["bits"] for row in plain]
         copying = [1e6 * row["bytes"] / copy_rate(record) for row in plain]
         axes.plot(bits, copying, color=theme.MUTED.light, linestyle=":", label="copying as many bytes")
+        with_start = [time + 1e6 * record["launch"]["seconds"] for time in copying]
+        axes.plot(bits, with_start, color=theme.MUTED.light, linestyle="--", label="and starting a kernel")
         axes.plot(bits, [1e6 * r["seconds"] for r in plain], color=theme.BLUE.light, marker="o", label="product")
         axes.set_title(f"{n} x {k}, one token")
         axes.set_xlabel("bits per weight")
@@ -56,8 +61,10 @@ def over_batch(record: dict[str, Any]) -> Figure:
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.xaxis.set_major_formatter(mticker.FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_major_locator(mticker.LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(mticker.FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.yaxis.set_minor_formatter(mticker.NullFormatter())
     drawn[0].set_ylabel("microseconds")
-    drawn[0].legend(frameon=False)
+    handles, names = drawn[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
     return figure

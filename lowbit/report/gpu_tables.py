@@ -57,24 +57,27 @@ def machine(record: dict[str, Any], form: Form) -> str:
 
 
 def one_token(record: dict[str, Any], form: Form) -> str:
-    """Products with one token: time, share of copying, and speed against XLA's bfloat16."""
-    headings = ["outputs x inputs", "engine", "weights", "µs", "best", "MB", "of copying", "to bfloat16"]
+    """Products with one token: time, share of copying with and without the kernel's start, speed against bfloat16."""
+    headings = ["outputs x inputs", "engine", "weights", "µs", "best", "MB", "of copying", "less start", "to bfloat16"]
     lines = []
     for row in record["products"]:
         if row["batch"] != 1:
             continue
-        share = size = "–"
+        share = less_start = size = "–"
         if "bytes" in row:
             size = f"{row['bytes'] / 1e6:.1f}"
-            share = f"{row['bytes'] / row['seconds'] / copy_rate(record):.0%}"
+            copying = row["bytes"] / copy_rate(record)
+            working = row["seconds"] - record["launch"]["seconds"]
+            share = f"{copying / row['seconds']:.0%}"
+            less_start = f"{copying / working:.0%}" if working > 0 else "–"
         lines.append(
             [
                 *(f"{row['n']} x {row['k']}", row["engine"], weights(row)),
-                *(f"{1e6 * row['seconds']:.1f}", f"{1e6 * row['best']:.1f}", size, share),
+                *(f"{1e6 * row['seconds']:.1f}", f"{1e6 * row['best']:.1f}", size, share, less_start),
                 f"{against_bfloat16(record, row):.1f}x",
             ]
         )
-    return lay_out(headings, [False] * 3 + [True] * 5, lines, form)
+    return lay_out(headings, [False] * 3 + [True] * 6, lines, form)
 
 
 def batches(record: dict[str, Any], form: Form) -> str:
@@ -91,6 +94,8 @@ def batches(record: dict[str, Any], form: Form) -> str:
 
 def decoding(record: dict[str, Any], form: Form) -> str:
     """Whole models: steps and tokens/s of decoding, and bytes of the weights."""
+    if not record["decoding"]:
+        return "No whole model was timed in this run."
     headings = ["model", "weights", "sequences", "ms/step", "tokens/s", "to bfloat16", "weights, MB"]
     floats = {(row["model"], row["batch"]): row["seconds"] for row in record["decoding"] if row["kind"] == "bfloat16"}
     lines = [

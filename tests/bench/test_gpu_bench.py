@@ -66,6 +66,21 @@ def test_every_case_is_measured_beside_its_peer(tmp_path: Path) -> None:
     assert "2 bits, 128 a scale" in shown["gpu.one_token"]
     assert "500000.0" in shown["gpu.batches"]
     assert set(draw(record)) == {"bits", "batch"}
+    assert tables(record | {"decoding": []}, "plain")["gpu.decoding"] == "No whole model was timed in this run."
+
+
+def test_shares_of_copying_with_and_without_the_start_of_a_kernel() -> None:
+    """10 us for what copying takes 4 us, 2 us of them to start: 40 % and 50 %; no share of what took less than that."""
+    row = {"k": 512, "n": 64, "batch": 1, "engine": "xla", "bits": 16, "group": None, "activations": "bfloat16"}
+    times = ({"seconds": 10e-6, "best": 9e-6, "bytes": 4000}, {"seconds": 1e-6, "best": 1e-6, "bytes": 4000})
+    record = {
+        **{"device": "x", "jax_version": "0", "git_commit": None, "date": "2026-11-22", "decoding": []},
+        **{"copy": {"bytes": 1e9, "seconds": 1.0}, "launch": {"seconds": 2e-6}},
+        "products": [row | measured for measured in times],
+    }
+    lines = tables(record, "markdown")["gpu.one_token"].splitlines()[2:]
+    shares = [[cell.strip() for cell in line.split("|")][7:9] for line in lines]
+    assert shares == [["40%", "50%"], ["400%", "–"]]
 
 
 @pytest.mark.parametrize(("bits", "nbytes"), [(1, 64), (1.58, 128), (2, 128), (3, 192), (4, 256), (16, 1024)])
