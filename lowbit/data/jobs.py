@@ -39,9 +39,13 @@ class Job:
     def begin(self) -> tuple[dict[str, Written], dict[str, Any]]:
         """Returns what is written already, by part, and the notes beside it: nothing for a new job.
 
+        To be called by the folder's one writer: another may have finished it since it was looked at.
+
         Raises:
-          DataError: the folder was begun by another job, its record cannot be read, or a finished shard is gone.
+          DataError: the folder is finished or was begun by another job, its record cannot be read, or a finished shard
+            is gone.
         """
+        check_folder(self.folder)
         for half_written in self.folder.rglob(f".*{SUFFIX}"):
             half_written.unlink()
         place = self.folder / PROGRESS

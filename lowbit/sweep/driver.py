@@ -58,8 +58,12 @@ def run_sweep(
     place.check(points, resume)
     if resume and not dry_run:
         check_free(folder)
-    groups = make_groups([point for point in points if place.record(point) is None], _at_once(sweep))
-    layers = [_check(group) for group in groups]
+
+    def unfinished() -> tuple[list[Group], list[int]]:
+        groups = make_groups([point for point in points if place.record(point) is None], _at_once(sweep))
+        return groups, [_check(group) for group in groups]
+
+    groups, layers = unfinished()
     _announce(points, groups, say)
     if dry_run:
         return True
@@ -69,6 +73,8 @@ def run_sweep(
         place.write_summary(points, sweep, overrides, command)
 
     with sole_writer(folder):
+        if sum(len(group.points) for group in groups) != sum(place.record(point) is None for point in points):
+            groups, layers = unfinished()  # another sweep ended since they were looked at
         return _train(place, groups, layers, summarize, say)
 
 

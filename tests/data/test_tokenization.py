@@ -275,3 +275,23 @@ def test_two_jobs_do_not_write_to_one_folder(tmp_path, tokenizer):
     (tmp_path / "out" / NAME).write_text("of a process that was killed")
     tokenize(rows, tokenizer, tmp_path / "out")
     assert not (tmp_path / "out" / NAME).exists()
+
+
+def test_a_job_that_another_one_finished_meanwhile_is_left_alone(tmp_path, tokenizer):
+    """Sources are hashed between the first look at the folder and its lock, which takes minutes."""
+    out = tmp_path / "out"
+
+    class Overtaken(Rows):
+        def identity(self):
+            if not out.joinpath("manifest.json").exists():
+                tokenize([Rows("a", tuple(DOCUMENTS))], tokenizer, out)
+            return super().identity()
+
+    with pytest.raises(DataError, match=r"out is finished already\n  -> read it"):
+        tokenize([Overtaken("b", ("the cat",))], tokenizer, out, shard_tokens=7)
+    assert contents(out) == contents_of_a_new_folder(tmp_path, tokenizer)
+
+
+def contents_of_a_new_folder(tmp_path, tokenizer):
+    tokenize([Rows("a", tuple(DOCUMENTS))], tokenizer, tmp_path / "new")
+    return contents(tmp_path / "new")
