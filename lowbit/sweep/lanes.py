@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from lowbit.models.activations import range_variables
 from lowbit.train import sharding
 from lowbit.train.loop import evaluator
 from lowbit.train.objectives import nll_function
@@ -117,13 +118,14 @@ class _Starts:
     def __init__(self, experiment: Experiment):
         self._shardings = jax.tree.map(lambda leaf: leaf.sharding, _bare(experiment).abstract_state())
         self._places = sharding.variable_shardings(experiment.mesh, {"params": experiment.params})["params"]
-        self._compiled: dict[tuple[float, ...], Callable[[Tree, Tree | None], TrainState]] = {}
+        self._compiled: dict[tuple[float, ...], Callable[[Tree, Tree | None, Tree], TrainState]] = {}
 
     def make(self, experiment: Experiment) -> TrainState:
         widths = tuple(experiment.config.quant.layer_bits)
         if widths not in self._compiled:
             self._compiled[widths] = jax.jit(_bare(experiment).make_state, out_shardings=self._shardings)
-        state = self._compiled[widths](jax.device_put(experiment.params, self._places), experiment.scales)
+        params, ranges = jax.device_put(experiment.params, self._places), range_variables(experiment.ranges)
+        state = self._compiled[widths](params, experiment.scales, ranges)
         return dataclasses.replace(
             state, opt_state=with_peak(state.opt_state, experiment.config.optimizer.learning_rate)
         )

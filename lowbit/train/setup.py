@@ -79,13 +79,19 @@ class Experiment:
     scales: Tree | None = None
     ranges: Ranges = dataclasses.field(default_factory=dict)
 
-    def make_state(self, params: Tree, scales: Tree | None = None) -> TrainState:
-        """Returns the state before the first step, from float masters; pure, so it may be jitted."""
+    def make_state(self, params: Tree, scales: Tree | None = None, ranges: Tree | None = None) -> TrainState:
+        """Returns the state before the first step, from float masters; pure, so it may be jitted.
+
+        Args:
+          params: the masters.
+          scales: collection "quant"; None makes it of the masters.
+          ranges: `range_variables` of what was calibrated; None takes those of this experiment, as literals under jit.
+        """
         variables = {"params": start_masters(self.rules, params), **init_state(self.rules, params)}
         if scales is not None:
             variables["quant"] = scales
         frozen, trained = split({name: variables[name] for name in ("params", "quant")}, self.frozen)
-        grid = merge(variables["grid"], range_variables(self.ranges))
+        grid = merge(variables["grid"], range_variables(self.ranges) if ranges is None else ranges)
         constants = {"grid": grid, **frozen, **self.constants}
         return TrainState.create(trained, constants, self.optimizer)
 
@@ -110,7 +116,8 @@ class Experiment:
         made = {name: tree for name, tree in abstract.constants.items() if name not in self.constants}
         shardings = jax.tree.map(lambda leaf: leaf.sharding, dataclasses.replace(abstract, constants=made))
         places = sharding.variable_shardings(self.mesh, {"params": self.params})["params"]
-        state = jax.jit(bare.make_state, out_shardings=shardings)(jax.device_put(self.params, places), self.scales)
+        make = jax.jit(bare.make_state, out_shardings=shardings)
+        state = make(jax.device_put(self.params, places), self.scales, range_variables(self.ranges))
         return dataclasses.replace(state, constants=self._with_constants(abstract).constants | state.constants)
 
     def _with_constants(self, abstract: TrainState) -> TrainState:

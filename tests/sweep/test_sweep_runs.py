@@ -105,6 +105,23 @@ def test_lanes_start_with_the_scales_and_the_teacher_of_a_run(base, taught, tmp_
     assert not np.array_equal(*(flatten(state.params["quant"])[path] for state in (want, fresh)))
 
 
+@pytest.mark.parametrize("kind", ["alone", "together"])
+def test_every_lane_has_the_ranges_of_its_own_calibration(base, tmp_path, kind):
+    static = ("activations.bits=8", "activations.range=static", "activations.granularity=tensor")
+    points = make_points(Sweep(base, product({"seed": (0, 1)})), tmp_path, static)
+    experiments = [prepare(point.config) for point in points]
+    if kind == "alone":
+        lanes = Alone(experiments[0])
+        grids = [lanes.start([experiment]).constants["grid"] for experiment in experiments]
+    else:
+        both = Together(experiments[0], 2).start(experiments).constants["grid"]
+        grids = [jax.tree.map(lambda leaf, lane=lane: leaf[lane], both) for lane in (0, 1)]
+    found = [np.asarray(flatten(grid)["layers/mlp/down_proj/input/scale"]) for grid in grids]
+    for scale, experiment in zip(found, experiments, strict=True):
+        np.testing.assert_array_equal(scale, experiment.ranges["layers/mlp/down_proj"]["scale"])
+    assert not np.array_equal(*found)
+
+
 def test_points_log_what_their_loss_is_made_of(base, taught, tmp_path):
     folder = tmp_path / "sweep"
     assert run_sweep(Sweep(base, product({"seed": (0, 1)}), taught, points_at_once=2), folder)
