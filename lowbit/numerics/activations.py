@@ -76,7 +76,7 @@ def dynamic(
     `s = (2^(b-1) - 1) / (max|x| + 1e-6)`; min-max, `round((x - min) / (max - min + 1e-8) (2^b - 1))` steps above min,
     so that 0 is no level. Its gradient is zero at |x| >= 2, in absolute units, whatever the scale.
 
-    "channel" and "tensor" take the range of all tokens of a batch: one is then rounded by others, later ones too. They serve
+    "channel" and "tensor" take the range of all tokens of a batch: one is rounded by others, later ones too. They serve
     comparison; what writes text needs "token", or `static`.
 
     Args:
