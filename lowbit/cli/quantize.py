@@ -50,7 +50,7 @@ from lowbit.report.table import format_bytes, format_seconds
 from lowbit.strict_json import finite
 from lowbit.train.provenance import provenance
 from lowbit.train.run_folder import RunFolder
-from lowbit.train.sources import open_masters
+from lowbit.train.sources import open_masters, source_rounding
 
 RECORD = "quantization.json"
 """Of a folder, the record of how it was made; beside a packed file it is the file's name and `.json`."""
@@ -68,6 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     method, target, options = method_by_name(arguments.method), _target(arguments), _options(arguments)
     plan = Plan(method, target, options, None, _activations(arguments))
     _check_output(output, packs, plan, arguments)
+    _check_source(arguments)
     source = open_masters(arguments.source)
     plan = dataclasses.replace(plan, calibration=_calibration(arguments, plan, source))
     plan.check(source.cfg)
@@ -145,6 +146,29 @@ def _activations(arguments: argparse.Namespace) -> Activations | None:
     if estimate is not None and not found.is_static:
         raise UsageError(f"--activations {name} has no choice of --activation-range", "leave out --activation-range")
     return found
+
+
+def _check_source(arguments: argparse.Namespace) -> None:
+    """Refuses to lose silently how the activations of a source are rounded: its masters alone go on from here."""
+    source, rounding = arguments.source, source_rounding(arguments.source)
+    lost = [
+        f"{flag} (such as {flag} {example})"
+        for flag, example, given, had in (
+            ("--activations", "float", arguments.activations, rounding.inputs),
+            ("--kv-bits", "16", arguments.kv_bits, rounding.cache),
+        )
+        if had and given is None
+    ]
+    if lost:
+        raise UsageError(
+            f"{source} was made for {rounding.described()}, and quantize goes on from its weights alone",
+            f"say what takes the place of that: {' and '.join(lost)}",
+        )
+    if rounding and arguments.eval:
+        raise UsageError(
+            f"--eval compares with {source} in floats, and it was made for {rounding.described()}: no such model was",
+            "leave out --eval, and run `eval` on the source and on the result",
+        )
 
 
 def _check_output(output: Path, packs: bool, plan: Plan, arguments: argparse.Namespace) -> None:

@@ -9,11 +9,12 @@ import numpy as np
 from lowbit import formats
 from lowbit.config import ConfigDict
 from lowbit.errors import ConfigError
-from lowbit.llama import LlamaConfig
-from lowbit.llama.activations import ActivationRounding, from_meta
+from lowbit.llama import FLOAT_ACTIVATIONS, ActivationRounding, LlamaConfig
+from lowbit.llama.activations import from_meta
 from lowbit.models import pretrained
 from lowbit.models.layerwise import LayerSource, ModelInMemory, open_model
 from lowbit.models.pretrained import Pretrained
+from lowbit.train.activations import activation_rounding
 from lowbit.train.quantization import FLOAT
 from lowbit.train.run_folder import RunFolder
 from lowbit.train.state import Tree
@@ -92,20 +93,33 @@ def load_as_it_predicts(source: str) -> Pretrained:
       ConfigError: a run or packed file whose activations are rounded.
       LowbitError: as `load_masters`.
     """
-    path = Path(source).expanduser()
+    check_float_activations(source)
     if not is_run(source):
-        if path.is_file() and path.suffix != ".gguf":
-            packed = formats.read(path)
-            rounding, _ = from_meta(packed.meta, LlamaConfig.from_hf(packed.config, f"the config in {path}"))
-            _check_float_activations(source, rounding)
         return pretrained.load(source)
-    run = load_trained(path)
-    _check_float_activations(source, run.rounding)
+    run = load_trained(Path(source).expanduser())
     decoded = jax.jit(functools.partial(fake_quant, run.rules))(run.params, run.state)
     return Pretrained(run.cfg, jax.tree.map(np.asarray, decoded), run.tokenizer_files)
 
 
-def _check_float_activations(source: str, rounding: ActivationRounding) -> None:
+def source_rounding(source: str) -> ActivationRounding:
+    """Returns how the model of a source rounds its activations, without reading a weight; `load_masters` leaves it out.
+
+    Raises:
+      LowbitError: a run folder or packed file that cannot be read.
+    """
+    path = Path(source).expanduser()
+    if is_run(source):
+        config, _, _ = RunFolder(path).read()
+        return activation_rounding(config.activations)
+    if not path.is_file() or path.suffix == ".gguf":
+        return FLOAT_ACTIVATIONS
+    packed = formats.read(path)
+    return from_meta(packed.meta, LlamaConfig.from_hf(packed.config, f"the config in {path}"))[0]
+
+
+def check_float_activations(source: str) -> None:
+    """Raises ConfigError for a teacher whose activations are rounded: its weights alone are another model."""
+    rounding = source_rounding(source)
     if rounding:
         raise ConfigError(
             f"{source} was made for {rounding.described()}, and a teacher computes in floats",

@@ -64,6 +64,29 @@ def test_a_run_of_4_8_4_is_told_apart_from_one_of_its_weights(lowbit, train_argu
     assert done.status == 0, done.err
 
 
+@pytest.mark.parametrize("name", ["w4a4kv4", "w4a4kv4.lowbit"])
+def test_quantizing_again_does_not_lose_the_rounding_silently(lowbit, text, folder, tmp_path, name):
+    command = ("quantize", folder / name, "--method", "rtn", "--bits", 4, "-o", tmp_path / "again.lowbit")
+    for flags, missing in (
+        ((), "--activations (such as --activations float) and --kv-bits (such as --kv-bits 16)"),
+        (("--kv-bits", 8), "--activations (such as --activations float)"),
+        (("--activations", "int8-dynamic"), "--kv-bits (such as --kv-bits 16)"),
+    ):
+        done = lowbit(*command, *flags)
+        assert done.status == 2
+        assert f"{name} was made for 4-bit inputs, 4-bit keys and values, and quantize goes on from its" in done.err
+        assert f"say what takes the place of that: {missing}\n" in done.err
+    floats = ("--activations", "float", "--kv-bits", 16)
+    done = lowbit(*command, *floats, "--eval", text)
+    assert done.status == 2
+    assert "--eval compares with" in done.err
+    assert "no such model was\n  -> leave out --eval" in done.err
+    assert not list(tmp_path.iterdir())
+    done = lowbit(*command, *floats)
+    assert done.status == 0, done.err
+    assert "activations" not in formats.read(tmp_path / "again.lowbit").meta
+
+
 def test_a_file_with_another_rounding_is_not_the_trained_model(lowbit, train_arguments, folder, tmp_path):
     run = folder / "w4a4kv4"
     packed = formats.read(folder / "w4a4kv4.lowbit")
