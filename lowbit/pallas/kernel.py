@@ -85,7 +85,13 @@ def product(x: jax.Array, w: GpuWeight, tile: Tile, *, interpret: bool = False) 
 
 
 def product_int8(x: jax.Array, sums: jax.Array, w: GpuWeight, tile: Tile, *, interpret: bool = False) -> jax.Array:
-    """Returns x i8[b k] times the same, f32[b n]; sums over inputs with one scale are exact.
+    """Returns x i8[b k] times the same, f32[b n].
+
+    With one scale an output all sums are whole numbers, exact, and the scale is the only rounding after they become
+    float32. With groups the result is `sum_c scale[g(c)] * codes[c] + first * sum_g scale[g] * sums[g]`, where `codes`
+    are exact sums of codes times their distance over the planes c of a block that share the scale of group g, and
+    `first` is what code 0 stands for. Both sums over c and g are float32, and so is each of their terms: rounded when
+    a whole number is converted, when it is scaled, and when it is added.
 
     Args:
       x: activations.
@@ -95,7 +101,18 @@ def product_int8(x: jax.Array, sums: jax.Array, w: GpuWeight, tile: Tile, *, int
       interpret: compute without a GPU.
     """
     # Sums over some of the inputs are rounded to float32 when they leave a program: there is no split of exact ones.
-    return _call(x, w, sums, tile=tile._replace(splits=1), interpret=interpret)
+    tile = tile._replace(splits=1)
+    if w.groups == 1:
+        return _call(x, w, sums, tile=tile, interpret=interpret)
+    y = _call(x, w, None, tile=tile, interpret=interpret)
+    first = _first(w.levels, w.bits)
+    if first == 0:
+        return y
+    # Once for each scale, not for each part of its inputs: a group may be many blocks, and blocks may be filled up.
+    offset = jax.lax.dot_general(
+        *(sums.astype(jnp.float32), w.own(w.scale), _ALONG_LAST), precision=jax.lax.Precision.HIGHEST
+    )
+    return y + jnp.float32(first) * offset
 
 
 # A program of its own: what looks for loop invariants (flax's scan) drops an unused jit, and would keep a bare kernel.
@@ -111,9 +128,10 @@ def _call(x: jax.Array, w: GpuWeight, sums: jax.Array | None, *, tile: Tile, int
         )
     layer = [] if w.layer is None else [w.layer.astype(jnp.int32).reshape(1)]
     extra = [] if sums is None else [sums]
+    integer = x.dtype == jnp.int8
 
     def body(*refs: Any) -> None:
-        _kernel(shape, sums is not None, *refs)
+        _kernel(shape, integer, *refs)
 
     call = pl.pallas_call(
         body,
@@ -121,7 +139,7 @@ def _call(x: jax.Array, w: GpuWeight, sums: jax.Array | None, *, tile: Tile, int
         grid=(-(-w.n // tile.rows), tile.splits),
         compiler_params=plgpu.CompilerParams(num_warps=tile.warps, num_stages=tile.stages),
         interpret=interpret,
-        name=f"packed_{w.bits}_bits_{'int8' if sums is not None else 'bfloat16'}",
+        name=f"packed_{w.bits}_bits_{'int8' if integer else 'bfloat16'}",
     )
     result: jax.Array = call(*layer, x, *extra, w.scale, *w.words)
     return result if tile.splits == 1 else jnp.sum(result.reshape(tile.splits, b, w.n), axis=0)
@@ -131,7 +149,7 @@ def _kernel(shape: Shape, integer: bool, *refs: Any) -> None:
     *inputs, y_ref = refs
     layer = (inputs.pop(0)[0],) if shape.stacked else ()
     x_ref = inputs.pop(0)
-    sums_ref: Any = inputs.pop(0) if integer else None
+    sums_ref: Any = inputs.pop(0) if integer and shape.groups == 1 else None
     scale_ref, *word_refs = inputs
     tile, span, planes = shape.tile, shape.span, shape.planes
     m, columns = tile.rows * tile.slices, shape.columns
@@ -191,7 +209,7 @@ def _kernel(shape: Shape, integer: bool, *refs: Any) -> None:
             group = ((block + row % tile.slices) * (planes * span) + begin * span) // inputs_a_scale
             group = jnp.minimum(group, shape.groups - 1)
             if integer:
-                part = _levels_of(part, shape, _sums_of_columns(sums_ref, shape, token, slice_of, block, begin))
+                part = part * shape.levels.distance
             total = total + part.astype(jnp.float32) * scales(group, output)
         return total
 
@@ -206,7 +224,11 @@ def _kernel(shape: Shape, integer: bool, *refs: Any) -> None:
         inside_row = jnp.minimum(out_row, shape.n - 1)
         if integer:
             token_index = jnp.minimum(out_token, shape.b - 1)
-            y = _levels_of(y, shape, plgpu.load(sums_ref.at[token_index, jnp.zeros_like(token_index)]))
+            # Sums of codes times activations become sums of levels times activations, exactly.
+            offset = plgpu.load(sums_ref.at[token_index, jnp.zeros_like(token_index)]) * _first(
+                shape.levels, shape.bits
+            )
+            y = y * shape.levels.distance + offset
         y = y.astype(jnp.float32) * scales(jnp.zeros_like(inside_row), inside_row)
     place = (tile.rows, width)
     plgpu.store(
@@ -237,21 +259,9 @@ def _dots(decoded: list[jax.Array], activations: Any, planes: range, total: jax.
     return total
 
 
-def _levels_of(products: jax.Array, shape: Shape, sums: jax.Array) -> jax.Array:
-    """Sums of codes times activations become sums of levels times activations, exactly."""
-    first, distance = shape.levels
-    if shape.bits == 8:  # stored as int8
-        first += 128 * distance
-    return products * distance + sums * first
-
-
-def _sums_of_columns(
-    sums_ref: Any, shape: Shape, token: jax.Array, slice_of: jax.Array, block: Any, begin: int
-) -> jax.Array:
-    """Sums of the activations that a column holds in the planes of one scale, i32[1 columns]."""
-    token, slice_of = token.reshape(1, -1), slice_of.reshape(1, -1)
-    group = ((block + slice_of) * (shape.planes * shape.span) + begin * shape.span) // (shape.k // shape.groups)
-    return plgpu.load(sums_ref.at[token, jnp.minimum(group, shape.groups - 1)])
+def _first(levels: Affine, bits: int) -> int:
+    """What the whole number 0 stands for where codes are multiplied as int8."""
+    return levels.first + 128 * levels.distance if bits == 8 else levels.first  # bytes are stored as code - 128
 
 
 def _of_outputs(total: jax.Array, shape: Shape) -> tuple[jax.Array, int]:

@@ -1,8 +1,10 @@
 """Products with packed weights: the kernel for few tokens on a GPU, plain XLA for many and for all other devices.
 
 What equals what:
-- 8-bit activations: sums of whole numbers are exact everywhere, so kernel and XLA have the same integers, those of
-  `lowbit.kernels.reference.matmul_int8`, and with one scale an output the same bits.
+- 8-bit activations: sums of whole numbers are exact everywhere. With one scale an output kernel and XLA have the same
+  integers, those of `lowbit.kernels.reference.matmul_int8`, and the same bits. With groups XLA has the integers of each
+  group; the kernel those of the codes in each block of it, and adds what code 0 stands for once a group: both are
+  float32 sums of exact integers times scales, which differ by the rounding of their terms.
 - bfloat16 activations: levels are whole numbers, exact in bfloat16, and so is each product in float32; scales are
   applied to float32 sums. Kernel and XLA differ in the order of these sums alone.
 """
