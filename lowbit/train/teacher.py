@@ -15,7 +15,7 @@ from lowbit.distill.objectives import Mix
 from lowbit.errors import ConfigError, ModelError, TokenizerError, nearest
 from lowbit.llama import LlamaConfig
 from lowbit.models.pretrained import Pretrained
-from lowbit.train.sources import float_origin, load_as_it_predicts, load_masters, turns
+from lowbit.train.sources import check_float_activations, float_origin, load_as_it_predicts, load_masters, turns
 from lowbit.train.state import Tree
 from lowbit.tree import flatten, unflatten
 
@@ -100,8 +100,8 @@ def load_teacher(config: ConfigDict, student: Pretrained | None) -> Teacher:
       student: what `model.source` holds; None for a run from scratch.
 
     Raises:
-      ConfigError: hidden states are to be matched, and the student's or the teacher's were turned on their way here; or
-        as `float_origin`.
+      ConfigError: hidden states are to be matched, and the student's or the teacher's were turned on their way here;
+        the teacher's activations are rounded; or as `float_origin`.
       ModelError: the teacher's vocabulary has another size, or fewer positions than a training sequence.
       TokenizerError: both have a tokenizer, and a token is not the same in both.
       LowbitError: the teacher cannot be loaded.
@@ -117,6 +117,7 @@ def load_teacher(config: ConfigDict, student: Pretrained | None) -> Teacher:
     if settings.teacher:
         loaded = load_as_it_predicts(name)
     else:
+        check_float_activations(name)
         loaded = student if student is not None and name == config.model.source else load_masters(name)
     if student is not None:
         _check_vocabulary(name, loaded, student)

@@ -148,6 +148,16 @@ def test_a_teacher_keeps_float_activations(tiny_config, tmp_path):
     np.testing.assert_allclose(metrics["divergence"], 0, atol=1e-4)  # the teacher in bfloat16
 
 
+def test_a_run_with_rounded_activations_is_no_teacher_even_unnamed(tiny_config, tmp_path):
+    """Where the chain of runs ends is a float run, whose weights are no float model."""
+    settings = ("quant.method=float", "activations.bits=4", "data.valid=", "train.tokens=256")
+    run(tiny_config(*settings, f"run_folder={tmp_path / 'rounded'}"))
+    student = (f"model.source={tmp_path / 'rounded'}", "distill.weight=1.0")
+    for named in ((), (f"distill.teacher={tmp_path / 'rounded'}",)):
+        with pytest.raises(ConfigError, match=r"rounded was made for 4-bit inputs, and a teacher computes in floats"):
+            prepare(tiny_config(*student, *named))
+
+
 def test_a_packed_teacher_made_for_rounded_activations_is_refused(tiny_config, tmp_path):
     """Its weights alone would be another model."""
     kind = ActivationRounding((("layers/mlp/down_proj", InputRounding(8)),), None)
