@@ -115,7 +115,8 @@ class Generator:
 
         Raises:
           FormatError: a record of activations that cannot be read.
-          ModelError: a config of a family not supported, or tensors that cannot be run packed.
+          ModelError: a config of a family not supported, tensors that cannot be run packed, or inputs rounded by ranges
+            of a whole window.
           QuantizerError: a kind that the cache cannot hold.
           ConfigError: unknown activations or kernels, 8-bit activations for a model that rounds inputs otherwise, or
             a capacity below 1.
@@ -123,6 +124,7 @@ class Generator:
         check_activations(activations)
         cfg = LlamaConfig.from_hf(packed.config)
         rounding, _ = from_meta(packed.meta, cfg)
+        rounding.check_causal()
         if activations == "int8" and any(one != INT8 for _, one in rounding.inputs):
             raise ConfigError(
                 f"the model was made for {rounding.described()}, which 8-bit activations would round again",

@@ -25,6 +25,23 @@ LINEARS = tuple(
 
 CACHE_WIDTHS = (4, 8)
 
+INPUT_CHOICES: dict[str, tuple[Any, ...]] = {
+    "bits": tuple(range(2, 9)),
+    "symmetric": (False, True),
+    "granularity": ("token", "channel", "tensor"),
+    "range": ("dynamic", "static"),
+    "variant": ("fixed", "reference"),
+}
+"""What a field of `InputRounding` may be."""
+
+CACHE_CHOICES: dict[str, tuple[Any, ...]] = {
+    "bits": CACHE_WIDTHS,
+    "symmetric": (False, True),
+    "per_head": (False, True),
+    "rotated": (False, True),
+}
+"""What a field of the `CacheKind` of an `ActivationRounding` may be."""
+
 Ranges = Mapping[str, Mapping[str, NDArray[np.float32]]]
 """Calibrated state by path of the linear layer, `{"scale", "zero"}`, f32 [L 1 1] or [L 1 k]."""
 
@@ -157,7 +174,7 @@ def from_meta(meta: Mapping[str, Any], cfg: LlamaConfig) -> tuple[ActivationRoun
     """Returns how the activations of a packed model are rounded.
 
     Raises:
-      FormatError: a record of another form, or ranges that are not those of the model.
+      FormatError: a record of another form, of what nothing computes, or with ranges that are not those of the model.
     """
     if META_KEY not in meta:
         return FLOAT_ACTIVATIONS, {}
@@ -168,16 +185,37 @@ def from_meta(meta: Mapping[str, Any], cfg: LlamaConfig) -> tuple[ActivationRoun
             tuple((path, InputRounding(**inputs[path])) for path in LINEARS if path in inputs),
             None if cache is None else CacheKind(**cache),
         )
-        found = {
-            path: {key: np.asarray(values, np.float32) for key, values in own.items()} for path, own in ranges.items()
-        }
+        for one, choices in (*((one, INPUT_CHOICES) for _, one in rounding.inputs), (rounding.cache, CACHE_CHOICES)):
+            _check_choices({} if one is None else one._asdict(), choices)
+        with np.errstate(over="ignore"):  # an infinite scale is refused below
+            found = {
+                path: {key: np.asarray(values, np.float32) for key, values in own.items()}
+                for path, own in ranges.items()
+            }
         shapes = {path: {key: values.shape for key, values in own.items()} for path, own in found.items()}
         whole = not record and not inputs.keys() - set(LINEARS)
     except (AttributeError, KeyError, TypeError, ValueError, QuantizerError) as error:
         raise _unreadable(f"{type(error).__name__}: {error}") from error
+    static = [one for _, one in rounding.inputs if one.range == "static"]
+    if any(one.granularity == "token" or one.variant != "fixed" for one in static):
+        raise _unreadable("static ranges of tokens, or of LLM-QAT's code")
     if not whole or shapes != range_shapes(rounding, cfg):
         raise _unreadable("its parts do not fit the model")
+    if not all(_can_be(key, values) for own in found.values() for key, values in own.items()):
+        raise _unreadable("scales or zero points that cannot be")
     return rounding, found
+
+
+def _check_choices(fields: Mapping[str, Any], choices: Mapping[str, tuple[Any, ...]]) -> None:
+    for name, value in fields.items():
+        # 8.0 equals 8, and 1 equals True: neither is how it was written.
+        if value not in choices[name] or type(value) is not type(choices[name][0]):
+            raise ValueError(f"{name}={value!r}")
+
+
+def _can_be(key: str, values: NDArray[np.float32]) -> bool:
+    """Whether a calibration can have found this: finite scales of 0 or more, whole zero points."""
+    return bool(np.isfinite(values).all() and (values >= 0 if key == "scale" else values == np.rint(values)).all())
 
 
 def _unreadable(why: str) -> FormatError:

@@ -133,6 +133,9 @@ def test_what_cannot_be_generated_is_refused(make):
     window = ActivationRounding((("layers/attn/q_proj", InputRounding(8, True, "channel")),))
     with pytest.raises(ModelError, match=r"inputs of layers/attn/q_proj are rounded by ranges of a whole window"):
         Generator.from_params(cfg, unflatten(unpack_params(cfg, packed)), rounding=window)
+    packed.meta.update(to_meta(window, {}))
+    with pytest.raises(ModelError, match=r"inputs of layers/attn/q_proj are rounded by ranges of a whole window"):
+        Generator.from_packed(packed)
     with pytest.raises(QuantizerError, match="cache cannot hold keys and values of 5 bits\n  -> choose 4 or 8"):
         ActivationRounding(cache=CacheKind(5))
     for damage in ({"inputs": {}}, {"inputs": {"x": {"bits": 8}}, "cache": None, "ranges": {}}, "int8"):

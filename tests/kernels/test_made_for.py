@@ -5,11 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from lowbit.errors import ModelError
+from lowbit.errors import FormatError, ModelError
 from lowbit.formats import PackedTensor
 from lowbit.kernels import Runtime
 from lowbit.llama import LINEARS, ActivationRounding, CacheKind, InputRounding, LlamaConfig
-from lowbit.llama.activations import INT8, from_meta, to_meta
+from lowbit.llama.activations import CACHE_CHOICES, INPUT_CHOICES, INT8, from_meta, to_meta
+from lowbit.numerics.activations import AXES, VARIANTS, WIDTHS
 
 TOKENS = np.array([[1, 7, 39, 0]])
 ALL = ActivationRounding(tuple((path, INT8) for path in LINEARS))
@@ -75,10 +76,51 @@ def _with_input_factors(tensor):
 def test_the_record_is_read_as_it_was_written(model):
     cfg = LlamaConfig.from_hf(model.config)
     static = ActivationRounding((("layers/mlp/down_proj", InputRounding(8, False, "channel", "static")),), CacheKind(8))
-    ranges = {"layers/mlp/down_proj": {key: np.full((2, 1, 32), 0.1, np.float32) for key in ("scale", "zero")}}
+    state = {key: np.full((2, 1, 32), value, np.float32) for key, value in (("scale", 0.1), ("zero", 3.0))}
+    ranges = {"layers/mlp/down_proj": state}
     assert from_meta({}, cfg) == (ActivationRounding(), {})
     again, found = from_meta(to_meta(static, ranges), cfg)
     assert again == static
     np.testing.assert_array_equal(found["layers/mlp/down_proj"]["zero"], ranges["layers/mlp/down_proj"]["zero"])
     assert to_meta(ActivationRounding(), {}) == {}
     assert again.described() == "8-bit inputs, 8-bit keys and values"
+
+
+def test_what_a_record_may_say_is_what_can_be_computed():
+    assert tuple(INPUT_CHOICES["bits"]) == tuple(WIDTHS)
+    assert set(INPUT_CHOICES["granularity"]) == set(AXES)
+    assert set(INPUT_CHOICES["variant"]) == set(VARIANTS)
+    assert INPUT_CHOICES.keys() == set(InputRounding._fields)
+    assert CACHE_CHOICES.keys() == set(CacheKind._fields)
+
+
+@pytest.mark.parametrize(
+    ("of", "changes", "told"),
+    [
+        ("inputs", {"bits": 9}, "bits=9"),
+        ("inputs", {"bits": 8.0}, "bits=8.0"),
+        ("inputs", {"symmetric": 1}, "symmetric=1"),
+        ("inputs", {"granularity": "foo"}, "granularity='foo'"),
+        ("inputs", {"range": "neither"}, "range='neither'"),
+        ("inputs", {"variant": ["fixed"]}, r"variant=\['fixed'\]"),
+        ("inputs", {"granularity": "token"}, "static ranges of tokens, or of LLM-QAT's code"),
+        ("inputs", {"variant": "reference"}, "static ranges of tokens, or of LLM-QAT's code"),
+        ("cache", {"bits": 8.0}, "bits=8.0"),
+        ("cache", {"rotated": "yes"}, "rotated='yes'"),
+        ("ranges", {"scale": [[[float("nan")]], [[1.0]]]}, "scales or zero points that cannot be"),
+        ("ranges", {"scale": [[[1e300]], [[1.0]]]}, "scales or zero points that cannot be"),
+        ("ranges", {"scale": [[[-1.0]], [[1.0]]]}, "scales or zero points that cannot be"),
+        ("ranges", {"zero": [[[0.5]], [[1.0]]]}, "scales or zero points that cannot be"),
+        ("ranges", {"zero": [[[float("inf")]], [[1.0]]]}, "scales or zero points that cannot be"),
+    ],
+)
+def test_records_that_nothing_could_compute_are_refused(model, of, changes, told):
+    cfg, path = LlamaConfig.from_hf(model.config), "layers/mlp/down_proj"
+    rounding = ActivationRounding(((path, InputRounding(8, False, "tensor", "static")),), CacheKind(8))
+    state = {"scale": np.zeros((2, 1, 1), np.float32), "zero": np.full((2, 1, 1), 3, np.float32)}
+    meta = to_meta(rounding, {path: state})
+    assert from_meta(meta, cfg)[0] == rounding  # a scale of 0 is that of inputs that were all 0
+    record = meta["activations"][of]
+    (record if of == "cache" else record[path]).update(changes)
+    with pytest.raises(FormatError, match=rf"how activations are rounded cannot be read \(.*{told}"):
+        from_meta(meta, cfg)
