@@ -82,7 +82,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
         raise OSError("disk full")
 
     monkeypatch.setattr("numpy.save", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(DataError, match=r"t\.npy cannot be written: disk full\n  -> check the path and the disk"):
         save_tokens(tmp_path / "t.npy", np.arange(9, dtype=np.uint16))
     assert [p.name for p in tmp_path.iterdir()] == ["t.npy"]
     assert len(np.load(tmp_path / "t.npy")) == 3
