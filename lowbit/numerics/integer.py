@@ -84,7 +84,9 @@ class IntegerLinear:
 
     def __call__(self, x: Int8[Array, "*b k"]) -> Int8[Array, "*b n"]:
         """Returns the codes of the outputs: nearest, ties upwards, saturated."""
-        return jnp.clip(rescale(self.sums(x), self.by) + self.out_zero, LOW, HIGH).astype(jnp.int8)
+        # Clipped before the zero point is added: next to a saturated int32 the sum would wrap.
+        steps = jnp.clip(rescale(self.sums(x), self.by), LOW - self.out_zero, HIGH - self.out_zero)
+        return (steps + self.out_zero).astype(jnp.int8)
 
 
 def integer_linear(kernel: QTensor, bias: NDArray[np.floating] | None, inputs: Codes, outputs: Codes) -> IntegerLinear:

@@ -119,6 +119,18 @@ def test_extreme_sums_neither_wrap_nor_lose_a_bit():
     assert linear(x).tolist() == [[127, -127], [-127, 126]]
 
 
+@pytest.mark.parametrize("zero", [5, -5, 127, -128])
+def test_outputs_beyond_32_bits_saturate_on_their_own_side(zero):
+    """Sums of 2^21 times 2^12 leave int32 before the zero point of the outputs is added."""
+    kernel = QTensor(jnp.full((2**14, 1), 255, jnp.uint8), jnp.ones((1, 1), jnp.float16), None, rtn(8).grid)
+    linear = integer_linear(kernel, None, Codes(1.0, 0), Codes(2.0**-12, zero))
+    x = np.stack([np.full(2**14, value, np.int8) for value in (-128, -1, 0, 1, 127)])
+    sums = 127 * x.astype(np.int64).sum(axis=-1, keepdims=True)
+    assert sums[-1] * 2**12 > LARGEST
+    expected = np.clip(sums * 2**12 + zero, -128, 127)
+    np.testing.assert_array_equal(linear(jnp.asarray(x)), expected)
+
+
 def dtypes_in(jaxpr):
     """Every dtype of every variable and constant, those of inner programs (jit, scan, cond) included."""
     found = {str(v.aval.dtype) for v in (*jaxpr.invars, *jaxpr.constvars) if hasattr(v.aval, "dtype")}
