@@ -140,7 +140,10 @@ def test_quantizing_keeps_what_the_cache_was_rounded_to(lowbit, save_model, fold
     [
         (("--activations", "int8"), "unknown --activations 'int8'\n  -> give int8-dynamic"),
         (("--activations", "int8-static"), "int8-static needs calibration\n  -> take int8-dynamic, or calibrate by"),
-        (("--activations", "int9-dynamic"), "activations cannot be rounded to 9 bits"),
+        (("--activations", "int9-dynamic"), "--activations int9-dynamic: no integers of 9 bits\n  -> take 2 to 8 bits"),
+        (("--activations", "int16-dynamic"), "--activations int16-dynamic: no integers of 16 bits\n  -> take 2 to 8"),
+        (("--activations", "int08-dynamic"), "unknown --activations 'int08-dynamic'\n  -> give int8-dynamic"),
+        (("--kv-bits", "16-minmax"), "--kv-bits 16-minmax: 16 leaves keys and values as they are\n  -> give 16 alone"),
         (("--kv-bits", "3"), "the cache cannot hold keys and values of 3 bits\n  -> choose 4 or 8"),
         (("--kv-bits", "4-max"), "unknown form 'max' of --kv-bits 4-max\n  -> give a width alone, or 4-minmax"),
         (("--kv-bits", "four"), "--kv-bits is an int, which 'four' is not"),
