@@ -68,7 +68,7 @@ def measure_gpu(plan: GpuPlan, peer: Peer | None = None, progress: Progress = pr
     if not kernel_runs_here():
         raise KernelError(
             f"the default device, {jax.devices()[0].device_kind}, is no GPU that the kernel is made for",
-            "run it on an NVIDIA GPU of compute capability 9.0 or more, with jax[cuda13]",
+            "run it on an NVIDIA GPU of compute capability 9.0 to below 12.0, with jax[cuda13]",
         )
     return measure_anywhere(plan, peer, progress)
 

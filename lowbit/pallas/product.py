@@ -23,13 +23,21 @@ from lowbit.pallas.weight import GpuWeight, codes_of
 Implementation = Literal["auto", "kernel", "interpreted", "xla"]
 """What multiplies; "interpreted" is the kernel run by jax.numpy, which is for tests."""
 HOPPER = 9.0
-"""Compute capability from which on the kernel is chosen: what it was measured on."""
+"""Compute capability from which on the kernel is chosen: that of an H100, what it was measured on."""
+SMALL_BLACKWELL = 12.0
+"""Compute capability from which on it is not: GPUs with less shared memory than its tiles were measured with."""
 
 
 def kernel_runs_here() -> bool:
-    """Returns whether the default device is a GPU that the kernel is made for."""
+    """Returns whether the default device is a GPU that the kernel is made for: compute capability 9.0 to below 12.0."""
     device = jax.devices()[0]
-    return device.platform == "gpu" and float(getattr(device, "compute_capability", "0")) >= HOPPER
+    if device.platform != "gpu":
+        return False
+    try:
+        capability = float(getattr(device, "compute_capability", "0"))
+    except ValueError:  # "gfx942": a GPU of another make, which runs under the same name of a platform
+        return False
+    return HOPPER <= capability < SMALL_BLACKWELL
 
 
 def matmul(x: jax.Array, w: GpuWeight, implementation: str = "auto", tile: Tile | None = None) -> jax.Array:
@@ -38,8 +46,7 @@ def matmul(x: jax.Array, w: GpuWeight, implementation: str = "auto", tile: Tile 
     Args:
       x: activations of any float dtype.
       w: weights.
-      implementation: "auto" is the kernel on a GPU of compute capability 9.0 or more for up to `MAX_TOKENS` tokens, XLA
-        otherwise.
+      implementation: "auto" is the kernel for up to `MAX_TOKENS` tokens where `kernel_runs_here`, XLA otherwise.
       tile: of the kernel; None takes what was measured to be good.
 
     Raises:

@@ -1,5 +1,7 @@
 """The GPU's kernel, run by jax.numpy, and its stand-in in plain XLA: what they mean, and what equals what."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -221,6 +223,26 @@ def test_a_sum_that_could_overflow_is_refused():
             jax.ShapeDtypeStruct((1, 1), jnp.float32),
             w,
         )
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "made_for"),
+    [
+        ("gpu", "8.9", False),
+        ("gpu", "9.0", True),
+        ("gpu", "10.3", True),
+        ("gpu", "12.0", False),  # a workstation's Blackwell, which has less shared memory
+        ("gpu", "gfx942", False),  # ROCm
+        ("gpu", None, False),
+        ("cpu", "9.0", False),
+    ],
+)
+def test_the_kernel_is_for_gpus_like_the_measured_one(monkeypatch, platform, capability, made_for):
+    device = SimpleNamespace(platform=platform)
+    if capability is not None:
+        device.compute_capability = capability
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    assert pallas.kernel_runs_here() is made_for
 
 
 def test_here_the_portable_product_is_chosen():
