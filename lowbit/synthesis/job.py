@@ -4,6 +4,8 @@ Texts are a pure function of the recipe, and which are kept of the texts before 
 shard ended reads from the shards what was kept, and writes the wave that it was killed in again.
 """
 
+import hashlib
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -22,11 +24,13 @@ from lowbit.data.tokenization import SHARD_TOKENS
 from lowbit.data.tokens import map_tokens
 from lowbit.errors import DataError, TokenizerError
 from lowbit.generation import Generator
+from lowbit.llama.activations import to_meta
 from lowbit.locks import sole_writer
 from lowbit.synthesis.duplicates import Duplicates
 from lowbit.synthesis.filters import REASONS, Filters
 from lowbit.synthesis.recipe import Recipe, special_tokens, start_tokens, texts
 from lowbit.synthesis.waves import Teacher, check_batch, make_teacher, write
+from lowbit.tree import flatten
 from lowbit.version import __version__
 
 PART = "all"
@@ -115,11 +119,13 @@ def synthesize(
             "recipe": recipe.identity(),
             "filters": vars(filters),
             "shard_tokens": shard_tokens,
-            # Another device, or number of them, sums in another order: other bytes.
+            # Another device, or number of them, or another compiler, sums in another order: other bytes.
             "computed": {
                 "dtype": generator.decoder.dtype,
                 "cache": generator.decoder.cache._asdict(),
+                "activations": _activations(generator),
                 "attention": attention,
+                "jax": jax.__version__,
                 "devices": f"{len(on)} x {on[0].device_kind}",
             },
         },
@@ -142,6 +148,17 @@ def synthesize(
         counts = {"texts": last + 1, "dropped": {reason: keeper.dropped[reason] for reason in REASONS}}
         job.finish({PART: shards}, [identity["sources"][0] | counts])
     return Manifest.read(folder)
+
+
+def _activations(generator: Generator) -> dict[str, str]:
+    """How the teacher rounds inputs, in words, and a hash of all of it, calibrated ranges included."""
+    rounding, ranges = generator.decoder.rounding, dict[str, dict[str, NDArray[np.float32]]]()
+    for path, leaf in flatten(generator.weights.layers["grid"]).items():
+        linear, _, key = path.rsplit("/", 2)
+        ranges.setdefault(linear, {})[key] = np.asarray(leaf)
+    record = json.dumps([generator.decoder.activations, to_meta(rounding, ranges)], sort_keys=True)
+    digest = hashlib.blake2b(record.encode(), digest_size=16).hexdigest()
+    return {"rounded": rounding.described(), "fingerprint": digest}
 
 
 class _Keeper:

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -16,6 +17,8 @@ from lowbit.data import Manifest, TextTokenizer, open_windows
 from lowbit.data.jobs import PROGRESS
 from lowbit.errors import ConfigError, DataError, TokenizerError
 from lowbit.generation import Generator, Sampling
+from lowbit.llama import ActivationRounding, InputRounding
+from lowbit.models.activations import range_variables
 from lowbit.synthesis import REASONS, Filters, Recipe, synthesize
 from lowbit.synthesis.recipe import special_tokens, start_tokens, texts
 
@@ -158,6 +161,33 @@ def test_another_job_does_not_go_on_with_a_folder(make, tmp_path, tokenizer_fold
     make(tmp_path / "done", dataclasses.replace(RECIPE, tokens=20))
     with pytest.raises(DataError, match="done is finished already"):
         make(tmp_path / "done", dataclasses.replace(RECIPE, tokens=20))
+
+
+def rounded(generator, scale, bits=8):
+    """The same weights, with inputs of one linear layer rounded by a static range."""
+    rounding = ActivationRounding((("layers/mlp/down_proj", InputRounding(bits, True, "tensor", "static")),))
+    grid = range_variables({"layers/mlp/down_proj": {"scale": np.full((2, 1, 1), scale, np.float32)}})
+    layers = generator.weights.layers | {"grid": grid}
+    return Generator(generator.decoder._replace(rounding=rounding), generator.weights._replace(layers=layers))
+
+
+def test_a_teacher_that_computes_otherwise_does_not_go_on_with_a_folder(make, generator, tmp_path, monkeypatch):
+    def kill(progress):
+        raise Killed
+
+    with pytest.raises(Killed):
+        make(tmp_path / "out", of=rounded(generator, 0.05), report=kill)
+    computed = json.loads((tmp_path / "out" / PROGRESS).read_text())["job"]["options"]["computed"]
+    assert computed["jax"] == jax.__version__
+    assert computed["activations"]["rounded"] == "8-bit inputs"
+    for other in (generator, rounded(generator, 0.06), rounded(generator, 0.05, bits=7)):
+        with pytest.raises(DataError, match="was begun by another job: other options"):
+            make(tmp_path / "out", of=other)
+    with pytest.raises(Killed):  # the same one goes on
+        make(tmp_path / "out", of=rounded(generator, 0.05), report=kill)
+    monkeypatch.setattr(jax, "__version__", "0.0.1")
+    with pytest.raises(DataError, match="was begun by another job: other options"):
+        make(tmp_path / "out", of=rounded(generator, 0.05))
 
 
 def test_an_empty_generation_is_an_error(make, tmp_path, monkeypatch):
