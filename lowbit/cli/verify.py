@@ -42,12 +42,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _same_activations(packed: PackedModel, cfg: LlamaConfig, model: Quantized) -> bool:
-    """Whether both round activations alike; of a model that was rounded, the file alone knows."""
+    """Whether nothing is known to round activations otherwise than the file; prints what was compared."""
     rounding, _ = from_meta(packed.meta, cfg)
+    if model.origin.kind == "pretrained":
+        # A float model rounds nothing, and the flags that the export was given are nowhere but in the record itself.
+        if rounding:
+            print(f"activations {rounding.described()}: not compared, as the file alone says how")
+        return True
     if not rounding and not model.rounding:
         return True
-    theirs = to_meta(model.rounding, model.ranges).get(META_KEY)
-    same = model.origin.kind == "pretrained" or packed.meta.get(META_KEY) == theirs
+    same = packed.meta.get(META_KEY) == to_meta(model.rounding, model.ranges).get(META_KEY)
     print(
         f"activations {rounding.described()}"
         + (": as trained" if same else f", and {model.origin.path} has {model.rounding.described()}: NOT as trained")

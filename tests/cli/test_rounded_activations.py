@@ -110,6 +110,10 @@ def test_plain_rounding_of_weights_activations_and_cache(lowbit, save_model, tex
     file = tmp_path / "w4a8.lowbit"
     done = lowbit("export", model, *flags, "--activations", "int8-dynamic", "-o", file)
     assert done.status == 0, done.err
+    done = lowbit("verify", file)
+    assert done.status == 0, done.err
+    assert "activations 8-bit inputs: not compared, as the file alone says how" in done.out
+    assert "as trained" not in done.out
     # Eight bits a token is what the integer path of the runtimes does, and they take it without being told.
     rounded = [nll(lowbit, file, text, tmp_path / f"{name}.json", "--backend", name) for name in ("jax", "numpy")]
     assert rounded[1] == pytest.approx(rounded[0], rel=1e-3)
