@@ -1,6 +1,7 @@
 """Executes the notebooks in the environment of this Python.
 
 `python scripts/run_notebooks.py` stores the outputs in the files; with `--check` it only sees to it that they run.
+Names choose some of them.
 """
 
 import argparse
@@ -36,11 +37,12 @@ def main() -> None:
     """Runs every notebook, and stores the outputs unless asked only to check."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="run them, but leave the files as they are")
-    check = parser.parse_args().check
-    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+    parser.add_argument("names", nargs="*", metavar="NAME", help="without .ipynb (default: all)")
+    options = parser.parse_args()
+    for path in [NOTEBOOKS / f"{name}.ipynb" for name in options.names] or sorted(NOTEBOOKS.glob("*.ipynb")):
         start = time.monotonic()
         notebook = execute(path)
-        if not check:
+        if not options.check:
             nbformat.write(notebook, path)
         print(f"{path.name}: {time.monotonic() - start:.0f} s", file=sys.stderr)
 

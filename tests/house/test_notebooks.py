@@ -12,11 +12,19 @@ ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-def test_notebooks_run():
+# A minute of training: as long as everything else of a file.
+SLOW = ("distillation",)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(path.stem, marks=[pytest.mark.slow] if path.stem in SLOW else []) for path in NOTEBOOKS],
+)
+def test_notebook_runs(name):
     # A process of its own: the kernel must not inherit what conftest sets for the tests of the package.
     ours = ("XLA_FLAGS", "MPLBACKEND", "JAX_COMPILATION", "JAX_PERSISTENT", "JAX_DISABLE")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
-    command = [sys.executable, str(ROOT / "scripts" / "run_notebooks.py"), "--check"]
+    command = [sys.executable, str(ROOT / "scripts" / "run_notebooks.py"), "--check", name]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
 
