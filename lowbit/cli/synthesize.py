@@ -1,25 +1,22 @@
 """`synthesize`: training text from a model."""
 
 import argparse
+import contextlib
 import re
-import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from lowbit import config as configs
 from lowbit.cli.commands import PROGRAM
 from lowbit.cli.generate_jax import CACHES
+from lowbit.cli.job_bar import JobBar
 from lowbit.cli.packed_file import open_model
 from lowbit.cli.sources import kind_of
 from lowbit.cli.tables import fields
-from lowbit.cli.tokenize import LOG_SECONDS
 from lowbit.cli.usage import UsageError
 from lowbit.data import Manifest, TextTokenizer
 from lowbit.export.packed import unpack_params
@@ -57,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     own = arguments.kv_bits is None and rounding.cache is not None
     cache = None if own else CACHES[arguments.kv_bits or str(8 * jnp.dtype(dtype).itemsize)]
     teacher = {"teacher": arguments.source, "fingerprint": fingerprint(flatten(params))}
-    with _Bar() as bar:
+    with contextlib.closing(_Bar()) as bar:
         manifest = synthesize(
             Generator.from_params(cfg, params, dtype=dtype, cache=cache, rounding=rounding, ranges=ranges),
             tokenizer,
@@ -103,40 +100,18 @@ def _teacher(source: str) -> tuple[LlamaConfig, Tree, Mapping[str, bytes], Activ
             return loaded.cfg, loaded.params, loaded.tokenizer_files, FLOAT_ACTIVATIONS, {}
 
 
-class _Bar:
-    """Tokens kept of all that are wanted, how many a second, and the time left, on stderr."""
+class _Bar(JobBar):
+    """Tokens kept of all that are wanted, how many a second, and the time left."""
 
     def __init__(self) -> None:
-        self.began = time.monotonic()
+        super().__init__("token")
         self.last: Progress | None = None
-        self._bar: tqdm[Any] | None = None
-
-    def __enter__(self) -> "_Bar":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
 
     def report(self, progress: Progress) -> None:
-        """Moves the bar; what a job finds done already is no part of its speed."""
-        if self._bar is None:
-            self._bar = tqdm(
-                total=progress.wanted,
-                initial=progress.kept - progress.new,
-                unit="token",
-                unit_scale=True,
-                dynamic_ncols=True,
-                mininterval=0.2 if sys.stderr.isatty() else LOG_SECONDS,
-            )
+        """Moves the bar."""
         self.last = progress
-        self._bar.set_postfix_str(f"{progress.new / self.seconds:,.0f} kept tokens/s", refresh=False)
-        self._bar.update(min(progress.kept, progress.wanted) - self._bar.n)
-
-    @property
-    def seconds(self) -> float:
-        """Since the job began."""
-        return time.monotonic() - self.began
+        done, found = min(progress.kept, progress.wanted), progress.kept - progress.new
+        self.move(done, progress.wanted, found=found, speed=f"{progress.new / self.seconds:,.0f} kept tokens/s")
 
 
 def _summary(folder: str, manifest: Manifest, bar: _Bar) -> str:

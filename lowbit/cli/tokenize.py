@@ -1,16 +1,13 @@
 """`tokenize`: text to token shards that training reads."""
 
 import argparse
-import sys
-import time
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from tqdm import tqdm
 
 from lowbit import config as configs
 from lowbit.cli.commands import PROGRAM
+from lowbit.cli.job_bar import JobBar
 from lowbit.cli.packed_file import open_model
 from lowbit.cli.sources import kind_of
 from lowbit.cli.tables import fields
@@ -18,9 +15,6 @@ from lowbit.data import Manifest, TextTokenizer, find_sources, tokenize
 from lowbit.data.tokenization import Progress
 from lowbit.models.tokenizer_files import load_tokenizer_files
 from lowbit.report.table import format_seconds
-
-LOG_SECONDS = 30.0
-"""Between two lines of progress where nobody watches, such as in the log of a cluster."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -33,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
         split=arguments.split,
         revision=arguments.revision,
     )
-    with _Bar() as bar:
+    with contextlib.closing(_Bar()) as bar:
         folders = tokenize(
             sources,
             tokenizer,
@@ -61,40 +55,18 @@ def _load(source: str, separator: str | None) -> TextTokenizer:
     return TextTokenizer.load(files, separator=wanted)
 
 
-class _Bar:
-    """Bytes read of all there are, tokens/s and the time left, on stderr."""
+class _Bar(JobBar):
+    """Bytes read of all there are, tokens/s and the time left."""
 
     def __init__(self) -> None:
-        self.began = time.monotonic()
+        super().__init__("B")
         self.last = Progress(0, 0, 0, 0, None)
-        self._bar: tqdm[Any] | None = None
-
-    def __enter__(self) -> "_Bar":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
 
     def report(self, progress: Progress) -> None:
-        """Moves the bar; what a job finds done already is no part of its speed."""
-        if self._bar is None:
-            self._bar = tqdm(
-                total=progress.size,
-                initial=progress.read,
-                unit="B",
-                unit_scale=True,
-                dynamic_ncols=True,
-                mininterval=0.2 if sys.stderr.isatty() else LOG_SECONDS,
-            )
+        """Moves the bar."""
         self.last = progress
-        self._bar.set_postfix_str(f"{progress.tokens / self.seconds:,.0f} tokens/s", refresh=False)
-        self._bar.update(progress.read - self._bar.n)
-
-    @property
-    def seconds(self) -> float:
-        """Since the job began."""
-        return time.monotonic() - self.began
+        speed = f"{progress.tokens / self.seconds:,.0f} tokens/s"
+        self.move(progress.read, progress.size, found=progress.read, speed=speed)
 
 
 def _summary(folders: Mapping[str, Path], done: Progress, seconds: float) -> str:
