@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, peak_memory
 from benchmarks.record import write_record
 from benchmarks.shapes import SHAPES
 from lowbit.generation import CACHE_KINDS, Decoder, Sampling, Weights, bytes_per_token, cache_kind, from_params, loop
@@ -139,7 +139,7 @@ def timed(run: Run, weights: Weights, repeats: int) -> dict[str, Any]:
         "ms_per_step": 1e3 * statistics.median(seconds) / steps,
         "seconds": seconds,
         "memory": _counted(program),
-        "peak_bytes_so_far": _peak(),
+        "peak_bytes_so_far": peak_memory(),
     }
 
 
@@ -257,12 +257,6 @@ def _device_memory() -> int | None:
     """Bytes that jax may take on the device; None where it does not say."""
     stated = jax.devices()[0].memory_stats()
     return None if stated is None else int(stated["bytes_limit"])
-
-
-def _peak() -> int | None:
-    """The most that this process has held so far; None where the device does not count."""
-    stated = jax.devices()[0].memory_stats()
-    return None if stated is None else int(stated["peak_bytes_in_use"])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

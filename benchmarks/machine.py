@@ -49,3 +49,9 @@ def matmul_peak(size: int, repeats: int, chain: int = 16) -> float:
         product(a, b).block_until_ready()
         seconds.append(time.perf_counter() - began)
     return chain * 2 * size**3 / statistics.median(seconds)
+
+
+def peak_memory() -> int | None:
+    """Returns the most bytes that the first device ever had in use in this process; None where it does not say."""
+    stats = jax.devices()[0].memory_stats()
+    return None if stats is None else int(stats["peak_bytes_in_use"])

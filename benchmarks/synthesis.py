@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.kv_cache import random_weights
-from benchmarks.machine import machine
+from benchmarks.machine import machine, peak_memory
 from benchmarks.record import write_record
 from benchmarks.shapes import SHAPES
 from lowbit.data import TextTokenizer
@@ -125,7 +125,7 @@ def timed(
         "seconds": seconds[1:],
         "cache_bytes": wave.cache.nbytes,
         "read_bytes_per_s": (wave.cache.nbytes + weights.nbytes) / step,
-        "peak_bytes_so_far": _peak(),
+        "peak_bytes_so_far": peak_memory(),
     }
 
 
@@ -142,7 +142,7 @@ def waves(options: argparse.Namespace, setting: dict[str, Any]) -> dict[str, Any
 
     def report(progress: Progress) -> None:
         clock.append(time.perf_counter())
-        found.append({"wall_s": clock[-1] - clock[-2], **progress._asdict(), "peak_bytes_so_far": _peak()})
+        found.append({"wall_s": clock[-1] - clock[-2], **progress._asdict(), "peak_bytes_so_far": peak_memory()})
         print(json.dumps(found[-1]), file=sys.stderr, flush=True)
         if len(found) == options.waves:
             raise _EnoughError
@@ -182,12 +182,6 @@ def _at(wave: Wave, tokens: int) -> Wave:
     """The wave as if every text had this many tokens."""
     length = jax.device_put(jnp.int32(tokens - 1), wave.cache.length.sharding)
     return wave._replace(cache=dataclasses.replace(wave.cache, length=length))
-
-
-def _peak() -> int | None:
-    """The most that this process has held so far; None where the device does not count."""
-    stated = jax.devices()[0].memory_stats()
-    return None if stated is None else int(stated["peak_bytes_in_use"])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,7 +1,6 @@
 """One case of the training benchmark: a method on a mesh, compiled and run by the project's own train step."""
 
 import dataclasses
-import functools
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -187,16 +186,3 @@ def time_steps(bench: Bench, seed: int, steps: int) -> Mapping[str, Any]:
     state, metrics = run_steps(bench, state, steps)
     bench.step_seconds.append((time.perf_counter() - began) / steps)
     return jax.device_get(metrics)
-
-
-@functools.cache
-def _device_stats_known() -> bool:
-    return jax.devices()[0].memory_stats() is not None
-
-
-def peak_memory() -> int | None:
-    """Returns the most bytes that the first device ever had in use in this process; None where it does not say."""
-    if not _device_stats_known():
-        return None
-    stats = jax.devices()[0].memory_stats()
-    return None if stats is None else int(stats["peak_bytes_in_use"])

@@ -23,11 +23,11 @@ from typing import Any
 
 import jax
 
-from benchmarks.machine import machine, matmul_peak
+from benchmarks.machine import machine, matmul_peak, peak_memory
 from benchmarks.op_times import op_seconds
 from benchmarks.record import write_record
 from benchmarks.shapes import SHAPES
-from benchmarks.train_cases import Bench, Case, case_config, make_bench, peak_memory, run_steps, time_steps
+from benchmarks.train_cases import Bench, Case, case_config, make_bench, run_steps, time_steps
 from lowbit.llama.flops import kernel_weights
 
 VARIANTS = ("float", "1", "1.58", "2", "3", "4", "2+distill")
