@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from lowbit.report import theme
 from lowbit.report.gpu_tables import copy_rate, weights
-from lowbit.report.kernel_figures import panels
+from lowbit.report.kernel_figures import draw_over_tokens, panels
 
 
 def draw(record: dict[str, Any]) -> dict[str, Figure]:
@@ -54,16 +54,8 @@ def over_batch(record: dict[str, Any]) -> Figure:
                 continue
             name = weights(row) if row["engine"] in ("lowbit", "xla") else f"{row['engine']}, {row['kind']}"
             lines.setdefault(name, {})[row["batch"]] = 1e6 * row["seconds"]
-        for colour, (name, times) in zip(theme.SERIES, lines.items(), strict=False):
-            axes.plot(list(times), list(times.values()), color=colour.light, marker="o", label=name)
-        axes.set_title(f"{n} x {k}")
-        axes.set_xlabel("tokens at a time")
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.xaxis.set_major_formatter(mticker.FuncFormatter(lambda value, _: f"{value:g}"))
+        draw_over_tokens(axes, f"{n} x {k}", lines)
         axes.yaxis.set_major_locator(mticker.LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(mticker.FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axes.yaxis.set_minor_formatter(mticker.NullFormatter())
     drawn[0].set_ylabel("microseconds")
     handles, names = drawn[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)

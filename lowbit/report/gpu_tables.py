@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lowbit.report.kernel_tables import Form, Row
+from lowbit.report.kernel_tables import Form, Row, by_tokens
 from lowbit.report.table import lay_out
 
 
@@ -82,14 +82,7 @@ def one_token(record: dict[str, Any], form: Form) -> str:
 
 def batches(record: dict[str, Any], form: Form) -> str:
     """Microseconds of products with more tokens."""
-    sizes = sorted({row["batch"] for row in record["products"]})
-    found: dict[tuple[str, str, str], dict[int, float]] = {}
-    for row in record["products"]:
-        key = f"{row['n']} x {row['k']}", row["engine"], weights(row)
-        found.setdefault(key, {})[row["batch"]] = row["seconds"]
-    headings = ["outputs x inputs", "engine", "weights", *(f"{size} tokens" for size in sizes)]
-    lines = [[*key, *(f"{1e6 * times[s]:.1f}" if s in times else "–" for s in sizes)] for key, times in found.items()]
-    return lay_out(headings, [False] * 3 + [True] * len(sizes), lines, form)
+    return by_tokens(record["products"], weights, 1, form)
 
 
 def decoding(record: dict[str, Any], form: Form) -> str:

@@ -1,5 +1,6 @@
 """The record of `bench cpu` as pictures: time against bits, and against tokens at a time."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,18 +58,23 @@ def over_batch(record: dict[str, Any]) -> Figure:
             name = weights(row) if row["engine"] == "lowbit" else f"{row['engine']}, {_kind(row)}"
             times = lines.setdefault(name, {})
             times[row["batch"]] = min(1e6 * row["seconds"], times.get(row["batch"], float("inf")))
-        for colour, (name, times) in zip(theme.SERIES, lines.items(), strict=False):
-            axes.plot(list(times), list(times.values()), color=colour.light, marker="o", label=name)
-        axes.set_title(f"{n} x {k}, {threads} threads")
-        axes.set_xlabel("tokens at a time")
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.xaxis.set_major_formatter(mticker.FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_major_formatter(mticker.FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axes.yaxis.set_minor_formatter(mticker.NullFormatter())
+        draw_over_tokens(axes, f"{n} x {k}, {threads} threads", lines)
     axes_of[0].set_ylabel("microseconds")
     axes_of[0].legend(frameon=False)
     return figure
+
+
+def draw_over_tokens(axes: Axes, title: str, lines: Mapping[str, Mapping[int, float]]) -> None:
+    """Draws microseconds over tokens at a time, both logarithmic: a line for each name, times by tokens."""
+    for colour, (name, times) in zip(theme.SERIES, lines.items(), strict=False):
+        axes.plot(list(times), list(times.values()), color=colour.light, marker="o", label=name)
+    axes.set_title(title)
+    axes.set_xlabel("tokens at a time")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.xaxis.set_major_formatter(mticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_major_formatter(mticker.FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.yaxis.set_minor_formatter(mticker.NullFormatter())
 
 
 def save(figure: Figure, path: Path) -> None:

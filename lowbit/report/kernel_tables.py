@@ -1,5 +1,6 @@
 """The record of `bench cpu` as tables."""
 
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from lowbit.report.table import lay_out
@@ -83,13 +84,21 @@ def batches(record: dict[str, Any], form: Form) -> str:
     """Microseconds of products with more tokens, on most threads."""
     most = max(record["plan"]["threads"])
     rows = [row for row in record["products"] if row["threads"] == most and row["engine"] != "reading"]
+    return by_tokens(rows, weights, 0, form)
+
+
+def by_tokens(rows: Sequence[Row], words: Callable[[Row], str], decimals: int, form: Form) -> str:
+    """Microseconds of products: a line for each shape, engine and weights (in `words`), a column for each batch."""
     sizes = sorted({row["batch"] for row in rows})
     found: dict[tuple[str, str, str], dict[int, float]] = {}
     for row in rows:
-        key = f"{row['n']} x {row['k']}", row["engine"], weights(row)
+        key = f"{row['n']} x {row['k']}", row["engine"], words(row)
         found.setdefault(key, {})[row["batch"]] = row["seconds"]
     headings = ["outputs x inputs", "engine", "weights", *(f"{size} tokens" for size in sizes)]
-    lines = [[*key, *(f"{1e6 * times[s]:,.0f}" if s in times else "–" for s in sizes)] for key, times in found.items()]
+    lines = [
+        [*key, *(f"{1e6 * times[size]:,.{decimals}f}" if size in times else "–" for size in sizes)]
+        for key, times in found.items()
+    ]
     return lay_out(headings, [False] * 3 + [True] * len(sizes), lines, form)
 
 
