@@ -82,7 +82,7 @@ def one_token(record: dict[str, Any], form: Form) -> str:
 
 def batches(record: dict[str, Any], form: Form) -> str:
     """Microseconds of products with more tokens."""
-    return by_tokens(record["products"], weights, 1, form)
+    return by_tokens(record["products"], weights, ".1f", form)
 
 
 def decoding(record: dict[str, Any], form: Form) -> str:

@@ -84,11 +84,14 @@ def batches(record: dict[str, Any], form: Form) -> str:
     """Microseconds of products with more tokens, on most threads."""
     most = max(record["plan"]["threads"])
     rows = [row for row in record["products"] if row["threads"] == most and row["engine"] != "reading"]
-    return by_tokens(rows, weights, 0, form)
+    return by_tokens(rows, weights, ",.0f", form)
 
 
-def by_tokens(rows: Sequence[Row], words: Callable[[Row], str], decimals: int, form: Form) -> str:
-    """Microseconds of products: a line for each shape, engine and weights (in `words`), a column for each batch."""
+def by_tokens(rows: Sequence[Row], words: Callable[[Row], str], number: str, form: Form) -> str:
+    """Microseconds of products: a line for each shape, engine and weights (in `words`), a column for each batch.
+
+    `number` is how one is formatted.
+    """
     sizes = sorted({row["batch"] for row in rows})
     found: dict[tuple[str, str, str], dict[int, float]] = {}
     for row in rows:
@@ -96,7 +99,7 @@ def by_tokens(rows: Sequence[Row], words: Callable[[Row], str], decimals: int, f
         found.setdefault(key, {})[row["batch"]] = row["seconds"]
     headings = ["outputs x inputs", "engine", "weights", *(f"{size} tokens" for size in sizes)]
     lines = [
-        [*key, *(f"{1e6 * times[size]:,.{decimals}f}" if size in times else "–" for size in sizes)]
+        [*key, *(f"{1e6 * times[size]:{number}}" if size in times else "–" for size in sizes)]
         for key, times in found.items()
     ]
     return lay_out(headings, [False] * 3 + [True] * len(sizes), lines, form)
