@@ -64,6 +64,10 @@ class Row(NamedTuple):
 STATIC = (("alpha", 0.75),)
 """Static ranges want more of the outliers in the weights than ranges by token do."""
 
+ORDERED = (("act_order", True), ("static_groups", True))
+ATTENDED = (("token_weights", "attention"),)
+"""Against the papers' even weights of tokens, which all other rows have."""
+
 ROWS = (
     Row("rounding, min-max", "rtn", "integer", 64, "max"),
     Row("rounding, percentile", "rtn", "integer", 64, "percentile"),
@@ -71,12 +75,17 @@ ROWS = (
     Row("rounding, zero point", "rtn", "zero_point", 64, "mse"),
     Row("ZeroQuant", "zeroquant", "zero_point", 64),
     Row("GPTQ", "gptq", "zero_point", 64),
-    Row("GPTQ, act order", "gptq", "zero_point", 64, None, (("act_order", True), ("static_groups", True))),
+    Row("GPTQ, act order", "gptq", "zero_point", 64, None, ORDERED),
+    Row("GPTQ, attended tokens", "gptq", "zero_point", 64, None, ATTENDED),
+    Row("GPTQ, act order, attended tokens", "gptq", "zero_point", 64, None, (*ORDERED, *ATTENDED)),
     Row("GPTQ, symmetric", "gptq", "integer", 64),
     Row("GPTQ, one scale a channel", "gptq", "integer", "channel"),
     Row("GPTQ, ParetoQ's grid a channel", "gptq", "paretoq", "channel"),
+    Row("GPTQ, ParetoQ's grid, attended tokens", "gptq", "paretoq", "channel", None, ATTENDED),
     Row("GPFQ", "gpfq", "zero_point", 64),
+    Row("GPFQ, attended tokens", "gpfq", "zero_point", 64, None, ATTENDED),
     Row("AWQ", "awq", "zero_point", 64),
+    Row("AWQ, attended tokens", "awq", "zero_point", 64, None, ATTENDED),
     Row("HQQ", "hqq", "float_zero", 64),
     Row("SmoothQuant, weights alone", "smoothquant", "zero_point", 64),
     Row("LLM.int8", "int8_outliers", "integer", "channel"),

@@ -125,6 +125,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         "damping": arguments.damping,
         "act_order": arguments.act_order or None,
         "static_groups": arguments.static_groups or None,
+        "token_weights": arguments.token_weights,
         "alpha": arguments.alpha,
         "threshold": arguments.threshold,
     }

@@ -57,6 +57,11 @@ QUANTIZE = Command(
         _argument("--damping", metavar="X", type=float, help="gptq: share of the mean diagonal (default: 0.01)"),
         _argument("--act-order", action="store_true", help="gptq: inputs of largest second moment first"),
         _argument("--static-groups", action="store_true", help="gptq: groups' scales from the weights at the start"),
+        _argument(
+            "--token-weights",
+            metavar="NAME",
+            help="gptq, gpfq, awq: what tokens count in moments: even (default), or half by the attention they get",
+        ),
         _argument("--alpha", metavar="X", type=float, help="smoothquant: share that weights take over (default: 0.5)"),
         _argument("--threshold", metavar="X", type=float, help="int8_outliers: magnitude of an outlier (default: 6)"),
         _argument("--eval", metavar="FILE", nargs="+", default=[], help="texts on which to compare before and after"),

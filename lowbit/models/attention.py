@@ -121,3 +121,26 @@ def causal_attention(
     # jax's own XLA path promotes 16-bit scores to float32 implicitly, which a caller may have forbidden.
     with jax.numpy_dtype_promotion("standard"):
         return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, implementation=implementation)
+
+
+def attention_received(q: jax.Array, k: jax.Array) -> jax.Array:
+    """Returns how much of all queries' attention each position gets: 1 on average, and more for a sink.
+
+      a[s] = mean over heads of sum over t >= s of softmax_s(q[t] k[s] / sqrt(h))
+
+    A position of little use to the text, most often the first, takes what the others need not attend to (attention
+    sinks, arXiv 2309.17453).
+
+    Args:
+      q: turned queries [b t heads h].
+      k: turned keys [b t kv_heads h].
+
+    Returns:
+      f32[b t]; each row sums to t.
+    """
+    b, t, heads, size = q.shape
+    grouped = q.astype(jnp.float32).reshape(b, t, k.shape[2], heads // k.shape[2], size)
+    scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k.astype(jnp.float32)) * size**-0.5
+    causal = jnp.tril(jnp.ones((t, t), bool))[None, None, None]
+    weights = jax.nn.softmax(jnp.where(causal, scores, -jnp.inf), axis=-1)
+    return jnp.mean(jnp.sum(weights, axis=-2), axis=(1, 2))

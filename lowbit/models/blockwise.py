@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from lowbit.llama import LlamaConfig
-from lowbit.models.attention import rotary_tables
+from lowbit.models.attention import attention_received, rotary_tables, rotate
 from lowbit.models.layers import Dense
-from lowbit.models.transformer import Block
+from lowbit.models.transformer import Block, Projections
 
 LINEAR_STAGES = (
     ("attn/q_proj/kernel", "attn/k_proj/kernel", "attn/v_proj/kernel"),
@@ -50,6 +50,24 @@ def linear_inputs(cfg: LlamaConfig, block: Mapping[str, Any], x: jax.Array) -> d
     with nn.intercept_methods(watch):
         _run(cfg, block, x)
     return inputs
+
+
+def received(cfg: LlamaConfig, block: Mapping[str, Any], x: jax.Array) -> jax.Array:
+    """Returns how much the layer attends to each position, f32[b t], 1 on average. Args: as `apply_block`."""
+    heads: list[tuple[jax.Array, jax.Array]] = []
+
+    def watch(function: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        found = function(*args, **kwargs)
+        if isinstance(context.module, Projections) and context.method_name == "project":
+            q, k, _ = found
+            heads.append((q, k))
+        return found
+
+    with nn.intercept_methods(watch):
+        _run(cfg, block, x)
+    ((q, k),) = heads
+    cos, sin = rotary_tables(cfg, x.shape[1])
+    return attention_received(rotate(q, cos, sin), rotate(k, cos, sin))
 
 
 def _run(cfg: LlamaConfig, block: Mapping[str, Any], x: jax.Array) -> jax.Array:

@@ -11,6 +11,7 @@ from lowbit.ptq.gptq import check_gptq, gptq_round
 from lowbit.ptq.hqq import hqq_round
 from lowbit.ptq.kmeans import kmeans_round
 from lowbit.ptq.method import Method, Options
+from lowbit.ptq.moments import TOKEN_WEIGHTS
 from lowbit.ptq.nearest import check_groups, nearest_round
 from lowbit.ptq.outliers import outlier_round
 from lowbit.ptq.target import Target
@@ -32,11 +33,18 @@ METHODS: dict[str, Method] = {
             gptq_round,
             _ANY_LEVELS,
             _RANGES,
-            options=("damping", "act_order", "static_groups"),
+            options=("damping", "act_order", "static_groups", "token_weights"),
             check=check_gptq,
         ),
-        Method("gpfq", gpfq_round, _ANY_LEVELS, _RANGES, follows_float=True),
-        Method("awq", awq_round, ("zero_point", "integer", "paretoq", "nf4", "power"), ("max",), fold=awq_fold),
+        Method("gpfq", gpfq_round, _ANY_LEVELS, _RANGES, follows_float=True, options=("token_weights",)),
+        Method(
+            "awq",
+            awq_round,
+            ("zero_point", "integer", "paretoq", "nf4", "power"),
+            ("max",),
+            fold=awq_fold,
+            options=("token_weights",),
+        ),
         Method(
             "smoothquant",
             nearest_round,
@@ -90,7 +98,8 @@ def check(method: Method, target: Target, options: Options, inputs: Sequence[int
       inputs: k of all kernels.
 
     Raises:
-      QuantizerError: a grid, a range or an option that the method has no use for, or a group that does not divide.
+      QuantizerError: a grid, a range or an option that the method has no use for, unknown weights of tokens, or a
+        group that does not divide.
     """
     if target.grid not in method.grids:
         raise QuantizerError(
@@ -99,6 +108,10 @@ def check(method: Method, target: Target, options: Options, inputs: Sequence[int
     if target.range not in method.ranges:
         raise QuantizerError(
             f"{method.name} has no choice of the range {target.range!r}", f"choose from {', '.join(method.ranges)}"
+        )
+    if options.token_weights not in TOKEN_WEIGHTS:
+        raise QuantizerError(
+            f"unknown weights {options.token_weights!r} of tokens", nearest(options.token_weights, TOKEN_WEIGHTS)
         )
     for k in sorted(set(inputs)):
         groups.check((k, 1), target.granularity)

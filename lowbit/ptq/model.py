@@ -20,7 +20,7 @@ from lowbit.ptq.gptq import check_valid
 from lowbit.ptq.layers import FinishedLayers, QuantizedKernel, QuantizedLayer
 from lowbit.ptq.method import Method, Options, Rounded
 from lowbit.ptq.methods import check
-from lowbit.ptq.moments import Moments, advance, moments, output_error
+from lowbit.ptq.moments import Moments, advance, attention_weights, moments, output_error
 from lowbit.ptq.target import Target
 from lowbit.train.quantization import EMBEDDING
 from lowbit.train.teacher import fingerprint
@@ -159,6 +159,7 @@ class _Walk:
         self.cfg, self.plan, self.devices = source.cfg, plan, devices
         self.hidden: jax.Array | None = None
         self.float_hidden: jax.Array | None = None
+        self.weights: jax.Array | None = None
         if plan.calibration is not None:
             embedding = source.outside(EMBEDDING)
             self.hidden = embedded(embedding, plan.calibration, devices)
@@ -169,6 +170,8 @@ class _Walk:
         """Returns one layer, quantized stage by stage."""
         method, target, options = self.plan.method, self.plan.target, self.plan.options
         flat = jax.device_put(original, self.devices.first)
+        if method.needs_data and options.token_weights == "attention":
+            self.weights = self.attention_weights(flat)
         if method.fold is not None:
             seen = {stage[0]: self.moments(stage[0], flat, flat) for stage in LINEAR_STAGES}
             flat = method.fold(flat, seen, target, options, self.cfg.num_heads == self.cfg.num_kv_heads)
@@ -187,15 +190,20 @@ class _Walk:
         layer = QuantizedLayer({path: np.asarray(leaf) for path, leaf in leaves.items()}, kernels)
         return dataclasses.replace(layer, inputs=self.input_states(layer))
 
+    def attention_weights(self, flat: dict[str, Any]) -> jax.Array:
+        """How much each token counts in a layer that is not quantized yet."""
+        assert self.hidden is not None
+        return attention_weights(self.cfg, jax.device_put(unflatten(flat), self.devices.everywhere), self.hidden)
+
     def moments(self, path: str, flat: dict[str, Any], float_flat: dict[str, Any]) -> Moments:
         """The moments of the inputs of one stage."""
         assert self.hidden is not None
         block = jax.device_put(unflatten(flat), self.devices.everywhere)
         if self.float_hidden is None:
-            found = moments(self.cfg, path, block, self.hidden)
+            found = moments(self.cfg, path, block, self.hidden, weights=self.weights)
         else:
             float_block = jax.device_put(unflatten(float_flat), self.devices.everywhere)
-            found = moments(self.cfg, path, block, self.hidden, float_block, self.float_hidden)
+            found = moments(self.cfg, path, block, self.hidden, float_block, self.float_hidden, self.weights)
         return jax.device_put(found, self.devices.first)
 
     def input_states(self, layer: QuantizedLayer) -> dict[str, dict[str, np.ndarray]]:

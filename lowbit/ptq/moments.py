@@ -8,13 +8,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lowbit.llama import LlamaConfig
-from lowbit.models.blockwise import apply_block, linear_inputs
+from lowbit.models.blockwise import apply_block, linear_inputs, received
 
 Hidden = Float[Array, "batches b t d"]
+Weights = Float[Array, "batches b t"]
+
+TOKEN_WEIGHTS = ("even", "attention")
+"""How much each token counts: all the same, or half by the attention that it gets (`attention_weights`)."""
 
 
 class Moments(NamedTuple):
-    """Of the inputs x [k] of a kernel, over all calibration tokens.
+    """Of the inputs x [k] of a kernel, over all calibration tokens; means may be weighted.
 
     The error of a rounded kernel on these inputs is `mean |x (w - w_hat)|^2 = trace((w - w_hat)^T gram (w - w_hat))`:
     no method needs the inputs themselves.
@@ -41,6 +45,7 @@ def moments(
     hidden: Hidden,
     float_block: Any = None,
     float_hidden: Hidden | None = None,
+    weights: Weights | None = None,
 ) -> Moments:
     """Returns the moments of the inputs of one kernel of a layer; one program a path serves all layers.
 
@@ -51,29 +56,47 @@ def moments(
       hidden: the layer's inputs; one batch is at work at a time.
       float_block: the layer of the float model, for `cross`; None where nobody asks.
       float_hidden: its inputs in the float model.
+      weights: how much each token counts, 1 on average; None where all count the same. Maxima are of all tokens.
     """
     k = jax.eval_shape(lambda x: linear_inputs(cfg, block, x)[path], hidden[0]).shape[-1]
     square, row = jnp.zeros((k, k), jnp.float32), jnp.zeros((k,), jnp.float32)
 
-    def add(total: Moments, batch: tuple[Any, Any]) -> tuple[Moments, None]:
+    def add(total: Moments, batch: tuple[Any, Any, Any]) -> tuple[Moments, None]:
         x = linear_inputs(cfg, block, batch[0])[path].reshape(-1, k).astype(jnp.float32)
+        counted = x if batch[2] is None else x * batch[2].reshape(-1, 1)
         cross = None
         if float_block is not None:
             y = linear_inputs(cfg, float_block, batch[1])[path].reshape(-1, k).astype(jnp.float32)
-            cross = total.cross + product(x.T, y)
-        magnitude = jnp.abs(x)
+            cross = total.cross + product(counted.T, y)
         return Moments(
-            total.gram + product(x.T, x),
+            total.gram + product(counted.T, x),
             cross,
-            total.mean_abs + jnp.sum(magnitude, axis=0),
-            jnp.maximum(total.max_abs, jnp.max(magnitude, axis=0)),
+            total.mean_abs + jnp.sum(jnp.abs(counted), axis=0),
+            jnp.maximum(total.max_abs, jnp.max(jnp.abs(x), axis=0)),
         ), None
 
     zero = Moments(square, None if float_block is None else square, row, row)
-    total, _ = jax.lax.scan(add, zero, (hidden, float_hidden))
+    total, _ = jax.lax.scan(add, zero, (hidden, float_hidden, weights))
     tokens = hidden.shape[0] * hidden.shape[1] * hidden.shape[2]
     cross = None if total.cross is None else total.cross / tokens
     return Moments(total.gram / tokens, cross, total.mean_abs / tokens, total.max_abs)
+
+
+@functools.partial(jax.jit, static_argnames=("cfg",))
+def attention_weights(cfg: LlamaConfig, block: Any, hidden: Hidden) -> Weights:
+    """Returns weights of tokens, half of them even and half by the attention that a token gets in this layer.
+
+    A layer's error at a position is felt wherever the position is attended to. Most of all that is the first one, the
+    sink of attention, with a key and a value like no other's: of even moments it is one token in a sequence, and
+    compensation for the others' errors ruins it. Source: attention concentration of RSQ (arXiv 2503.01820, which
+    weighs by attention alone; the even half here keeps the last tokens, which no others follow).
+
+    Args:
+      cfg: the model's sizes.
+      block: the layer.
+      hidden: its inputs.
+    """
+    return jax.lax.map(lambda x: 0.5 + 0.5 * received(cfg, block, x), hidden)
 
 
 @functools.partial(jax.jit, static_argnames=("cfg",), donate_argnames=("hidden",))

@@ -12,13 +12,14 @@ from lowbit.errors import DataError, QuantizerError, RunFolderError
 from lowbit.export import pack_model
 from lowbit.export.packed import unpack_params
 from lowbit.formats import write
-from lowbit.models.blockwise import LINEAR_STAGES, apply_block, linear_inputs
+from lowbit.models.attention import attention_received
+from lowbit.models.blockwise import LINEAR_STAGES, apply_block, linear_inputs, received
 from lowbit.models.layerwise import ModelInMemory
 from lowbit.models.pretrained import Pretrained
 from lowbit.models.transformer import Transformer
 from lowbit.ptq import METHODS, Activations, Calibration, Options, Plan, assemble, draw, make_target, pack_layers
 from lowbit.ptq import quantize_layers as on_all_devices
-from lowbit.ptq.moments import moments
+from lowbit.ptq.moments import attention_weights, moments, output_error
 from lowbit.tree import flatten, unflatten
 
 TOKENS = np.random.default_rng(7).integers(0, 40, (16, 24)).astype(np.int32)
@@ -64,6 +65,54 @@ def test_moments_are_those_of_the_inputs(model, block_of):
         np.testing.assert_allclose(found.cross, found.gram, **close)
         np.testing.assert_allclose(found.mean_abs, np.abs(x).mean(axis=0), rtol=1e-4)
         np.testing.assert_allclose(found.max_abs, np.abs(x).max(axis=0), rtol=1e-4)
+
+
+def test_attention_received_is_that_of_the_definition():
+    rng = np.random.default_rng(3)
+    q, k = rng.standard_normal((2, 6, 4, 8)), rng.standard_normal((2, 6, 2, 8))
+    expected = np.zeros((2, 6))
+    for row, query, head in np.ndindex(2, 6, 4):
+        scores = np.exp(k[row, : query + 1, head // 2] @ q[row, query, head] / np.sqrt(8))  # two heads read one key
+        expected[row, : query + 1] += scores / scores.sum() / 4
+    found = attention_received(jnp.asarray(q, jnp.float32), jnp.asarray(k, jnp.float32))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(found.sum(axis=1), 6.0, rtol=1e-5)
+
+
+def test_tokens_count_by_the_attention_that_they_get(model, block_of):
+    cfg, params = model
+    block = block_of(params, 0)
+    hidden = jnp.asarray(params["embed"]["embedding"][TOKENS.reshape(4, 4, 24)])
+    weights = attention_weights(cfg, block, hidden)
+    np.testing.assert_allclose(weights, np.stack([(1 + received(cfg, block, h)) / 2 for h in hidden]), rtol=1e-5)
+    np.testing.assert_allclose(weights.mean(), 1.0, rtol=1e-5)
+    path = "attn/v_proj/kernel"
+    x = np.stack([np.asarray(linear_inputs(cfg, block, h)[path], np.float64) for h in hidden]).reshape(-1, 32)
+    a = np.asarray(weights, np.float64).reshape(-1, 1)
+    found = moments(cfg, path, block, hidden, block, hidden, weights)
+    close = {"rtol": 1e-4, "atol": 1e-5 * np.square(x).max()}
+    np.testing.assert_allclose(found.gram, (a * x).T @ x / len(x), **close)
+    np.testing.assert_allclose(found.cross, found.gram, **close)
+    np.testing.assert_allclose(found.mean_abs, (a * np.abs(x)).mean(axis=0), rtol=1e-4)
+    np.testing.assert_allclose(found.max_abs, np.abs(x).max(axis=0), rtol=1e-4)
+
+
+def test_what_all_tokens_attend_to_errs_less_where_attention_counts(model, block_of):
+    cfg, params = model
+    tokens = np.where(np.arange(24) == 0, 0, 1 + TOKENS % 39)  # every query sees the first, which stands nowhere else
+    hidden = jnp.asarray(params["embed"]["embedding"][tokens])[None]
+    block, path = block_of(params, 0), "attn/v_proj/kernel"
+    w, first = block["attn"]["v_proj"]["kernel"], linear_inputs(cfg, block, hidden[0])[path][0, :1]
+    target = plan("gptq", bits=2).target
+    weights = {"even": None, "attention": attention_weights(cfg, block, hidden)}
+    errors = {}
+    for name, weight in weights.items():
+        seen = moments(cfg, path, block, hidden, weights=weight)
+        w_hat = METHODS["gptq"].round(path, w, seen, target, Options()).w_hat
+        errors[name] = float(jnp.sum(output_error(first.T @ first, w - w_hat)))
+    # It counts twice as much or more: 1/t + ... + 1/1 of t queries' attention is 3.8 of 24, where one even share is 1.
+    assert float(weights["attention"][0, :, 0].mean()) > 2.0
+    assert errors["attention"] < 0.8 * errors["even"]
 
 
 @pytest.mark.parametrize("name", ["smoothquant", "awq"])

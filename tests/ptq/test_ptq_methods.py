@@ -221,6 +221,12 @@ def test_clipping_lowers_the_error_of_outputs(kernel, seen):
         ("gptq", ("integer", 4, 5, "mse"), {}, "a group of 5 does not divide the 32 inputs"),
         ("gptq", ("integer", 4, 8, "mse"), {"act_order": True}, "act order would make groups of 8 inputs that do not"),
         ("gptq", ("integer", 4, 8, "mse"), {"damping": -1.0}, "a damping of -1"),
+        (
+            "gptq",
+            ("integer", 4, 8, "mse"),
+            {"token_weights": "atention"},
+            "unknown weights 'atention' of tokens\n  -> did you mean 'attention'",
+        ),
         ("smoothquant", ("integer", 4, 8, "mse"), {"alpha": 2.0}, "an alpha of 2"),
         ("product", ("vectors", 1, "channel", "max"), {}, "vectors of 8 weights do not divide 36 inputs"),
         ("residual", ("vectors", 2, "channel", "max"), {}, "vectors of 4 weights do not divide 34 inputs"),
