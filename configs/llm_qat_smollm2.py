@@ -11,8 +11,8 @@ Command: python -m lowbit train configs/llm_qat_smollm2.py:setting=4-8-4 --confi
 Hardware: one H100 with 80 GB.
 Time: 4-8-4 in 56 seconds of training (178,500 tokens/s, with a teacher).
 Expected: 4-8-4 on held-out text of the training tokens' sources, and on WikiText-2 valid, nats/token over 128 windows
-    each: 3.19 / 3.19; plain rounding 4.63 / 4.66; 4-16-16 with this recipe 3.14 / 3.13. 4-8-8, 8-8-8 and recipe=paper
-    have not been measured. Record: experiments/2026-11-22_smollm2_llm_qat.
+    each: 3.19 / 3.19; plain rounding 4.63 / 4.66; 4-16-16 with this recipe 3.14 / 3.13, 4-8-8 3.15 / 3.15, 8-8-8
+    3.09 / 3.04, and 4-8-4 with recipe=paper 3.61 / 3.61. Records: experiments/2026-11-22_smollm2_llm_qat, _widths.
 Variants: setting=W-A-KV, such as 8-8-8, 4-8-8, 4-8-4, 4-4-4, with 16 for what is not rounded; grid=paretoq|llmqat,
     learned scales or max|w| at every step; recipe=best|paper, where paper is the reference: the divergence alone, the
     grid llmqat, the reference code's rounding of activations, and keys before their rotation with one scale a token;

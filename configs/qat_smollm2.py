@@ -10,7 +10,9 @@ Time: 50 to 65 seconds of training (168,000 to 202,000 tokens/s, with a teacher)
 Expected: on held-out text of the training tokens' sources, and on WikiText-2 valid, nats/token over 128 windows each:
     4 bits 3.10 / 3.14, 3 bits 3.22 / 3.34, 2 bits 3.44 / 3.80, 1.58 bits 3.56 / 4.12, 1 bit 4.03 / 4.77. The float
     model (the Q4_1 file) starts at 3.30 / 3.16; fine-tuned on the same tokens it has 3.04 / 3.05. recipe=plain: 4 bits
-    3.11 / 3.23, 3 bits 3.23 / 3.68, 2 bits 3.63 / 4.43, 1.58 bits 3.83 / 4.76, 1 bit 5.25 / 6.70.
+    3.11 / 3.23, 3 bits 3.23 / 3.68, 2 bits 3.63 / 4.43, 1.58 bits 3.83 / 4.76, 1 bit 5.25 / 6.70. With 100 M tokens:
+    4 bits 2.96 / 3.13, 3 bits 3.06 / 3.25, 2 bits 3.23 / 3.55, 1.58 bits 3.28 / 3.69, 1 bit 3.59 / 4.11, float
+    2.95 / 3.17, in 8 minutes each (batches of 32; settings in experiments/2026-11-22_smollm2_100m_tokens).
     Records: experiments/2026-11-22_smollm2_hidden_states (1, 1.58 and 2 bits), _starts_and_rates (4 bits), _recipe
     (3 bits) and _qat (plain).
 Variants: bits=1|1.58|2|3|4; recipe=best|logits|plain, where logits has no hidden states in its loss (2 bits

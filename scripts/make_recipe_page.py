@@ -17,9 +17,19 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "recipe.md"
 PICTURE = ROOT / "docs" / "images" / "recipe.png"
 
-PLAIN, TEACHER, RECIPE, RATES, HIDDEN, ONEBIT = (
+PLAIN, TEACHER, RECIPE, RATES, HIDDEN, ONEBIT, LAST, GPTQ, LONG = (
     f"2026-11-22_smollm2_{name}"
-    for name in ("qat", "batch_and_teacher", "recipe", "starts_and_rates", "hidden_states", "onebit")
+    for name in (
+        "qat",
+        "batch_and_teacher",
+        "recipe",
+        "starts_and_rates",
+        "hidden_states",
+        "onebit",
+        "4_bits_and_1",
+        "gptq_starts",
+        "100m_tokens",
+    )
 )  # records, oldest first
 TEXTS = {"smollm2_val": "held-out text", "smollm2_wikitext2_valid": "WikiText-2"}
 
@@ -32,9 +42,12 @@ BEST_RUNS = {
     3.0: f"{RECIPE}/w3_kl.5",
     4.0: f"{RATES}/w4_flr.2_kl.2_lr5e-4",
 }
+LONG_RUNS = {bits: f"{LONG}/w{f'{bits:g}'.replace('.', '')}" for bits in WIDTHS}
+FLOAT_LONG = f"{LONG}/float"
 FLOAT_START, FLOAT_TUNED = f"{PLAIN}/float_start", f"{RECIPE}/float_finetuned_b16"
 
 _MIX = f"{TEACHER}/w2_b16_kl.5"
+TASKS = {"arc_easy": "ARC-easy", "piqa": "PIQA", "boolq": "BoolQ"}
 
 
 class Comparison(NamedTuple):
@@ -87,6 +100,12 @@ COMPARISONS = (
     Comparison("2 M tokens at 4 bits, then 8 M at 2", 2, _MIX, f"{RATES}/w2_progressive"),
     Comparison("rotated residual stream", 2, _MIX, f"{RATES}/w2_rotate"),
     Comparison("masters from GPTQ", 2, _MIX, f"{RATES}/w2_gptq"),
+    Comparison("masters and scales from GPTQ", 2, _MIX, f"{GPTQ}/w2_gptq"),
+    Comparison("masters and scales from GPTQ", 3, f"{RECIPE}/w3_kl.5", f"{GPTQ}/w3_gptq"),
+    Comparison("hidden states 0.05", 1, f"{RECIPE}/w1_b8_kl.7", f"{LAST}/w1_kl.7_h.05"),
+    Comparison("teacher 0.2 to 0.1", 4, BEST_RUNS[4.0], f"{LAST}/w4_kl.1"),
+    Comparison("teacher 0.2 to 0.1, batch 16 to 8", 4, BEST_RUNS[4.0], f"{LAST}/w4_kl.1_b8"),
+    Comparison("teacher 0.1, rates 4e-4 and 1.6e-4, b2 0.98", 4, BEST_RUNS[4.0], f"{LAST}/w4_kl.1_lr4e-4_flr.4_b2.98"),
 )
 
 
@@ -102,18 +121,31 @@ def _cell(run: str) -> str:
     return " / ".join(f"{value:.3f}" for value in nats(run))
 
 
+def _gap(run: str, reference: str) -> str:
+    return " / ".join(f"{a - b:+.3f}" for a, b in zip(nats(run), nats(reference), strict=True))
+
+
 def widths_table() -> str:
     """Returns each width's nats with the plain and the best recipe, and the distance to the fine-tuned float model."""
-    tuned = nats(FLOAT_TUNED)
     lines = []
     for bits in WIDTHS:
-        gap = " / ".join(f"{a - b:+.3f}" for a, b in zip(nats(BEST_RUNS[bits]), tuned, strict=True))
-        lines.append([f"{bits:g}", _cell(PLAIN_RUNS[bits]), _cell(BEST_RUNS[bits]), gap])
-    lines.append(["float, fine-tuned", "", _cell(FLOAT_TUNED), ""])
-    lines.append(["float, as it starts", "", _cell(FLOAT_START), ""])
-    return lay_out(
-        ["bits", "plain recipe", "best recipe", "to fine-tuned float"], [False, *[True] * 3], lines, "markdown"
-    )
+        best, long = BEST_RUNS[bits], LONG_RUNS[bits]
+        runs = [_cell(PLAIN_RUNS[bits]), _cell(best), _gap(best, FLOAT_TUNED), _cell(long), _gap(long, FLOAT_LONG)]
+        lines.append([f"{bits:g}", *runs])
+    lines.append(["float, fine-tuned", "", _cell(FLOAT_TUNED), "", _cell(FLOAT_LONG), ""])
+    lines.append(["float, as it starts", "", _cell(FLOAT_START), "", "", ""])
+    heads = ["bits", "plain recipe", "best recipe", "to fine-tuned float", "100 M tokens", "to fine-tuned float"]
+    return lay_out(heads, [False, *[True] * 5], lines, "markdown")
+
+
+def tasks_table() -> str:
+    """Returns the accuracies of the long runs on the zero-shot tasks, in per cent with their standard errors."""
+    lines = []
+    for label, run in {**{f"{bits:g}": run for bits, run in LONG_RUNS.items()}, "float": FLOAT_LONG}.items():
+        found = json.loads((ROOT / "experiments" / run / "tasks.json").read_text(encoding="utf-8"))["tasks"]
+        scores = [found[task]["metrics"]["acc"] for task in TASKS]
+        lines.append([label, *(f"{100 * score['value']:.1f} ±{100 * score['stderr']:.1f}" for score in scores)])
+    return lay_out(["bits", *TASKS.values()], [False, *[True] * len(TASKS)], lines, "markdown")
 
 
 def comparisons_table() -> str:
@@ -127,17 +159,18 @@ def comparisons_table() -> str:
 
 
 def draw() -> Figure:
-    """Draws nats/token against bits for both recipes, a panel a text, with the float models as lines."""
+    """Draws nats/token against bits for both recipes and budgets, a panel a text, with the float models as lines."""
     with theme.style():
         figure = Figure(figsize=(10.4, 4.4), layout="constrained")
         panels = figure.subplots(1, 2, sharey=True)
         for index, (panel, title) in enumerate(zip(panels, TEXTS.values(), strict=True)):
-            for runs, colour, name in ((PLAIN_RUNS, theme.VERMILLION, "plain"), (BEST_RUNS, theme.BLUE, "best")):
+            for runs, colour, name in (
+                (PLAIN_RUNS, theme.VERMILLION, "plain, 10 M tokens"),
+                (BEST_RUNS, theme.BLUE, "best, 10 M"),
+                (LONG_RUNS, theme.GREEN, "best, 100 M"),
+            ):
                 values = [nats(runs[bits])[index] for bits in WIDTHS]
-                panel.plot(WIDTHS, values, color=colour.light, marker="o", zorder=3)
-                panel.annotate(
-                    name, (WIDTHS[0], values[0]), (9, 4), textcoords="offset points", color=colour.light, weight="bold"
-                )
+                panel.plot(WIDTHS, values, color=colour.light, marker="o", zorder=3, label=name)
             for run, label, below in ((FLOAT_START, "float, as it starts", False), (FLOAT_TUNED, "fine-tuned", True)):
                 value = nats(run)[index]
                 panel.axhline(value, color=theme.SLATE.light, linewidth=1, linestyle=":" if below else "--")
@@ -154,13 +187,14 @@ def draw() -> Figure:
             panel.set_xticks(WIDTHS, [f"{bits:g}" for bits in WIDTHS])
             panel.set_xlabel("bits per weight of the layers' matrices")
             panel.margins(y=0.1)
+        panels[1].legend(frameon=False)
         panels[0].set_ylabel("nats per token (lower is better)")
     return figure
 
 
 def filled_page() -> str:
     """Returns docs/recipe.md with its tables brought up to date."""
-    tables = {"widths": widths_table(), "comparisons": comparisons_table()}
+    tables = {"widths": widths_table(), "tasks": tasks_table(), "comparisons": comparisons_table()}
     return fill_tables(PAGE.read_text(encoding="utf-8"), tables)
 
 
