@@ -35,7 +35,7 @@ from benchmarks.record import write_record
 from benchmarks.shapes import SHAPES
 from lowbit.data import TextTokenizer
 from lowbit.generation import CACHE_KINDS, Decoder, Generator, Sampling, Weights, bytes_per_token, cache_kind
-from lowbit.generation.step_attention import METHODS
+from lowbit.generation.step_attention import METHODS, chosen_method
 from lowbit.models import pretrained
 from lowbit.synthesis import Filters, Progress, Recipe, synthesize
 from lowbit.synthesis.recipe import texts
@@ -74,9 +74,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     weights = random_weights(cfg, options.dtype, options.seed)
     steps = []
     for attention, cache, batch in itertools.product(options.attentions, options.caches, options.batches):
-        decoder = Decoder(cfg, options.dtype, cache_kind(cache), "float32")
+        kind = cache_kind(cache)
+        method = chosen_method(attention, cfg, kind, options.dtype)
+        decoder = Decoder(cfg, options.dtype, kind, "float32", attention=method)
         setting = {"attention": attention, "cache": cache, "batch": batch}
-        steps.append(setting | timed(decoder, weights, attention, batch, options))
+        steps.append(setting | timed(decoder, weights, batch, options))
         print(json.dumps(steps[-1]), file=sys.stderr, flush=True)
     best = max((row for row in steps if "failed" not in row), key=lambda row: float(row["tokens_per_s"]))
     return {
@@ -94,17 +96,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def timed(
-    decoder: Decoder, weights: Weights, attention: str, batch: int, options: argparse.Namespace
-) -> dict[str, Any]:
+def timed(decoder: Decoder, weights: Weights, batch: int, options: argparse.Namespace) -> dict[str, Any]:
     """Returns milliseconds a step at the end of texts, with full caches; the error's name where it does not run."""
     recipe = Recipe(tokens=1, seed=options.seed, length=options.length, sampling=_sampling(options), batch=batch)
-    teacher = make_teacher(decoder, weights, np.zeros(decoder.cfg.vocab_size, bool), jax.devices()[:1], attention)
+    teacher = make_teacher(decoder, weights, np.zeros(decoder.cfg.vocab_size, bool), jax.devices()[:1])
     at = options.length - options.steps
     some = texts(recipe, range(decoder.cfg.vocab_size), 0, batch)
     draws = jax.tree.map(jnp.asarray, Draws(some.seeds, some.greedy))
     try:
-        wave = begin(decoder, attention, teacher.mesh, options.length, options.length, jnp.asarray(some.starts))
+        wave = begin(decoder, teacher.mesh, options.length, options.length, jnp.asarray(some.starts))
         seconds = []
         for _ in range(options.repeats + 1):
             wave = jax.block_until_ready(_at(wave, at))
@@ -133,7 +133,9 @@ def waves(options: argparse.Namespace, setting: dict[str, Any]) -> dict[str, Any
     """Returns what a model wrote and what of it was kept, wave by wave, in the setting of some steps."""
     loaded = pretrained.load(options.model)
     tokenizer = TextTokenizer.load(loaded.tokenizer_files, vocab_size=loaded.cfg.vocab_size)
-    generator = Generator.from_params(loaded.cfg, loaded.params, dtype=options.dtype, cache=setting["cache"])
+    generator = Generator.from_params(
+        loaded.cfg, loaded.params, dtype=options.dtype, cache=setting["cache"], attention=setting["attention"]
+    )
     recipe = Recipe(
         tokens=10**12, seed=options.seed, length=options.length, sampling=_sampling(options), batch=setting["batch"]
     )
@@ -150,7 +152,7 @@ def waves(options: argparse.Namespace, setting: dict[str, Any]) -> dict[str, Any
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(_EnoughError):
         synthesize(
             generator, tokenizer, Path(folder) / "out", recipe, Filters(), teacher={"teacher": options.model},
-            devices=jax.devices()[:1], attention=setting["attention"], report=report,
+            devices=jax.devices()[:1], report=report,
         )  # fmt: skip
     rows = [_difference(before, after) for before, after in zip([NOTHING, *found], found, strict=False)]
     return {"model": options.model, "setting": setting, "filters": dataclasses.asdict(Filters()), "waves": rows}

@@ -25,7 +25,7 @@ from lowbit.llama import FLOAT_ACTIVATIONS, ActivationRounding, LlamaConfig
 from lowbit.llama.activations import Ranges, from_meta
 from lowbit.models import pretrained
 from lowbit.report.table import format_seconds
-from lowbit.synthesis import Filters, Progress, Recipe, default_attention, synthesize
+from lowbit.synthesis import Filters, Progress, Recipe, synthesize
 from lowbit.train.teacher import fingerprint
 from lowbit.tree import flatten, unflatten
 from lowbit.tree.paths import Tree
@@ -54,16 +54,19 @@ def run(arguments: argparse.Namespace) -> int:
     own = arguments.kv_bits is None and rounding.cache is not None
     cache = None if own else CACHES[arguments.kv_bits or str(8 * jnp.dtype(dtype).itemsize)]
     teacher = {"teacher": arguments.source, "fingerprint": fingerprint(flatten(params))}
+    attention = arguments.attention or "auto"
+    generator = Generator.from_params(
+        cfg, params, dtype=dtype, cache=cache, attention=attention, rounding=rounding, ranges=ranges
+    )
     with contextlib.closing(_Bar()) as bar:
         manifest = synthesize(
-            Generator.from_params(cfg, params, dtype=dtype, cache=cache, rounding=rounding, ranges=ranges),
+            generator,
             tokenizer,
             Path(arguments.output).expanduser(),
             recipe,
             filters,
             teacher=teacher,
             shard_tokens=arguments.shard_tokens,
-            attention=arguments.attention or default_attention(),
             report=bar.report,
         )
     print(_summary(arguments.output, manifest, bar))

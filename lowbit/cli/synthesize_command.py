@@ -77,7 +77,8 @@ SYNTHESIZE = Command(
         _argument(
             "--attention",
             choices=("products", "sums", "kernel"),
-            help="how a token attends (default: sums on a GPU, else products); kernel: of NVIDIA GPUs",
+            help="how a token attends (default: kernel with bfloat16 on an H100 or alike that takes the model's heads, "
+            "else products)",
         ),
         _argument(
             "--separator", metavar="TOKEN", help="token after each text, or its id (default: the tokenizer's eos)"

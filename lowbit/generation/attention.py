@@ -10,8 +10,8 @@ class Operand(NamedTuple):
     """Keys or values of one layer.
 
     Attributes:
-      numbers: [b T kv_heads h] in the dtype of the products; whole numbers where there is a scale.
-      scale: f32[b T kv_heads] by which they are multiplied, or None.
+      numbers: [b kv_heads T h] in the dtype of the products; whole numbers where there is a scale.
+      scale: f32[b kv_heads T] by which they are multiplied, or None.
     """
 
     numbers: Any
@@ -34,23 +34,27 @@ def attention(queries: jax.Array, keys: Operand, values: Operand, visible: jax.A
       [b t heads h] in the dtype of the queries.
     """
     b, t, heads, h = queries.shape
-    kv_heads = keys.numbers.shape[2]
-    grouped = queries.reshape(b, t, kv_heads, heads // kv_heads, h)
-    scores = jnp.einsum("btngh,bsnh->bngts", grouped, keys.numbers, preferred_element_type=jnp.float32)
-    scores = scores * jnp.float32(h**-0.5)
+    kv_heads = keys.numbers.shape[1]
+    grouped = queries.reshape(b, t, kv_heads, heads // kv_heads, h).transpose(0, 2, 3, 1, 4)
+    scores = _products(grouped, keys.numbers, 1) * jnp.float32(h**-0.5)
     if keys.scale is not None:
-        scores = scores * _along_positions(keys.scale)
+        scores = scores * keys.scale[:, :, None, None, :]
     # A finite number, so that a row that fills up the batch, which sees nothing, stays finite too.
     scores = jnp.where(visible[:, None, None], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1)
     if values.scale is not None:
-        weights = weights * _along_positions(values.scale)
-    mixed = jnp.einsum(
-        "bngts,bsnh->btngh", weights.astype(queries.dtype), values.numbers, preferred_element_type=jnp.float32
-    )
-    return mixed.reshape(queries.shape).astype(queries.dtype)
+        weights = weights * values.scale[:, :, None, None, :]
+    mixed = _products(weights.astype(queries.dtype), values.numbers, 0)
+    return mixed.transpose(0, 3, 1, 2, 4).reshape(queries.shape).astype(queries.dtype)
 
 
-def _along_positions(scale: jax.Array) -> jax.Array:
-    """[b T kv_heads] as [b kv_heads 1 1 T], to meet scores."""
-    return scale.transpose(0, 2, 1)[:, :, None, None, :]
+def _products(some: jax.Array, held: jax.Array, axis: int) -> jax.Array:
+    """[b n g t k] times [b n m k] (axis 1) or [b n k m] (axis 0): f32[b n g t m].
+
+    What is held is on the right, and in the order of axes in which it lies. einsum would put it where it likes, and a
+    compiler then lays out the whole cache so.
+    """
+    rows = some.reshape(*some.shape[:2], -1, some.shape[-1])
+    dimensions = (((3,), (2 + axis,)), ((0, 1), (0, 1)))
+    product = jax.lax.dot_general(rows, held, dimensions, preferred_element_type=jnp.float32)
+    return product.reshape(*some.shape[:-1], -1)

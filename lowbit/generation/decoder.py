@@ -28,6 +28,7 @@ class Decoder(NamedTuple):
         "float32", as they are. Float matrices, and packed ones without `even_levels`, meet them as they are either way.
       rounding: how the model rounds the inputs of its linear layers, in front of whatever multiplies; of keys and
         values `cache` decides.
+      attention: how a single token attends: a name of `step_attention.METHODS`.
     """
 
     cfg: LlamaConfig
@@ -35,6 +36,7 @@ class Decoder(NamedTuple):
     cache: CacheKind
     activations: str
     rounding: ActivationRounding = FLOAT_ACTIVATIONS
+    attention: str = "products"
 
     def forward(self, weights: Weights, tokens: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
         """Returns (normed last states [b t d], cache) of tokens i32[b t] that follow those in the cache."""

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from lowbit.errors import ConfigError, DataError
 from lowbit.formats import PackedModel
 from lowbit.generation import loop
-from lowbit.generation.cache import KVCache, cache_kind
+from lowbit.generation.cache import KVCache
 from lowbit.generation.decoder import Decoder, check_activations
+from lowbit.generation.step_attention import chosen_method
+from lowbit.generation.stored import cache_kind
 from lowbit.generation.weights import Weights, from_packed, from_params
 from lowbit.kernels.sampling import Sampling
 from lowbit.llama import FLOAT_ACTIVATIONS, ActivationRounding, CacheKind, LlamaConfig
@@ -74,6 +76,7 @@ class Generator:
         dtype: DTypeLike = jnp.float32,
         cache: str | None = None,
         capacity: int | None = None,
+        attention: str = "auto",
         rounding: ActivationRounding = FLOAT_ACTIVATIONS,
         ranges: Ranges | None = None,
     ) -> "Generator":
@@ -85,16 +88,19 @@ class Generator:
           dtype: of activations and matmuls.
           cache: a name of `CACHE_KINDS`; None takes what `rounding` says, floats of 32 bits without.
           capacity: see the class.
+          attention: how a single token attends, see `step_attention.chosen_method`.
           rounding: how the model's activations are rounded.
           ranges: the calibrated ones that `rounding` asks for.
 
         Raises:
-          QuantizerError: a kind that the cache cannot hold.
+          QuantizerError: a kind that the cache cannot hold, or that the attention asked for cannot read.
           ModelError: inputs that are rounded by ranges of a whole window.
-          ConfigError: a capacity below 1.
+          ConfigError: a capacity below 1, or attention that is unknown or cannot take the model's heads.
         """
         rounding.check_causal()
-        decoder = Decoder(cfg, jnp.dtype(dtype).name, _kind(cache, rounding), "float32", rounding)
+        kind = _kind(cache, rounding)
+        method = chosen_method(attention, cfg, kind, dtype)
+        decoder = Decoder(cfg, jnp.dtype(dtype).name, kind, "float32", rounding, method)
         return cls(decoder, from_params(params, dtype, ranges), capacity)
 
     @classmethod
@@ -106,20 +112,22 @@ class Generator:
         cache: str | None = None,
         activations: str = "float32",
         kernels: str = "auto",
+        attention: str = "auto",
         capacity: int | None = None,
     ) -> "Generator":
         """Returns a generator of a packed model, whose codes stay packed on the device.
 
         Inputs of linear layers are rounded as the file says, and so are keys and values, unless `cache` names another
-        kind. `kernels` says what multiplies by the codes, see `weights.from_packed`.
+        kind. `kernels` says what multiplies by the codes, see `weights.from_packed`, and `attention` how a single token
+        attends, see `step_attention.chosen_method`.
 
         Raises:
           FormatError: a record of activations that cannot be read.
           ModelError: a config of a family not supported, tensors that cannot be run packed, or inputs rounded by ranges
             of a whole window.
-          QuantizerError: a kind that the cache cannot hold.
-          ConfigError: unknown activations or kernels, 8-bit activations for a model that rounds inputs otherwise, or
-            a capacity below 1.
+          QuantizerError: a kind that the cache cannot hold, or that the attention asked for cannot read.
+          ConfigError: unknown activations, kernels or attention, heads that the attention asked for cannot take, 8-bit
+            activations for a model that rounds inputs otherwise, or a capacity below 1.
         """
         check_activations(activations)
         cfg = LlamaConfig.from_hf(packed.config)
@@ -130,7 +138,9 @@ class Generator:
                 f"the model was made for {rounding.described()}, which 8-bit activations would round again",
                 "leave activations at float32: inputs are rounded as the file says",
             )
-        decoder = Decoder(cfg, jnp.dtype(dtype).name, _kind(cache, rounding), activations, rounding)
+        kind = _kind(cache, rounding)
+        method = chosen_method(attention, cfg, kind, dtype)
+        decoder = Decoder(cfg, jnp.dtype(dtype).name, kind, activations, rounding, method)
         return cls(decoder, from_packed(cfg, packed, dtype, kernels), capacity)
 
     def generate(

@@ -34,7 +34,7 @@ class Draws(NamedTuple):
 @functools.partial(jax.jit, static_argnames=("decoder", "capacity"))
 def start(decoder: Decoder, starts: jax.Array, capacity: int) -> KVCache:
     """Returns an empty cache for sequences whose first tokens will be at slots i32[b]."""
-    return empty_cache(decoder.cfg, decoder.cache, starts, capacity)
+    return empty_cache(decoder.cfg, decoder.cache, starts, capacity, decoder.attention)
 
 
 @functools.partial(jax.jit, static_argnames="decoder", donate_argnames="cache")

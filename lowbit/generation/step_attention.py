@@ -1,21 +1,24 @@
 """Attention of one new token a sequence over a long cache, which bytes alone limit: ways to read them once.
 
-A matrix product wants its operands laid out by heads. Turning a layer of the cache around reads it, writes it and reads
-it again, for a few queries a head. The ways here read the cache where it lies.
+Matrix products decode a layer of the cache, write it to memory and read it again, for a few queries a head. The ways
+here decode what they read where they use it.
 """
 
-import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
+from jax.typing import DTypeLike
 
-from lowbit.errors import ConfigError, QuantizerError, nearest
+from lowbit.errors import ConfigError, LowbitError, QuantizerError, nearest
 from lowbit.generation.attention import Operand
-from lowbit.generation.cache import KVCache, Stored
+from lowbit.generation.stored import Stored
+from lowbit.llama import CacheKind, LlamaConfig
+from lowbit.pallas import kernel_runs_here
+from lowbit.pallas.fields import HALFWORD, Affine, to_bfloat16
 
 METHODS = ("products", "sums", "kernel")
 """How a token attends: by matrix products as in prompts; by sums that XLA fuses with reading and decoding; by a Triton
@@ -23,187 +26,260 @@ kernel that reads filled slots alone, on an NVIDIA GPU."""
 
 QUERIES = 16
 """Rows of a tensor core's tile: the query heads that share a key, filled up with zeros."""
-SLOTS = 64
-"""Positions that the kernel reads together."""
+LEAST = 16
+"""Shortest side of a tensor core's tile, and so halfwords or floats of a head."""
+WIDEST = 256
+"""Numbers of a head: wider ones leave no registers for the sums of a tile."""
+PROGRAMS = 1024
+"""As many as keep the 132 processors of an H100 busy: fewer heads than that are cut along their slots."""
+SPLIT_SLOTS = 128
+"""Shortest piece that slots are cut into."""
 NEVER = float(jnp.finfo(jnp.float32).min)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class StepCache(KVCache):
-    """A cache whose sequences all begin at slot 0, and grow by a token at a time.
+class Tile(NamedTuple):
+    """How a program works.
 
     Attributes:
-      method: static.
+      slots: that it reads together.
+      warps: that share them.
+      stages: of reading ahead.
     """
 
-    method: str = dataclasses.field(default="products", metadata={"static": True})
-
-    def attend(self, layer: Any, queries: Any, keys: Any, values: Any) -> tuple[Any, KVCache]:
-        """Stores a token of a layer [b 1 kv_heads h] and mixes values for its queries [b 1 heads h]."""
-        if self.method == "products":
-            return super().attend(layer, queries, keys, values)
-        cache = dataclasses.replace(
-            self,
-            keys=self.keys.write(layer, self.length, keys),
-            values=self.values.write(layer, self.length, values),
-        )
-        b, _, heads, h = queries.shape
-        kv_heads = keys.shape[2]
-        grouped = queries.reshape(b, kv_heads, heads // kv_heads, h)
-        used = self.length + jnp.int32(1)
-        if self.method == "sums":
-            dtype = queries.dtype
-            mixed = by_sums(grouped, cache.read_keys(layer, dtype), cache.values.read(layer, dtype), used)
-        else:
-            mixed = by_kernel(grouped, cache.keys, cache.values, layer, used, jax.default_backend() == "cpu")
-        return mixed.reshape(queries.shape), cache
+    slots: int
+    warps: int
+    stages: int
 
 
-def step_cache(cache: KVCache, method: str) -> StepCache:
-    """Returns an empty cache as one that grows by single tokens.
+def chosen_method(name: str, cfg: LlamaConfig, kind: CacheKind, dtype: DTypeLike) -> str:
+    """Returns which of `METHODS` a name means for a model, a cache and a dtype of activations.
+
+    "auto" is the kernel for bfloat16 on a GPU that `lowbit.pallas` was made for, if it takes model and cache, and
+    products otherwise: those of float32 are as exact as jax is told to be, and tensor cores are not.
 
     Raises:
-      ConfigError: an unknown method.
-      QuantizerError: a cache that the kernel cannot read.
+      ConfigError: an unknown name, or heads that the kernel cannot take, if it was asked for.
+      QuantizerError: a cache that it cannot read, likewise.
     """
-    if method not in METHODS:
-        raise ConfigError(f"unknown attention {method!r}", nearest(method, METHODS))
-    kind = cache.keys.kind
-    if method == "kernel" and not (kind.rotated and kind.symmetric and kind.bits >= 8):
-        raise QuantizerError(
-            f"the kernel of attention cannot read keys and values of {kind.bits} bits held so",
-            "take floats or symmetric 8 bits, or another way to attend",
+    refused = kernel_refusal(cfg, kind)
+    if name == "auto":
+        return "kernel" if refused is None and jnp.dtype(dtype) == jnp.bfloat16 and kernel_runs_here() else "products"
+    if name not in METHODS:
+        raise ConfigError(f"unknown attention {name!r}", nearest(name, ("auto", *METHODS)))
+    if name == "kernel" and refused is not None:
+        raise refused
+    return name
+
+
+def kernel_refusal(cfg: LlamaConfig, kind: CacheKind) -> LowbitError | None:
+    """Returns why the kernel cannot serve a model with a cache, as an error to raise; None where it can."""
+    h, group = cfg.head_dim, cfg.num_heads // cfg.num_kv_heads
+    narrowest = LEAST * _planes(kind)
+    if not kind.rotated:
+        return QuantizerError(
+            "the kernel of attention cannot read keys that are turned when they are read",
+            "hold keys rotated, or take another way to attend",
         )
-    parts = {field.name: getattr(cache, field.name) for field in dataclasses.fields(cache)}
-    return StepCache(**parts, method=method)
+    if group > QUERIES or not narrowest <= h <= WIDEST or h & (h - 1):
+        return ConfigError(
+            f"the kernel of attention cannot take {group} queries a head of width {h} with a cache of {kind.bits} bits",
+            f"take up to {QUERIES} of a power of two from {narrowest} to {WIDEST}, or another way to attend",
+        )
+    return None
 
 
-def by_sums(queries: jax.Array, keys: Operand, values: Operand, used: jax.Array) -> jax.Array:
+def by_sums(queries: jax.Array, keys: Operand, values: Operand, start: jax.Array, used: jax.Array) -> jax.Array:
     """Attention by elementwise products and sums in float32.
 
     Args:
       queries: [b kv_heads g h].
-      keys: [b T kv_heads h], and their scales.
+      keys: [b kv_heads T h], and their scales.
       values: likewise.
-      used: i32[], slots that are seen.
+      start: i32[b], the first slot of each sequence.
+      used: i32[], slots that are in use; those before `start` are not seen.
 
     Returns:
       [b kv_heads g h] in the dtype of the queries.
     """
     wide = queries.astype(jnp.float32) * jnp.float32(queries.shape[-1] ** -0.5)
-    seen = (jnp.arange(keys.numbers.shape[1], dtype=jnp.int32) < used)[None, :, None]
+    slots = jnp.arange(keys.numbers.shape[2], dtype=jnp.int32)[None, :]
+    seen = ((slots < used) & (slots >= start[:, None]))[:, None, :]
     weights = []
     # One sum for each query of a group: alike but for the query, so that XLA can make them in one pass over the keys.
     for g in range(queries.shape[2]):
-        scores = jnp.sum(wide[:, None, :, g] * keys.numbers.astype(jnp.float32), axis=-1)
+        scores = jnp.sum(wide[:, :, g, None, :] * keys.numbers.astype(jnp.float32), axis=-1)
         if keys.scale is not None:
             scores = scores * keys.scale
-        shares = jax.nn.softmax(jnp.where(seen, scores, NEVER), axis=1)
+        shares = jax.nn.softmax(jnp.where(seen, scores, NEVER), axis=-1)
         weights.append(shares if values.scale is None else shares * values.scale)
     # Without the barrier, each exponential might be computed anew for all of the h numbers that it weighs.
     weights = jax.lax.optimization_barrier(weights)
-    mixed = [jnp.sum(share[..., None] * values.numbers.astype(jnp.float32), axis=1) for share in weights]
+    mixed = [jnp.sum(share[..., None] * values.numbers.astype(jnp.float32), axis=2) for share in weights]
     return jnp.stack(mixed, axis=2).astype(queries.dtype)
 
 
 # A program of its own: what looks for loop invariants (flax's scan) drops an unused jit, and would keep a bare kernel.
-@functools.partial(jax.jit, static_argnames=("interpret",))
+@functools.partial(jax.jit, static_argnames=("tile", "splits", "interpret"))
 def by_kernel(
-    queries: jax.Array, keys: Stored, values: Stored, layer: jax.Array, used: jax.Array, interpret: bool
+    queries: jax.Array,
+    keys: Stored,
+    values: Stored,
+    layer: jax.Array,
+    start: jax.Array,
+    used: jax.Array,
+    *,
+    tile: Tile | None = None,
+    splits: int | None = None,
+    interpret: bool,
 ) -> jax.Array:
-    """Attention by one program for each sequence and key-value head, with a running softmax (arXiv 2205.14135).
+    """Attention by programs for each sequence and key-value head, with a running softmax (arXiv 2205.14135).
+
+    Where those are few, the slots of each sequence are cut into pieces with a program each, whose results are mixed by
+    the shares that their scores have of all.
 
     Args:
-      queries: [b kv_heads g h].
+      queries: [b kv_heads g h], of heads that `kernel_refusal` lets pass.
       keys: of all layers.
       values: likewise.
       layer: i32[], which to read.
-      used: i32[], slots that are seen; no others are read.
+      start: i32[b], the first slot of each sequence.
+      used: i32[], slots that are in use; none of the others, nor of those before `start`, are read.
+      tile: None takes what suits the bytes of a slot.
+      splits: pieces; None takes as many as fill a GPU.
       interpret: runs the kernel's operations one by one, on any device.
 
     Returns:
       [b kv_heads g h] in the dtype of the queries.
-
-    Raises:
-      ConfigError: more than 16 queries a head, or heads whose width is no power of two of 16 or more.
     """
     b, kv_heads, g, h = queries.shape
-    if g > QUERIES or h < QUERIES or h & (h - 1):
-        raise ConfigError(
-            f"the kernel of attention cannot take {g} queries a head of width {h}",
-            f"take up to {QUERIES} of a power of two from {QUERIES} on, or another way to attend",
-        )
-    if beyond_signed_offsets(keys.codes.size, keys.codes.dtype.itemsize):
-        one = functools.partial(jax.lax.dynamic_index_in_dim, index=layer, keepdims=True)
-        keys, values = jax.tree.map(one, (keys, values))
-        layer = jnp.zeros_like(layer)
+    planes = _planes(keys.kind)
+    tile = _tile(keys) if tile is None else tile
+    if splits is None:
+        splits = max(1, min(-(-PROGRAMS // (b * kv_heads)), keys.codes.shape[3] // SPLIT_SLOTS))
     filled = jnp.pad(queries, ((0, 0), (0, 0), (0, QUERIES - g), (0, 0)))
-    scales = () if keys.scale is None else (keys.scale, values.scale)
+    by_plane = jnp.swapaxes(filled.reshape(b, kv_heads, QUERIES, planes, h // planes), 2, 3)
+    scales = [part for part in (keys.scale, values.scale, keys.zero, values.zero) if part is not None]
     call = pl.pallas_call(
-        functools.partial(_attend, keys.kind.per_head),
-        out_shape=jax.ShapeDtypeStruct(filled.shape, queries.dtype),
-        grid=(b, kv_heads),
-        compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=3),
+        functools.partial(_attend, keys.kind, tile, splits, interpret),
+        out_shape=(
+            jax.ShapeDtypeStruct((b, kv_heads, splits, *by_plane.shape[2:]), jnp.float32),
+            jax.ShapeDtypeStruct((b, kv_heads, splits, QUERIES), jnp.float32),
+        ),
+        grid=(b, kv_heads, splits),
+        compiler_params=plgpu.CompilerParams(num_warps=tile.warps, num_stages=tile.stages),
         interpret=interpret,
         name="step_attention",
     )
     place = jnp.stack([layer.astype(jnp.int32), used.astype(jnp.int32)])
-    mixed: jax.Array = call(place, filled, keys.codes, values.codes, *scales)
-    return mixed[:, :, :g]
+    mixed, weight = call(place, start, by_plane, keys.codes, values.codes, *scales)
+    shares = jax.nn.softmax(weight, axis=2)[:, :, :, None, :, None]
+    whole = jnp.swapaxes(jnp.sum(shares * mixed, axis=2), 2, 3).reshape(filled.shape)
+    return whole[:, :, :g].astype(queries.dtype)
 
 
-def beyond_signed_offsets(size: int, itemsize: int) -> bool:
-    """Whether an array has places that Pallas counts in 32 bits, and Triton with a sign: 2 to 4 G numbers of a byte.
+def _planes(kind: CacheKind) -> int:
+    """Codes of a halfword; floats are a plane of their own."""
+    return 1 if kind.bits >= HALFWORD else HALFWORD // kind.bits
 
-    A layer by itself is small enough then, at the price of a copy; larger arrays are counted in 64 bits.
+
+def _tile(stored: Stored) -> Tile:
+    """8 KiB of keys and as much of values are read together, which three stages keep coming; up to 128 slots."""
+    bytes_of_slot = stored.codes.shape[-1] * stored.codes.dtype.itemsize
+    slots = min(128, max(LEAST, 8192 // bytes_of_slot))
+    # Sums of a plane of 16 numbers are two tiles of tensor cores: more warps would make the same ones.
+    return Tile(slots, 2 if stored.codes.shape[-1] < 2 * LEAST else 4, 3)
+
+
+def _attend(
+    kind: CacheKind,
+    tile: Tile,
+    splits: int,
+    interpret: bool,
+    place_ref: Any,
+    start_ref: Any,
+    q_ref: Any,
+    k_ref: Any,
+    v_ref: Any,
+    *refs: Any,
+) -> None:
+    """One program, for a piece of the slots of a head of a sequence.
+
+    Queries are [b kv_heads planes 16 s], codes [L b kv_heads T s], scales and zeros beside them. Results are mixed
+    values [b kv_heads splits planes 16 s], and [b kv_heads splits 16] the logarithm of the sum of exponential scores.
     """
-    return size > 2**31 and size * itemsize <= 2**32
+    *scale_refs, o_ref, weight_ref = refs
+    row, head, split = (pl.program_id(axis) for axis in range(3))
+    layer, used, start = place_ref[0], place_ref[1], start_ref[row]
+    planes, _, span = q_ref.shape[2:]
+    queries = [q_ref[row, head, plane, :, :] for plane in range(planes)]
+    dtype = q_ref.dtype
+    root = jnp.float32((planes * span) ** -0.5)
+    absent: list[Any] = [None] * (4 - len(scale_refs))
+    key_scale, value_scale, key_zero, value_zero = [*scale_refs, *absent]
+    middle = 1 << (kind.bits - 1)
 
-
-def _attend(per_head: bool, place_ref: Any, q_ref: Any, k_ref: Any, v_ref: Any, *refs: Any) -> None:
-    """One program; refs are whole arrays: queries [b kv_heads 16 h], codes [L b T kv_heads h], scales beside them."""
-    *scale_refs, o_ref = refs
-    row, head = pl.program_id(0), pl.program_id(1)
-    layer, used = place_ref[0], place_ref[1]
-    width, zero = q_ref.shape[-1], jnp.int32(0)
-    q = q_ref[row, head, :, :]
-
-    def numbers(ref: Any, slots: Any, inside: jax.Array) -> jax.Array:
-        """[SLOTS h] in the dtype of the queries, which holds whole numbers of 8 bits exactly; 0 where not used."""
-        mask = jnp.broadcast_to(inside[:, None], (SLOTS, width))
-        codes = plgpu.load(ref.at[layer, row, slots, head, :], mask=mask, other=jnp.zeros((), ref.dtype))
+    def numbers(ref: Any, slots: Any, inside: jax.Array) -> list[jax.Array]:
+        """[slots s] of each plane, in the dtype of the queries: floats, or code - middle, exact in 16 bits."""
+        mask = jnp.broadcast_to(inside[:, None], (tile.slots, span))
+        held = plgpu.load(ref.at[layer, row, head, slots, :], mask=mask, other=jnp.zeros((), ref.dtype))
         if not scale_refs:
-            return codes.astype(q.dtype)
-        return jnp.where(mask, codes.astype(jnp.float32) - 128.0, 0.0).astype(q.dtype)
+            return [held.astype(dtype)]
+        return [part.astype(dtype) for part in to_bfloat16(held, kind.bits, Affine(-middle, 1), interpret=interpret)]
 
-    def scale(ref: Any, slots: Any, inside: jax.Array) -> jax.Array:
-        """[1 SLOTS] in float32."""
-        at = ref.at[layer, row, slots, head if per_head else zero, zero]
+    def of_slots(ref: Any, slots: Any, inside: jax.Array) -> jax.Array:
+        """Scales, or zeros, [1 slots] in float32."""
+        at = ref.at[layer, row, head if kind.per_head else jnp.int32(0), slots, jnp.int32(0)]
         return plgpu.load(at, mask=inside, other=jnp.zeros((), ref.dtype)).astype(jnp.float32)[None, :]
 
-    def block(number: jax.Array, carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[Any, Any, Any]:
+    def block(number: jax.Array, carry: tuple[Any, jax.Array, jax.Array]) -> tuple[Any, jax.Array, jax.Array]:
         sums, largest, total = carry
-        first = number * SLOTS
-        inside = first + jnp.arange(SLOTS, dtype=jnp.int32) < used
-        slots = pl.ds(first, SLOTS)
-        scores = _product(q, numbers(k_ref, slots, inside), 1) * jnp.float32(width**-0.5)
-        if scale_refs:
-            scores = scores * scale(scale_refs[0], slots, inside)
+        first = number * tile.slots
+        at = first + jnp.arange(tile.slots, dtype=jnp.int32)
+        inside = (at >= start) & (at < used)
+        slots = pl.ds(first, tile.slots)
+        keys = numbers(k_ref, slots, inside)
+        scores = _total([_product(q, k, 1) for q, k in zip(queries, keys, strict=True)])
+        if key_zero is not None:
+            offset = of_slots(key_zero, slots, inside) - jnp.float32(middle)
+            scores = scores - _total([jnp.sum(q.astype(jnp.float32), axis=1) for q in queries])[:, None] * offset
+        scores = scores * (root if key_scale is None else of_slots(key_scale, slots, inside) * root)
         scores = jnp.where(inside[None, :], scores, NEVER)
         now = jnp.maximum(largest, jnp.max(scores, axis=1))
         shares = jnp.exp(scores - now[:, None])
         before = jnp.exp(largest - now)
         total = total * before + jnp.sum(shares, axis=1)
-        if scale_refs:
-            shares = shares * scale(scale_refs[1], slots, inside)
-        new = _product(shares.astype(q.dtype), numbers(v_ref, slots, inside), 0)
-        return sums * before[:, None] + new, now, total
+        if value_scale is not None:
+            shares = shares * of_slots(value_scale, slots, inside)
+        shares = shares.astype(dtype)
+        sums = [one * before[:, None] for one in sums]
+        if value_zero is not None:
+            offset = of_slots(value_zero, slots, inside) - jnp.float32(middle)
+            away = jnp.sum(shares.astype(jnp.float32) * offset, axis=1)[:, None]
+            sums = [one - away for one in sums]
+        values = numbers(v_ref, slots, inside)
+        sums = [one + _product(shares, v, 0) for one, v in zip(sums, values, strict=True)]
+        return tuple(sums), now, total
 
-    # Slot 0 is always seen: the first block leaves no NEVER behind.
-    nothing = jnp.zeros((QUERIES, width), jnp.float32), jnp.full(QUERIES, NEVER), jnp.zeros(QUERIES, jnp.float32)
-    sums, _, total = jax.lax.fori_loop(0, pl.cdiv(used, SLOTS), block, nothing)
-    o_ref[row, head, :, :] = (sums / total[:, None]).astype(o_ref.dtype)
+    # Blocks from that of the first slot on: each has a slot that is seen, and leaves no NEVER behind.
+    begin = jax.lax.div(start, jnp.int32(tile.slots))
+    end = pl.cdiv(used, tile.slots)
+    piece = pl.cdiv(end - begin, splits)
+    begin = begin + split * piece
+    nothing = (
+        tuple(jnp.zeros((QUERIES, span), jnp.float32) for _ in range(planes)),
+        jnp.full(QUERIES, NEVER),
+        jnp.zeros(QUERIES, jnp.float32),
+    )
+    sums, largest, total = jax.lax.fori_loop(begin, jnp.minimum(begin + piece, end), block, nothing)
+    empty = total == 0.0  # a piece without slots
+    total = jnp.where(empty, jnp.float32(1), total)
+    for plane in range(planes):
+        o_ref[row, head, split, plane, :, :] = sums[plane] / total[:, None]
+    weight_ref[row, head, split, :] = jnp.where(empty, NEVER, largest + jnp.log(total))
+
+
+def _total(parts: list[jax.Array]) -> jax.Array:
+    return functools.reduce(jnp.add, parts)
 
 
 def _product(a: jax.Array, b: jax.Array, axis: int) -> jax.Array:

@@ -3,6 +3,5 @@
 from lowbit.synthesis.filters import REASONS, Filters
 from lowbit.synthesis.job import Progress, synthesize
 from lowbit.synthesis.recipe import Recipe
-from lowbit.synthesis.waves import default_attention
 
-__all__ = ["REASONS", "Filters", "Progress", "Recipe", "default_attention", "synthesize"]
+__all__ = ["REASONS", "Filters", "Progress", "Recipe", "synthesize"]

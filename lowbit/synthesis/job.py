@@ -70,7 +70,6 @@ def synthesize(
     teacher: dict[str, Any],
     shard_tokens: int = SHARD_TOKENS,
     devices: Sequence[Any] | None = None,
-    attention: str = "products",
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> Manifest:
     """Lets a model write training text, or goes on where the same job was stopped.
@@ -84,7 +83,6 @@ def synthesize(
       teacher: names the model in the manifest, such as its source and a hash of its weights.
       shard_tokens: of every shard but the last.
       devices: that share the texts of a batch; None takes all of this process.
-      attention: how tokens attend, a name of `generation.step_attention.METHODS`.
       report: called after each batch.
 
     Raises:
@@ -92,7 +90,7 @@ def synthesize(
         else or of another job, no text that is kept, or a full disk.
       LockedError: another process is writing to the folder.
       TokenizerError: a tokenizer of another vocabulary than the model's.
-      ConfigError: a batch that the devices cannot share evenly, or a cache or way to attend that is not for this.
+      ConfigError: a batch that the devices cannot share evenly, or a cache that is not for this.
     """
     cfg = generator.decoder.cfg
     if recipe.length > cfg.max_positions:
@@ -108,7 +106,7 @@ def synthesize(
     special = special_tokens(tokenizer, cfg.vocab_size, cfg.eos_token_ids)
     starts = start_tokens(special, recipe.starts)
     on = list(devices) if devices is not None else jax.local_devices()
-    writer = make_teacher(generator.decoder, generator.weights, special, on, attention)
+    writer = make_teacher(generator.decoder, generator.weights, special, on)
     check_batch(writer, recipe.batch)
     check_folder(folder)
     identity: dict[str, Any] = {
@@ -124,7 +122,7 @@ def synthesize(
                 "dtype": generator.decoder.dtype,
                 "cache": generator.decoder.cache._asdict(),
                 "activations": _activations(generator),
-                "attention": attention,
+                "attention": generator.decoder.attention,
                 "jax": jax.__version__,
                 "devices": f"{len(on)} x {on[0].device_kind}",
             },

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from lowbit.errors import ConfigError
 from lowbit.generation import Decoder, Weights
-from lowbit.generation.cache import KVCache, Stored, empty_cache
+from lowbit.generation.cache import KVCache, empty_cache
 from lowbit.generation.loop import NO_TOKEN
 from lowbit.generation.sampling import sample
-from lowbit.generation.step_attention import step_cache
+from lowbit.generation.stored import Stored
 from lowbit.kernels.sampling import Sampling
 from lowbit.synthesis.recipe import Recipe, Texts
 
@@ -70,44 +70,29 @@ class Teacher(NamedTuple):
       weights: a copy on each device of the mesh.
       special: bool[V], tokens that end a text.
       mesh: devices along `AXIS`.
-      attention: a name of `step_attention.METHODS`.
     """
 
     decoder: Decoder
     weights: Weights
     special: Any
     mesh: Mesh
-    attention: str
 
 
-def default_attention() -> str:
-    """Returns how tokens attend where nobody says: by matrix products, but on a GPU, where they are slowest."""
-    return "sums" if jax.default_backend() == "gpu" else "products"
-
-
-def make_teacher(
-    decoder: Decoder,
-    weights: Weights,
-    special: NDArray[np.bool_],
-    devices: list[Any],
-    attention: str = "products",
-) -> Teacher:
+def make_teacher(decoder: Decoder, weights: Weights, special: NDArray[np.bool_], devices: list[Any]) -> Teacher:
     """Puts weights and special tokens onto the devices.
 
     Raises:
-      ConfigError: a cache of keys that are turned when they are read, or an unknown way to attend.
-      QuantizerError: a cache that it cannot read.
+      ConfigError: a cache of keys that are turned when they are read.
     """
     if not decoder.cache.rotated:
         raise ConfigError(
             "a cache of keys before their rotation is turned as a whole for every token",
             "hold keys rotated (--kv-bits)",
         )
-    jax.eval_shape(lambda: step_cache(empty_cache(decoder.cfg, decoder.cache, jnp.zeros(1, jnp.int32), 1), attention))
     mesh = Mesh(np.array(devices), (AXIS,))
     everywhere = jax.sharding.NamedSharding(mesh, PartitionSpec())
     on_all, ending = jax.device_put((weights, jnp.asarray(special)), everywhere)
-    return Teacher(decoder, on_all, ending, mesh, attention)
+    return Teacher(decoder, on_all, ending, mesh)
 
 
 def check_batch(teacher: Teacher, batch: int) -> None:
@@ -152,7 +137,7 @@ def _written(teacher: Teacher, recipe: Recipe, texts: Texts) -> Iterator[_Left]:
     by_text = jax.sharding.NamedSharding(teacher.mesh, PartitionSpec(AXIS))
     starts, draws = jax.device_put((texts.starts, Draws(texts.seeds, texts.greedy)), by_text)
     capacity = min(STAGE, recipe.length)
-    wave = begin(teacher.decoder, teacher.attention, teacher.mesh, capacity, recipe.length, starts)
+    wave = begin(teacher.decoder, teacher.mesh, capacity, recipe.length, starts)
     at = 1
     for until in stages(recipe):
         if until > capacity:
@@ -201,15 +186,15 @@ def survivors(ended: NDArray[np.bool_], devices: int, smallest: int) -> NDArray[
     return np.asarray(np.sort(chosen, axis=1) + np.arange(devices)[:, None] * rows.shape[1]).reshape(-1)
 
 
-@functools.partial(jax.jit, static_argnames=("decoder", "attention", "mesh", "capacity", "length"))
-def begin(decoder: Decoder, attention: str, mesh: Mesh, capacity: int, length: int, starts: jax.Array) -> Wave:
+@functools.partial(jax.jit, static_argnames=("decoder", "mesh", "capacity", "length"))
+def begin(decoder: Decoder, mesh: Mesh, capacity: int, length: int, starts: jax.Array) -> Wave:
     """Returns a wave of texts of one token each, i32[b]; they may grow to `length` tokens."""
 
     def local(starts: jax.Array) -> Wave:
         b = starts.shape[0]
-        cache = empty_cache(decoder.cfg, decoder.cache, jnp.zeros(b, jnp.int32), capacity)
+        cache = empty_cache(decoder.cfg, decoder.cache, jnp.zeros(b, jnp.int32), capacity, decoder.attention)
         tokens = jnp.full((b, length), NO_TOKEN, jnp.int32).at[:, 0].set(starts)
-        return Wave(step_cache(cache, attention), starts, tokens, jnp.ones(b, jnp.int32), jnp.zeros(b, bool))
+        return Wave(cache, starts, tokens, jnp.ones(b, jnp.int32), jnp.zeros(b, bool))
 
     begun: Wave = _on_each(local, mesh, (), (starts,), jax.eval_shape(local, starts))
     return begun
@@ -220,7 +205,7 @@ def grow(mesh: Mesh, capacity: int, stored: Stored) -> Stored:
     """Returns keys, or values, with more slots."""
 
     def local(stored: Stored) -> Stored:
-        more = ((0, 0), (0, 0), (0, capacity - stored.codes.shape[2]), (0, 0), (0, 0))
+        more = ((0, 0), (0, 0), (0, 0), (0, capacity - stored.codes.shape[3]), (0, 0))
         padded: Stored = jax.tree.map(lambda x: jnp.pad(x, more), stored)
         return padded
 
@@ -309,5 +294,5 @@ def _on_each(local: Any, mesh: Mesh, shared: tuple[Any, ...], own: tuple[Any, ..
 
 
 def _by_text(x: Any) -> PartitionSpec:
-    """Caches are [L b T kv_heads h], a length is the same everywhere, and all else begins with the texts."""
+    """Caches are [L b kv_heads T h], a length is the same everywhere, and all else begins with the texts."""
     return {0: PartitionSpec(), 5: PartitionSpec(None, AXIS)}.get(x.ndim, PartitionSpec(AXIS))

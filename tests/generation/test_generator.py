@@ -217,3 +217,23 @@ def test_refuses_packed_weights_that_one_program_cannot_run(make):
     )
     with pytest.raises(ModelError, match="embed/embedding is packed across the direction"):
         Generator.from_packed(turned)
+
+
+@pytest.mark.parametrize("cache", ["float32", "int8", "int4_minmax"])
+def test_ways_to_attend_write_the_same_greedy_tokens(make, cache):
+    """Rows of unequal prompts, by the kernel as a CPU runs it; heads are as wide as its tiles ask for."""
+    packed = make(head_dim=64)
+    found = []
+    for attention in ("auto", "products", "sums", "kernel"):
+        generator = Generator.from_packed(packed, cache=cache, attention=attention)
+        assert generator.decoder.attention == ("products" if attention == "auto" else attention)
+        found.append(generator.generate(PROMPTS, 12, stop_tokens=[]).rows())
+    assert found[0] == found[1] == found[2] == found[3]
+    assert len({token for row in found[0] for token in row}) > 10
+
+
+def test_attention_that_does_not_fit_is_refused(tiny):
+    with pytest.raises(ConfigError, match="unknown attention 'kernels'\n  -> did you mean 'kernel'"):
+        Generator.from_packed(tiny, attention="kernels")
+    with pytest.raises(ConfigError, match="kernel of attention cannot take 2 queries a head of width 6"):
+        Generator.from_packed(tiny, attention="kernel")

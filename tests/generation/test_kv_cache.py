@@ -7,7 +7,8 @@ import pytest
 
 from lowbit.errors import QuantizerError
 from lowbit.generation.attention import Operand, attention
-from lowbit.generation.cache import CACHE_KINDS, bytes_per_token, cache_kind, empty_cache, encode
+from lowbit.generation.cache import bytes_per_token, empty_cache
+from lowbit.generation.stored import CACHE_KINDS, cache_kind, encode
 from lowbit.llama import LlamaConfig
 from lowbit.numerics.quantizers import rtn, transposed
 
@@ -33,7 +34,22 @@ def test_a_token_and_head_is_what_the_quantizer_makes_of_it(name):
     x = normal(2, 5, 2, 6)
     quantizer = transposed(rtn(kind.bits, "channel", symmetric=kind.symmetric, scale_dtype=jnp.float16))
     expected = quantizer.encode(x, quantizer.init(x)).decode()
-    np.testing.assert_array_equal(values(encode(x, kind).operand(jnp.float32)), expected)
+    np.testing.assert_array_equal(values(encode(x, kind).operand(jnp.float32)), jnp.swapaxes(expected, 1, 2))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_codes_lie_in_fields_of_halfwords(bits):
+    """Dimension f*s + w is field f of halfword w; bit 7 of both bytes is turned over. Width 6 leaves fields unused."""
+    x = normal(1, 3, 2, 6)
+    kind, fields = cache_kind(f"int{bits}"), 16 // bits
+    words = np.asarray(encode(x, kind).codes).view(np.uint16) ^ 0x8080
+    span = words.shape[-1]
+    assert span == -(-6 // fields)
+    got = np.stack([words[..., i % span] >> bits * (i // span) & (1 << bits) - 1 for i in range(6)], axis=-1)
+    scale = np.swapaxes(np.abs(np.asarray(x)).max(axis=-1, keepdims=True), 1, 2) / (2 ** (bits - 1) - 1)
+    expected = np.swapaxes(np.asarray(x), 1, 2) / scale.astype(np.float16) + 2 ** (bits - 1)
+    assert np.abs(got - expected).max() <= 0.5 + 2.0**-10 * 2 ** (bits - 1)  # the scale is rounded to float16 here
+    assert got.max() == 2**bits - 1 or got.min() == 1
 
 
 @pytest.mark.parametrize("name", CODED)
@@ -51,6 +67,7 @@ def test_rounding_error_is_half_a_step(name):
     x = normal(2, 5, 2, 6)
     operand = encode(x, cache_kind(name)).operand(jnp.float32)
     # The scale is rounded to float16 before codes are taken, so the largest value may lie 2^-11 of itself outside.
+    x = jnp.swapaxes(x, 1, 2)  # heads first
     bound = operand.scale[..., None] / 2 + jnp.abs(x) * 2.0**-10
     assert (jnp.abs(values(operand) - x) <= bound).all()
 
@@ -60,8 +77,9 @@ def test_attention_errs_by_no_more_than_its_keys_and_values(name):
     """A value's error enters a convex mix; a score's error d changes a weight by a factor within exp(+-2d)."""
     q, k, v = normal(1, 3, 4, 6, seed=1), normal(1, 7, 2, 6, seed=2), normal(1, 7, 2, 6, seed=3)
     visible = jnp.ones((1, 3, 7), bool)
-    exact = attention(q, Operand(k, None), Operand(v, None), visible)
     keys, mixed = (encode(x, cache_kind(name)).operand(jnp.float32) for x in (k, v))
+    k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)  # heads first, as they are held
+    exact = attention(q, Operand(k, None), Operand(v, None), visible)
     got = attention(q, keys, mixed, visible)
     score = jnp.max(jnp.sum(jnp.abs(q), axis=-1)) * jnp.max(jnp.abs(values(keys) - k)) * 6**-0.5
     bound = jnp.expm1(2 * score) * jnp.max(jnp.abs(v)) + jnp.max(jnp.abs(values(mixed) - v)) + 100 * EPS
@@ -85,7 +103,7 @@ def test_writing_fills_the_slots_of_one_layer(name):
     x = normal(2, 2, 2, 6)
     keys = cache.keys.write(jnp.int32(1), jnp.int32(3), x)
     got = values(keys.read(jnp.int32(1), jnp.float32))
-    np.testing.assert_array_equal(got[:, 3:], values(encode(x, kind).operand(jnp.float32)))
+    np.testing.assert_array_equal(got[:, :, 3:], values(encode(x, kind).operand(jnp.float32)))
     for layer in (0, 2):
         np.testing.assert_array_equal(
             values(keys.read(jnp.int32(layer), jnp.float32)), values(cache.keys.read(jnp.int32(layer), jnp.float32))

@@ -9,9 +9,11 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 from lowbit.errors import ConfigError, QuantizerError
-from lowbit.generation.cache import CACHE_KINDS, cache_kind, empty_cache
-from lowbit.generation.step_attention import METHODS, StepCache, beyond_signed_offsets, by_kernel, step_cache
-from lowbit.llama import LlamaConfig
+from lowbit.generation import step_attention
+from lowbit.generation.cache import KVCache, empty_cache
+from lowbit.generation.step_attention import METHODS, Tile, by_kernel, chosen_method, kernel_refusal
+from lowbit.generation.stored import CACHE_KINDS, cache_kind
+from lowbit.llama import CacheKind, LlamaConfig
 
 CFG = LlamaConfig.from_hf(
     {
@@ -22,51 +24,85 @@ CFG = LlamaConfig.from_hf(
         "num_hidden_layers": 2,
         "num_attention_heads": 6,
         "num_key_value_heads": 2,
-        "head_dim": 16,
+        "head_dim": 64,
         "rms_norm_eps": 1e-5,
         "max_position_embeddings": 256,
         "eos_token_id": 2,
     }
 )
-BATCH, CAPACITY = 3, 150
+CAPACITY = 150
+STARTS = (0, 20, 98)  # sequences of 100, 80 and 2 tokens
+EPS = float(np.finfo(np.float32).eps)
 
 
-def filled(kind, method, tokens, dtype=jnp.float32):
+def filled(kind, method, tokens, dtype=jnp.float32, starts=STARTS):
     """A cache with some random tokens in its second layer, and what the last of them attends to."""
     rng = np.random.default_rng(0)
-    cache = step_cache(empty_cache(CFG, cache_kind(kind), jnp.zeros(BATCH, jnp.int32), CAPACITY), method)
-    layer = jnp.int32(1)
+    start = jnp.minimum(jnp.asarray(starts, jnp.int32), tokens - 1)
+    cache = empty_cache(CFG, kind, start, CAPACITY, method)
+    b, layer = len(starts), jnp.int32(1)
     if tokens > 1:
-        keys, values = jnp.asarray(rng.normal(size=(2, BATCH, tokens - 1, 2, 16)), dtype)
+        keys, values = jnp.asarray(rng.normal(size=(2, b, tokens - 1, 2, 64)), dtype)
         zero = jnp.int32(0)
         keys, values = cache.keys.write(layer, zero, keys), cache.values.write(layer, zero, values)
         cache = dataclasses.replace(cache, keys=keys, values=values).advance(tokens - 1)
-    queries = jnp.asarray(rng.normal(size=(BATCH, 1, 6, 16)), dtype)
-    keys, values = jnp.asarray(rng.normal(size=(2, BATCH, 1, 2, 16)), dtype)
-    mixed, cache = jax.jit(StepCache.attend)(cache, layer, 3 * queries, keys, values)
+    queries = jnp.asarray(rng.normal(size=(b, 1, 6, 64)), dtype)
+    keys, values = jnp.asarray(rng.normal(size=(2, b, 1, 2, 64)), dtype)
+    mixed, cache = jax.jit(KVCache.attend)(cache, layer, queries, keys, values)
     return np.asarray(mixed.astype(jnp.float32)), cache
 
 
+SHARED = CacheKind(4, symmetric=False, per_head=False)
+KINDS = [*CACHE_KINDS.values(), SHARED]
+
+
 @pytest.mark.parametrize("tokens", [1, 100])
-@pytest.mark.parametrize(
-    ("method", "kind"), [*(("sums", kind) for kind in CACHE_KINDS), ("kernel", "float32"), ("kernel", "int8")]
-)
+@pytest.mark.parametrize("method", ["sums", "kernel"])
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_ways_to_attend_agree(method, kind, tokens):
     expected, _ = filled(kind, "products", tokens)
     got, cache = filled(kind, method, tokens)
-    # Sums of up to 100 products of numbers around 1, in another order; the softmax may double what scores differ by.
-    np.testing.assert_allclose(got, expected, rtol=0, atol=400 * np.finfo(np.float32).eps)
+    # Scores are sums of 64 products, up to 15 times as large where a zero point is taken off after them; the softmax
+    # may double what they differ by, and mixes up to 100 values below 5.
+    np.testing.assert_allclose(got, expected, rtol=0, atol=5 * 2 * (15 * 64 + 100) * EPS)
     assert np.abs(expected).max() > 0.1
     assert cache.method == method
     assert int(cache.length) == tokens - 1  # all layers first
 
 
+@pytest.mark.parametrize("kind", ["float32", "int4_minmax"])
+@pytest.mark.parametrize(("slots", "splits"), [(16, 1), (16, 3), (32, 5), (128, 2)])
+def test_tiles_and_pieces_change_nothing(kind, slots, splits):
+    """Also pieces without any slot: sequences are 1 to 6 blocks long here."""
+    _, cache = filled(cache_kind(kind), "products", 90)
+    rng = np.random.default_rng(1)
+    queries = jnp.asarray(rng.normal(size=(3, 2, 3, 64)), jnp.float32)
+
+    def mixed(tile, splits):
+        where = cache.keys, cache.values, jnp.int32(1), cache.start, jnp.int32(90)
+        return np.asarray(by_kernel(queries, *where, tile=tile, splits=splits, interpret=True))
+
+    whole = mixed(Tile(128, 4, 3), 1)
+    assert np.abs(whole).max() > 0.1
+    # As above, without the zero points' part: it is the same in both.
+    np.testing.assert_allclose(mixed(Tile(slots, 4, 3), splits), whole, rtol=0, atol=5 * 2 * (15 * 64 + 100) * EPS)
+
+
 def test_bfloat16_loses_no_more_than_it_must():
-    exact, _ = filled("float32", "products", 100)
+    exact, _ = filled(cache_kind("float32"), "products", 100)
     for method in METHODS:
-        got, _ = filled("bfloat16", method, 100, jnp.bfloat16)
-        # Queries, keys, values, weights and results are rounded, each by 2^-9 at most; values are below 4.
+        got, _ = filled(cache_kind("bfloat16"), method, 100, jnp.bfloat16)
+        # Queries, keys, values, weights and results are rounded, each by 2^-9 at most; values are below 5.
         assert np.abs(got - exact).max() < 0.1, method
+
+
+@pytest.mark.parametrize("kind", ["int8", "int8_minmax", "int4", "int4_minmax"])
+def test_bfloat16_queries_meet_codes_that_are_exact(kind):
+    exact, _ = filled(cache_kind(kind), "products", 100, jnp.bfloat16)
+    got, _ = filled(cache_kind(kind), "kernel", 100, jnp.bfloat16)
+    # Both round a weight of a value (times its scale) and the result, by 2^-9 each, on values below 5.
+    assert np.abs(got - exact).max() < 4 * 5 * 2**-9
+    assert np.abs(exact).max() > 0.5
 
 
 def test_the_kernel_reads_the_layer_and_the_slots_that_it_is_asked_for():
@@ -74,53 +110,60 @@ def test_the_kernel_reads_the_layer_and_the_slots_that_it_is_asked_for():
     rng = np.random.default_rng(0)
     codes = jnp.asarray(rng.normal(size=cache.values.codes.shape), jnp.float32)
     keys = dataclasses.replace(cache.keys, codes=jnp.zeros_like(codes))  # equal weights
-    values = dataclasses.replace(cache.values, codes=codes)
-    queries = jnp.ones((1, 2, 3, 16), jnp.float32)
-    for layer, used in ((0, 1), (1, 70), (0, 128), (1, 150)):
-        mixed = by_kernel(queries, keys, values, jnp.int32(layer), jnp.int32(used), True)
-        expected = np.asarray(codes)[layer, 0, :used].mean(axis=0)
+    queries = jnp.ones((1, 2, 3, 64), jnp.float32)
+    for layer, start, used in ((0, 0, 1), (1, 0, 70), (0, 65, 128), (1, 149, 150), (1, 3, 150)):
+        # What is not seen may be anything, even no number.
+        own = np.asarray(codes)[layer, 0, :, start:used]
+        unseen = jnp.full_like(codes, jnp.nan).at[layer, 0, :, start:used].set(own)
+        values = dataclasses.replace(cache.values, codes=unseen)
+        at = jnp.int32(layer), jnp.asarray([start], jnp.int32), jnp.int32(used)
+        mixed = by_kernel(queries, keys, values, *at, interpret=True)
         for g in range(3):
-            np.testing.assert_allclose(mixed[0, :, g], expected, rtol=0, atol=1e-5)
+            np.testing.assert_allclose(mixed[0, :, g], own.mean(axis=1), rtol=0, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
-def test_the_kernel_is_lowered_for_a_gpu():
+@pytest.mark.parametrize("kind", ["bfloat16", "int8", "int8_minmax", "int4", "int4_minmax"])
+def test_the_kernel_is_lowered_for_a_gpu(kind):
     """Into the Triton language, all of it: the last step before the GPU's own compiler."""
     # jax 0.11 and later ask which GPU it is for.
     gpu = AbstractMesh((1,), ("x",), abstract_device=AbstractDevice("NVIDIA H100 80GB HBM3", None, "gpu"))
-    for kind in ("bfloat16", "int8"):
-        cache = empty_cache(CFG, cache_kind(kind), jnp.zeros(1, jnp.int32), CAPACITY)
-        queries = jnp.ones((1, 2, 3, 16), jnp.bfloat16)
+    cache = empty_cache(CFG, cache_kind(kind), jnp.zeros(1, jnp.int32), CAPACITY)
+    queries = jnp.ones((1, 2, 3, 64), jnp.bfloat16)
 
-        def attend(queries, cache):
-            return by_kernel(queries, cache.keys, cache.values, jnp.int32(0), jnp.int32(70), False)
+    def attend(queries, cache):
+        at = jnp.int32(0), cache.start, jnp.int32(70)
+        return by_kernel(queries, cache.keys, cache.values, *at, splits=2, interpret=False)
 
-        with use_abstract_mesh(gpu):
-            lowered = jax.jit(attend).trace(queries, cache).lower(lowering_platforms=("cuda",))
-        assert "step_attention" in lowered.as_text()
+    with use_abstract_mesh(gpu):
+        lowered = jax.jit(attend).trace(queries, cache).lower(lowering_platforms=("cuda",))
+    assert "step_attention" in lowered.as_text()
 
 
-def test_arrays_whose_places_triton_would_miscount_are_cut(monkeypatch):
-    assert not beyond_signed_offsets(2**31, 1)
-    assert beyond_signed_offsets(2**31 + 1, 1)
-    assert beyond_signed_offsets(2**32, 1)
-    assert not beyond_signed_offsets(2**32 + 1, 1)  # counted in 64 bits
-    assert not beyond_signed_offsets(2**31 + 1, 2)
-    whole, _ = filled("int8", "kernel", 70)
-    monkeypatch.setattr("lowbit.generation.step_attention.beyond_signed_offsets", lambda *_: True)
-    jax.clear_caches()
-    np.testing.assert_array_equal(filled("int8", "kernel", 70)[0], whole)
+def test_the_kernel_is_chosen_where_it_runs(monkeypatch):
+    int4 = cache_kind("int4")
+    assert chosen_method("auto", CFG, int4, "bfloat16") == "products"  # on a CPU
+    monkeypatch.setattr(step_attention, "kernel_runs_here", lambda: True)
+    assert chosen_method("auto", CFG, int4, "bfloat16") == "kernel"
+    assert chosen_method("auto", CFG, int4, "float32") == "products"
+    assert chosen_method("sums", CFG, int4, "bfloat16") == "sums"
+    for kind in (int4._replace(rotated=False), cache_kind("bfloat16")):
+        narrow = dataclasses.replace(CFG, head_dim=64 if kind == int4._replace(rotated=False) else 48)
+        assert chosen_method("auto", narrow, kind, "bfloat16") == "products"
 
 
 def test_what_a_way_cannot_do_is_refused():
-    def empty(kind):
-        return empty_cache(CFG, cache_kind(kind), jnp.zeros(1, jnp.int32), 8)
-
     with pytest.raises(ConfigError, match="unknown attention 'sum'\n  -> did you mean 'sums'"):
-        step_cache(empty("float32"), "sum")
-    for kind in ("int4", "int8_minmax"):
-        with pytest.raises(QuantizerError, match="the kernel of attention cannot read keys and values of"):
-            step_cache(empty(kind), "kernel")
-    cache = empty("float32")
-    with pytest.raises(ConfigError, match="cannot take 17 queries a head of width 16"):
-        by_kernel(jnp.ones((1, 2, 17, 16)), cache.keys, cache.values, jnp.int32(0), jnp.int32(1), True)
+        chosen_method("sum", CFG, cache_kind("float32"), jnp.float32)
+    with pytest.raises(QuantizerError, match="the kernel of attention cannot read keys that are turned"):
+        chosen_method("kernel", CFG, CacheKind(8, rotated=False), jnp.float32)
+    for change, kind, message in [
+        ({"num_heads": 34}, "float32", "cannot take 17 queries a head of width 64 with a cache of 32 bits"),
+        ({"head_dim": 32}, "int4", "width 32 with a cache of 4 bits\n  -> take up to 16 of a power of two from 64 to"),
+        ({"head_dim": 16}, "int8", "width 16 with a cache of 8 bits"),
+        ({"head_dim": 512}, "bfloat16", "width 512 with a cache of 16 bits"),
+        ({"head_dim": 80}, "bfloat16", "width 80 with a cache of 16 bits"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            chosen_method("kernel", dataclasses.replace(CFG, **change), cache_kind(kind), jnp.bfloat16)
+    assert kernel_refusal(dataclasses.replace(CFG, head_dim=256), cache_kind("float32")) is None

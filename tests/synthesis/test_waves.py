@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from lowbit.errors import ConfigError, QuantizerError
-from lowbit.generation import Sampling, cache_kind
+from lowbit.errors import ConfigError
+from lowbit.generation import Sampling
 from lowbit.synthesis import Recipe, waves
 from lowbit.synthesis.recipe import special_tokens, start_tokens, texts
 from lowbit.synthesis.waves import make_teacher, stages, survivors, write
@@ -120,18 +120,13 @@ def test_draws_need_no_top_k(teacher):
 
 
 def test_ways_to_attend_write_the_same_texts(rows, teacher, generator):
-    special = np.asarray(teacher.special)
-    summing = make_teacher(generator.decoder, generator.weights, special, jax.devices()[:2], "sums")
+    special, decoder = np.asarray(teacher.special), generator.decoder._replace(attention="sums")
+    summing = make_teacher(decoder, generator.weights, special, jax.devices()[:2])
     assert written(summing, RECIPE) == rows
 
 
-def test_caches_and_ways_to_attend_that_are_not_for_this_are_refused(teacher, generator):
+def test_a_cache_that_is_not_for_this_is_refused(teacher, generator):
     special, decoder = np.asarray(teacher.special), generator.decoder
-    with pytest.raises(ConfigError, match="unknown attention 'product'"):
-        make_teacher(decoder, generator.weights, special, jax.devices()[:1], "product")
-    small = decoder._replace(cache=cache_kind("int4"))
-    with pytest.raises(QuantizerError, match="the kernel of attention cannot read keys and values of 4 bits"):
-        make_teacher(small, generator.weights, special, jax.devices()[:1], "kernel")
     turned = decoder._replace(cache=decoder.cache._replace(rotated=False))
     with pytest.raises(ConfigError, match="a cache of keys before their rotation"):
         make_teacher(turned, generator.weights, special, jax.devices()[:1])
