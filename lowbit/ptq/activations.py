@@ -21,6 +21,7 @@ from lowbit.llama import LAYER_PREFIX, LINEARS, ActivationRounding, CacheKind, I
 from lowbit.models.blockwise import LINEAR_STAGES, linear_inputs
 from lowbit.numerics.activations import Range, range_state
 from lowbit.ptq.moments import Hidden
+from lowbit.ptq.programs import jit
 
 BITS = 8
 
@@ -191,7 +192,7 @@ def input_states(
     return states
 
 
-@functools.partial(jax.jit, static_argnames=("cfg",))
+@functools.partial(jit, static_argnames=("cfg",))
 def _largest(cfg: LlamaConfig, block: Any, hidden: Hidden) -> dict[str, Float[Array, " batches"]]:
     def of_batch(x: Array) -> dict[str, Array]:
         inputs = linear_inputs(cfg, block, x)
@@ -200,7 +201,7 @@ def _largest(cfg: LlamaConfig, block: Any, hidden: Hidden) -> dict[str, Float[Ar
     return jax.lax.map(of_batch, hidden)
 
 
-@functools.partial(jax.jit, static_argnames=("cfg",))
+@functools.partial(jit, static_argnames=("cfg",))
 def _counts(cfg: LlamaConfig, block: Any, hidden: Hidden, largest: dict[str, Float[Array, ""]]) -> dict[str, Array]:
     """Counts u32[batches bins]; the sum over batches may exceed 32 bits."""
     last = OCTAVES * PER_OCTAVE

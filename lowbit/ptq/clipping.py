@@ -11,6 +11,7 @@ from lowbit.numerics.quantizers import Quantizer, State
 from lowbit.ptq.method import Options, Rounded
 from lowbit.ptq.moments import Moments
 from lowbit.ptq.nearest import nearest
+from lowbit.ptq.programs import jit
 from lowbit.ptq.target import Target
 
 SHARES = tuple(1.0 - i / 20 for i in range(10))
@@ -36,7 +37,7 @@ def awq_round(path: str, w: Float[Array, "k n"], moments: Moments | None, target
     return Rounded(w_hat, w, state, target.quantizer)
 
 
-@functools.partial(jax.jit, static_argnames=("quantizer",))
+@functools.partial(jit, static_argnames=("quantizer",))
 def clipped(
     w: Float[Array, "k n"], gram: Float[Array, "k k"], quantizer: Quantizer
 ) -> tuple[Float[Array, "k n"], State]:

@@ -15,6 +15,7 @@ from lowbit.errors import QuantizerError
 from lowbit.numerics.quantizers import Quantizer
 from lowbit.ptq.method import Options
 from lowbit.ptq.moments import Moments, output_error
+from lowbit.ptq.programs import jit
 from lowbit.ptq.target import Target
 
 RATIOS = tuple(i / 20 for i in range(20))
@@ -109,7 +110,7 @@ def awq_fold(
     return flat
 
 
-@functools.partial(jax.jit, static_argnames=("quantizer",))
+@functools.partial(jit, static_argnames=("quantizer",))
 def awq_scale(
     kernels: tuple[Float[Array, "..."], ...],
     gram: Float[Array, "k k"],

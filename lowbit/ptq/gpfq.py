@@ -11,6 +11,7 @@ from lowbit.numerics.quantizers import Quantizer, State
 from lowbit.ptq.gptq import state_of_input
 from lowbit.ptq.method import Options, Rounded
 from lowbit.ptq.moments import Moments
+from lowbit.ptq.programs import jit
 from lowbit.ptq.target import Target
 
 
@@ -32,7 +33,7 @@ def gpfq_round(path: str, w: Float[Array, "k n"], moments: Moments | None, targe
     return Rounded(w_hat, masters, state, target.quantizer)
 
 
-@functools.partial(jax.jit, static_argnames=("quantizer",))
+@functools.partial(jit, static_argnames=("quantizer",))
 def gpfq(
     w: Float[Array, "k n"], gram: Float[Array, "k k"], cross: Float[Array, "k k"], quantizer: Quantizer
 ) -> tuple[Any, Any, State]:

@@ -12,6 +12,7 @@ from lowbit.errors import QuantizerError
 from lowbit.numerics.quantizers import Quantizer, State
 from lowbit.ptq.method import Options, Rounded
 from lowbit.ptq.moments import Moments, product
+from lowbit.ptq.programs import jit
 from lowbit.ptq.target import Target
 
 LARGEST_BLOCK = 128
@@ -72,7 +73,7 @@ def block_size(k: int, group: int | None) -> int:
     return max(sizes, default=unit)
 
 
-@functools.partial(jax.jit, static_argnames=("quantizer", "damping", "act_order"))
+@functools.partial(jit, static_argnames=("quantizer", "damping", "act_order"))
 def gptq(
     w: Float[Array, "k n"],
     gram: Float[Array, "k k"],
@@ -131,7 +132,7 @@ def gptq(
     return w_hat, masters, state, jnp.all(jnp.isfinite(upper)) & jnp.all(jnp.isfinite(w_hat))
 
 
-@functools.partial(jax.jit, static_argnames=("quantizer",))
+@functools.partial(jit, static_argnames=("quantizer",))
 def state_of_whole(w: Float[Array, "k n"], quantizer: Quantizer) -> State:
     """The state that the quantizer begins with for all of w: one program a shape, where eager ops would be hundreds."""
     return quantizer.init(w)

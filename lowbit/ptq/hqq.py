@@ -10,6 +10,7 @@ from lowbit.numerics import groups
 from lowbit.numerics.quantizers import Quantizer, State
 from lowbit.ptq.method import Options, Rounded
 from lowbit.ptq.moments import Moments
+from lowbit.ptq.programs import jit
 from lowbit.ptq.target import Target
 
 SHRINK_P, SHRINK_BETA, SHRINK_GROWTH, SHRINK_ROUNDS = 0.7, 10.0, 1.01, 20
@@ -32,7 +33,7 @@ def hqq_round(path: str, w: Float[Array, "k n"], moments: Moments | None, target
     return Rounded(w_hat, w, state, target.quantizer)
 
 
-@functools.partial(jax.jit, static_argnames=("quantizer",))
+@functools.partial(jit, static_argnames=("quantizer",))
 def hqq(w: Float[Array, "k n"], quantizer: Quantizer) -> tuple[Float[Array, "k n"], State]:
     """Returns the rounded kernel and the state of a quantizer with a zero point of any value; see `hqq_round`."""
     start = quantizer.init(w)

@@ -12,6 +12,7 @@ from lowbit.numerics import groups, scales
 from lowbit.ptq.codebook import codebook
 from lowbit.ptq.method import Options, Rounded
 from lowbit.ptq.moments import Moments
+from lowbit.ptq.programs import jit
 from lowbit.ptq.target import SCALE_DTYPE, Target
 
 ROUNDS = 40
@@ -38,7 +39,7 @@ def kmeans_round(
     return Rounded(quantizer.fake(w, state), w, state, quantizer)
 
 
-@functools.partial(jax.jit, static_argnames=("count",))
+@functools.partial(jit, static_argnames=("count",))
 def centroids(values: Float[Array, " m"], count: int) -> Float[Array, " count"]:
     """Returns the means of the best found partition of numbers into `count` intervals; an empty one keeps its place."""
     ordered = jnp.sort(values)

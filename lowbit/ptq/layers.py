@@ -14,6 +14,7 @@ from lowbit.atomic import replacing, write_atomically
 from lowbit.errors import RunFolderError
 from lowbit.numerics.quantizers import Quantizer, State
 from lowbit.ptq.codebook import codebook
+from lowbit.ptq.programs import jit
 from lowbit.ptq.target import SCALE_DTYPE, Target
 
 
@@ -72,7 +73,7 @@ def _fake(quantizer: Quantizer, w: jax.Array, state: State) -> jax.Array:
     return quantizer.fake(w, state)
 
 
-_rounded = jax.jit(_fake, static_argnames=("quantizer",))
+_rounded = jit(_fake, static_argnames=("quantizer",))
 
 
 class FinishedLayers:

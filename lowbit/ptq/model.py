@@ -21,6 +21,7 @@ from lowbit.ptq.layers import FinishedLayers, QuantizedKernel, QuantizedLayer
 from lowbit.ptq.method import Method, Options, Rounded
 from lowbit.ptq.methods import check
 from lowbit.ptq.moments import Moments, advance, attention_weights, moments, output_error
+from lowbit.ptq.programs import jit
 from lowbit.ptq.target import Target
 from lowbit.train.quantization import EMBEDDING
 from lowbit.train.teacher import fingerprint
@@ -236,7 +237,7 @@ def _kept(rounded: Rounded, w: jax.Array, known: Moments | None, target: Target)
     return QuantizedKernel(state, levels, rounded.bits, float(error))
 
 
-@jax.jit
+@jit
 def relative_error(w: jax.Array, w_hat: jax.Array, gram: jax.Array | None) -> jax.Array:
     """Returns |x (w - w_hat)|^2 / |x w|^2 over inputs of second moments `gram` [k k]; of the weights for None."""
     if gram is None:

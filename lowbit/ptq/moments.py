@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from lowbit.llama import LlamaConfig
 from lowbit.models.blockwise import apply_block, linear_inputs, received
+from lowbit.ptq.programs import jit
 
 Hidden = Float[Array, "batches b t d"]
 Weights = Float[Array, "batches b t"]
@@ -37,7 +38,7 @@ class Moments(NamedTuple):
     max_abs: Any
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "path"))
+@functools.partial(jit, static_argnames=("cfg", "path"))
 def moments(
     cfg: LlamaConfig,
     path: str,
@@ -82,7 +83,7 @@ def moments(
     return Moments(total.gram / tokens, cross, total.mean_abs / tokens, total.max_abs)
 
 
-@functools.partial(jax.jit, static_argnames=("cfg",))
+@functools.partial(jit, static_argnames=("cfg",))
 def attention_weights(cfg: LlamaConfig, block: Any, hidden: Hidden) -> Weights:
     """Returns weights of tokens, half of them even and half by the attention that a token gets in this layer.
 
@@ -99,7 +100,7 @@ def attention_weights(cfg: LlamaConfig, block: Any, hidden: Hidden) -> Weights:
     return jax.lax.map(lambda x: 0.5 + 0.5 * received(cfg, block, x), hidden)
 
 
-@functools.partial(jax.jit, static_argnames=("cfg",), donate_argnames=("hidden",))
+@functools.partial(jit, static_argnames=("cfg",), donate_argnames=("hidden",))
 def advance(cfg: LlamaConfig, block: Any, hidden: Hidden) -> Hidden:
     """Returns the outputs of a layer, which are the inputs of the next; takes the memory of `hidden` over."""
     return jax.lax.map(lambda x: apply_block(cfg, block, x), hidden)

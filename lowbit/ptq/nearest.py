@@ -3,13 +3,13 @@
 import functools
 from collections.abc import Sequence
 
-import jax
 from jaxtyping import Array, Float
 
 from lowbit.errors import QuantizerError
 from lowbit.numerics.quantizers import Quantizer, State
 from lowbit.ptq.method import Options, Rounded
 from lowbit.ptq.moments import Moments
+from lowbit.ptq.programs import jit
 from lowbit.ptq.target import Target
 
 
@@ -27,7 +27,7 @@ def nearest_round(
     return Rounded(w_hat, w, state, target.quantizer)
 
 
-@functools.partial(jax.jit, static_argnames=("quantizer",))
+@functools.partial(jit, static_argnames=("quantizer",))
 def nearest(w: Float[Array, "k n"], quantizer: Quantizer) -> tuple[Float[Array, "k n"], State]:
     """Returns what the quantizer makes of w with the state that it begins with, and that state."""
     state = quantizer.init(w)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from lowbit.errors import QuantizerError
 from lowbit.ptq.method import Options, Rounded
 from lowbit.ptq.moments import Moments
+from lowbit.ptq.programs import jit
 from lowbit.ptq.target import Target
 
 CODE_BITS = 8
@@ -84,7 +85,7 @@ def _round(w: Float[Array, "k n"], length: int, code_bits: tuple[int, ...], seed
     return Rounded(w_hat, w_hat, {}, None, bits=indices + tables + 16.0 / k)
 
 
-@functools.partial(jax.jit, static_argnames=("length", "code_bits"))
+@functools.partial(jit, static_argnames=("length", "code_bits"))
 def vector_quantized(
     w: Float[Array, "k n"], length: int, code_bits: tuple[int, ...], key: jax.Array
 ) -> Float[Array, "k n"]:
