@@ -44,7 +44,7 @@ class Decoder(NamedTuple):
         cos, sin = rotary_at(self.cfg, cache.positions(tokens.shape[1]))
         hooks = rounding_hooks(self.rounding, cached=True)
         layers = CachedLayers(self.cfg, jnp.dtype(self.dtype), _DOT_GENERALS[self.activations], hooks)
-        result: Any = layers.apply(weights.layers, x, cos, sin, cache)
+        result: Any = layers.apply(weights.variables(), x, cos, sin, cache)
         hidden, filled = result
         return hidden, filled.advance(tokens.shape[1])
 

@@ -30,8 +30,8 @@ class Weights(NamedTuple):
     """What a decoder multiplies by.
 
     Attributes:
-      layers: {"params", "packed", "stacked", "grid"}: the variables of `CachedLayers`; the last, calibrated ranges of
-        its inputs.
+      layers: {"params", "packed", "stacked", "grid"}: what `variables` is made of; the last, calibrated ranges of the
+        inputs of layers.
       embedding: [V d] in the compute dtype, or packed with an output a token.
       head: [d V] in the compute dtype, packed, or None where the embedding is the head as well.
     """
@@ -44,6 +44,17 @@ class Weights(NamedTuple):
     def nbytes(self) -> int:
         """Bytes on the device."""
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
+
+    def variables(self) -> dict[str, Any]:
+        """Returns the variables of `CachedLayers`: `layers`, with the number of each layer beside what is stacked.
+
+        For use in a compiled program, where all numbers are one array. As arguments they would be one for each matrix,
+        and a GPU would start a kernel for each of them to take out the number of the layer that it is at.
+        """
+        packed = flatten(self.layers["packed"])
+        for path, w in flatten(self.layers["stacked"]).items():
+            packed[path] = jnp.arange(len(w.scale), dtype=jnp.int32)
+        return {**self.layers, "packed": unflatten(packed)}
 
 
 def from_params(params: Tree, dtype: DTypeLike, ranges: Ranges | None = None) -> Weights:
@@ -105,10 +116,9 @@ def _laid_out(w: PackedWeight, kernels: str) -> PackedWeight | GpuWeight:
 def _assemble(flat: dict[str, Any], ranges: Ranges) -> Weights:
     embedding, head = flat.pop(EMBEDDING), flat.pop(HEAD, None)
     stacked = {path: w for path, w in flat.items() if isinstance(w, GpuWeight)}
-    numbers = {path: jnp.arange(len(w.scale), dtype=jnp.int32) for path, w in stacked.items()}
     parts = {
         "params": {path: w for path, w in flat.items() if not isinstance(w, PackedWeight | GpuWeight)},
-        "packed": {path: w for path, w in flat.items() if isinstance(w, PackedWeight)} | numbers,
+        "packed": {path: w for path, w in flat.items() if isinstance(w, PackedWeight)},
         "stacked": stacked,
     }
     layers = {name: unflatten(part) for name, part in parts.items()}

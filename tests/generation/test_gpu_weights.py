@@ -39,7 +39,7 @@ def test_stacks_stay_whole(make):
     weights = from_packed(LlamaConfig.from_hf(packed.config), packed, jnp.bfloat16, "gpu")
     stack = weights.layers["stacked"]["layers"]["mlp"]["down_proj"]["kernel"]
     assert stack.words[0].shape[0] == 2
-    np.testing.assert_array_equal(weights.layers["packed"]["layers"]["mlp"]["down_proj"]["kernel"], [0, 1])
+    np.testing.assert_array_equal(weights.variables()["packed"]["layers"]["mlp"]["down_proj"]["kernel"], [0, 1])
 
 
 def test_what_the_kernel_does_not_take_is_refused_or_left(make):
