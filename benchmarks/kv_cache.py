@@ -1,14 +1,16 @@
 """What bits of the key-value cache buy: tokens/s, memory, the largest batch that fits, and what they cost in nats.
 
 Three parts, each for every kind of cache. Speed: tokens of a batch after a context of a given length, drawn greedily in
-one program on the device; the context is random numbers, since attention reads all slots whatever is in them. Largest
-batch: the compiler's own count of memory is a line in the batch, so two compilations predict the batch that fills the
-device, and running it, smaller by 3 % until it runs, proves it. Nats: a text is read token by token through the cache,
-and the loss at each position is compared with that of the first kind.
+one program on the device, for each way to attend; the cache is zeros, which take as long to read as others. Largest
+batch, for the first way and the shortest context: the compiler's own count of memory is a line in the batch, so two
+compilations predict the batch that fills the device, and running it, smaller by 3 % until it runs, proves it. Nats: a
+text is read in pieces through the cache, and the loss at each position is compared with that of the first kind.
 
 Command: python -m benchmarks.kv_cache --shape smollm2-135m -o docs/results/kv_cache_135m_h100.json
   with losses: add --model HuggingFaceTB/SmolLM2-135M --tokens smollm2_wikitext2_valid.npy
-Hardware: one GPU; on a CPU the batch is filled up to --memory-gb of what the compiler counts, and not run.
+Hardware: one GPU; on a CPU the kernel is for --attentions products to leave out, and the batch is filled up to
+  --memory-gb of what the compiler counts, and not run.
+Time: 3 to 5 seconds a line of speeds, most of it compilation, some 15 a largest batch, 5 a kind of cache for losses.
 Expected: int4 at a third of bfloat16's bytes or less, and three times its batch or more; see docs/generation.md.
 """
 
@@ -32,11 +34,13 @@ from benchmarks.record import write_record
 from benchmarks.shapes import SHAPES
 from lowbit.generation import CACHE_KINDS, Decoder, Sampling, Weights, bytes_per_token, cache_kind, from_params, loop
 from lowbit.generation.cache import KVCache
+from lowbit.generation.step_attention import METHODS, chosen_method
 from lowbit.llama import LlamaConfig, param_shapes
 from lowbit.models import pretrained
 from lowbit.tree import unflatten
 
 GREEDY = Sampling()
+KINDS = ("bfloat16", "int8", "int8_minmax", "int4", "int4_minmax")
 SHRINK = 0.97
 """What a batch is multiplied by as long as it does not run."""
 SCORED_TOKENS = 2048
@@ -66,7 +70,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="smollm2-135m", help="of the model that is timed")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of all but the cache")
-    parser.add_argument("--caches", nargs="+", choices=CACHE_KINDS, default=["bfloat16", "int8", "int4"])
+    parser.add_argument("--caches", nargs="+", choices=CACHE_KINDS, default=list(KINDS))
+    parser.add_argument("--attentions", nargs="+", choices=METHODS, default=["kernel", "products"])
     parser.add_argument("--lengths", nargs="+", type=int, default=[4096, 16384], help="tokens of the contexts")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 16, 64], help="sequences")
     parser.add_argument("--new", type=int, default=64, help="tokens drawn after each context")
@@ -92,17 +97,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     weights = random_weights(cfg, options.dtype, options.seed)
     memory = options.memory_gb * 1e9 if options.memory_gb else _device_memory()
     speeds, largest = [], []
-    for length in options.lengths:
-        for name in options.caches:
-            decoder = Decoder(cfg, options.dtype, cache_kind(name), "float32")
-            for batch in options.batches:
-                run = Run(decoder, batch, length, options.new)
-                speeds.append({"cache": name, **timed(run, weights, options.repeats)})
-                print(json.dumps(speeds[-1]), file=sys.stderr, flush=True)
-            if memory is not None:
-                found = largest_batch(Run(decoder, 1, length, options.new), weights, memory)
-                largest.append({"cache": name, "length": length, **found})
-                print(json.dumps(largest[-1]), file=sys.stderr, flush=True)
+    for length, attention, name in itertools.product(options.lengths, options.attentions, options.caches):
+        kind = cache_kind(name)
+        method = chosen_method(attention, cfg, kind, options.dtype)
+        decoder = Decoder(cfg, options.dtype, kind, "float32", attention=method)
+        setting = {"attention": attention, "cache": name}
+        for batch in options.batches:
+            run = Run(decoder, batch, length, options.new)
+            speeds.append(setting | timed(run, weights, options.repeats))
+            print(json.dumps(speeds[-1]), file=sys.stderr, flush=True)
+        if memory is not None and attention == options.attentions[0] and length == min(options.lengths):
+            found = largest_batch(Run(decoder, 1, length, options.new), weights, memory)
+            largest.append(setting | {"length": length, **found})
+            print(json.dumps(largest[-1]), file=sys.stderr, flush=True)
     return {
         "benchmark": "kv_cache",
         "command": "python -m benchmarks.kv_cache " + shlex.join(options.argv),

@@ -214,8 +214,8 @@ def _attend(
     queries = [q_ref[row, head, plane, :, :] for plane in range(planes)]
     dtype = q_ref.dtype
     root = jnp.float32((planes * span) ** -0.5)
+    query_sums = _total([jnp.sum(q.astype(jnp.float32), axis=1) for q in queries])
     absent: list[Any] = [None] * (4 - len(scale_refs))
-    key_scale, value_scale, key_zero, value_zero = [*scale_refs, *absent]
     middle = 1 << (kind.bits - 1)
 
     def numbers(ref: Any, slots: Any, inside: jax.Array) -> list[jax.Array]:
@@ -226,39 +226,44 @@ def _attend(
             return [held.astype(dtype)]
         return [part.astype(dtype) for part in to_bfloat16(held, kind.bits, Affine(-middle, 1), interpret=interpret)]
 
-    def of_slots(ref: Any, slots: Any, inside: jax.Array) -> jax.Array:
-        """Scales, or zeros, [1 slots] in float32."""
-        at = ref.at[layer, row, head if kind.per_head else jnp.int32(0), slots, jnp.int32(0)]
-        return plgpu.load(at, mask=inside, other=jnp.zeros((), ref.dtype)).astype(jnp.float32)[None, :]
-
-    def block(number: jax.Array, carry: tuple[Any, jax.Array, jax.Array]) -> tuple[Any, jax.Array, jax.Array]:
-        sums, largest, total = carry
+    def slots_of(number: jax.Array) -> tuple[Any, jax.Array]:
         first = number * tile.slots
         at = first + jnp.arange(tile.slots, dtype=jnp.int32)
-        inside = (at >= start) & (at < used)
-        slots = pl.ds(first, tile.slots)
+        return pl.ds(first, tile.slots), (at >= start) & (at < used)
+
+    def scales_of(number: jax.Array) -> tuple[jax.Array, ...]:
+        """Scales and zeros of a block, [1 slots] in float32."""
+        slots, inside = slots_of(number)
+        at = (layer, row, head if kind.per_head else jnp.int32(0), slots, jnp.int32(0))
+        held = [plgpu.load(ref.at[at], mask=inside, other=jnp.zeros((), ref.dtype)) for ref in scale_refs]
+        return tuple(one.astype(jnp.float32)[None, :] for one in held)
+
+    def block(number: jax.Array, carry: Any) -> Any:
+        sums, largest, total, scales = carry
+        # Stages read codes ahead, but not what is as narrow as scales: those of the next block are asked for by hand.
+        ahead = scales_of(number + jnp.int32(1))
+        slots, inside = slots_of(number)
+        key_scale, value_scale, key_zero, value_zero = [*scales, *absent]
         keys = numbers(k_ref, slots, inside)
         scores = _total([_product(q, k, 1) for q, k in zip(queries, keys, strict=True)])
         if key_zero is not None:
-            offset = of_slots(key_zero, slots, inside) - jnp.float32(middle)
-            scores = scores - _total([jnp.sum(q.astype(jnp.float32), axis=1) for q in queries])[:, None] * offset
-        scores = scores * (root if key_scale is None else of_slots(key_scale, slots, inside) * root)
+            scores = scores - query_sums[:, None] * (key_zero - jnp.float32(middle))
+        scores = scores * (root if key_scale is None else key_scale * root)
         scores = jnp.where(inside[None, :], scores, NEVER)
         now = jnp.maximum(largest, jnp.max(scores, axis=1))
         shares = jnp.exp(scores - now[:, None])
         before = jnp.exp(largest - now)
         total = total * before + jnp.sum(shares, axis=1)
         if value_scale is not None:
-            shares = shares * of_slots(value_scale, slots, inside)
+            shares = shares * value_scale
         shares = shares.astype(dtype)
         sums = [one * before[:, None] for one in sums]
         if value_zero is not None:
-            offset = of_slots(value_zero, slots, inside) - jnp.float32(middle)
-            away = jnp.sum(shares.astype(jnp.float32) * offset, axis=1)[:, None]
+            away = jnp.sum(shares.astype(jnp.float32) * (value_zero - jnp.float32(middle)), axis=1)[:, None]
             sums = [one - away for one in sums]
         values = numbers(v_ref, slots, inside)
         sums = [one + _product(shares, v, 0) for one, v in zip(sums, values, strict=True)]
-        return tuple(sums), now, total
+        return tuple(sums), now, total, ahead
 
     # Blocks from that of the first slot on: each has a slot that is seen, and leaves no NEVER behind.
     begin = jax.lax.div(start, jnp.int32(tile.slots))
@@ -269,8 +274,9 @@ def _attend(
         tuple(jnp.zeros((QUERIES, span), jnp.float32) for _ in range(planes)),
         jnp.full(QUERIES, NEVER),
         jnp.zeros(QUERIES, jnp.float32),
+        scales_of(begin),
     )
-    sums, largest, total = jax.lax.fori_loop(begin, jnp.minimum(begin + piece, end), block, nothing)
+    sums, largest, total, _ = jax.lax.fori_loop(begin, jnp.minimum(begin + piece, end), block, nothing)
     empty = total == 0.0  # a piece without slots
     total = jnp.where(empty, jnp.float32(1), total)
     for plane in range(planes):
