@@ -20,7 +20,7 @@ from jax.experimental.pallas import triton as plgpu
 from lowbit.errors import ConfigError
 from lowbit.pallas.fields import HALFWORD, Affine, added, to_bfloat16, to_int8
 from lowbit.pallas.tiles import COLUMNS, Tile, power_of_two
-from lowbit.pallas.weight import GpuWeight, Part
+from lowbit.pallas.weight import GpuWeight, Part, field_of
 
 _ALONG_LAST = (((1,), (1,)), ((), ()))
 
@@ -190,9 +190,11 @@ def _kernel(shape: Shape, integer: bool, *refs: Any) -> None:
                 at = ((block + row % tile.slices) * (planes // fields) + sub) * span + halfword
                 outputs = jnp.broadcast_to(output, at.shape)
                 words = plgpu.load(ref.at[(*(jnp.broadcast_to(i, at.shape) for i in layer), outputs, at)])
-                for plane, upper in enumerate(_decoded(words, part, shape, integer), sub * fields):
-                    lower = found[plane]
-                    found[plane] = upper if lower is None else added(lower, upper, interpret=shape.interpret)
+                decoded = _decoded(words, part, shape, integer)
+                for plane in range(fields):
+                    upper, lower = decoded[field_of(plane, fields)], found[sub * fields + plane]
+                    joined = upper if lower is None else added(lower, upper, interpret=shape.interpret)
+                    found[sub * fields + plane] = joined
         return [tile_of for tile_of in found if tile_of is not None]
 
     dtype = jnp.int32 if integer else jnp.float32

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 
 from lowbit.errors import ConfigError, DataError, QuantizerError, nearest
 from lowbit.kernels.reference import ACTIVATION_MAX, INT32_MAX
-from lowbit.pallas import kernel
-from lowbit.pallas.tiles import MAX_TOKENS, Tile, tile_for
+from lowbit.pallas import gemv, kernel
+from lowbit.pallas.tiles import GEMV_TOKENS, MAX_TOKENS, GemvTile, Tile, gemv_tile_for, tile_for
 from lowbit.pallas.weight import GpuWeight, codes_of
 
 Implementation = Literal["auto", "kernel", "interpreted", "xla"]
@@ -40,25 +40,30 @@ def kernel_runs_here() -> bool:
     return HOPPER <= capability < SMALL_BLACKWELL
 
 
-def matmul(x: jax.Array, w: GpuWeight, implementation: str = "auto", tile: Tile | None = None) -> jax.Array:
+def matmul(x: jax.Array, w: GpuWeight, implementation: str = "auto", tile: Tile | GemvTile | None = None) -> jax.Array:
     """Returns x [b k] times the matrix, f32[b n]; x is taken as bfloat16.
 
     Args:
       x: activations of any float dtype.
       w: weights.
       implementation: "auto" is the kernel for up to `MAX_TOKENS` tokens where `kernel_runs_here`, XLA otherwise.
-      tile: of the kernel; None takes what was measured to be good.
+      tile: of one of the two kernels; None takes what was measured to be good.
 
     Raises:
-      ConfigError: an unknown implementation.
+      ConfigError: an unknown implementation, or a tile that does not fit.
       DataError: x of another length.
     """
     chosen = _checked(x, w, implementation)
     x = w.scaled_inputs(x).astype(jnp.bfloat16)
+    interpret = chosen == "interpreted"
+    if tile is None:
+        tile = gemv_tile_for(w) if len(x) <= GEMV_TOKENS and gemv.takes(w) else tile_for(w, len(x))
     if chosen == "xla":
         y = _portable(x, w.single())
+    elif isinstance(tile, GemvTile):
+        y = gemv.gemv(x, w, tile, interpret=interpret)
     else:
-        y = kernel.product(x, w, tile or tile_for(w, len(x)), interpret=chosen == "interpreted")
+        y = kernel.product(x, w, tile, interpret=interpret)
     if w.zero is None:
         return y
     sums = jnp.sum(x.astype(jnp.float32).reshape(len(x), w.groups, -1), axis=-1)

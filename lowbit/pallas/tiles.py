@@ -17,6 +17,8 @@ from lowbit.pallas.weight import GpuWeight
 
 MAX_TOKENS = 64
 """Most tokens of the kernel. From there on the weights are decoded once, and a plain matrix product is at its best."""
+GEMV_TOKENS = 0
+"""Most tokens of the kernel without tensor cores."""
 COLUMNS = 8
 """Fewest columns of a tile: what one instruction of the tensor cores multiplies."""
 WIDEST = 16
@@ -41,6 +43,20 @@ class Tile(NamedTuple):
     warps: int
     stages: int
     splits: int = 1
+
+
+class GemvTile(NamedTuple):
+    """The same of the kernel for few tokens.
+
+    Attributes:
+      rows: outputs; a power of two.
+      words: 32-bit words of codes of each that are multiplied side by side; a power of two.
+      warps: of 32 threads.
+    """
+
+    rows: int
+    words: int
+    warps: int
 
 
 class Measured(NamedTuple):
@@ -72,6 +88,12 @@ def tile_for(w: GpuWeight, tokens: int) -> Tile:
         return wider + abs(math.log2(row.n / w.n)) + abs(math.log2(row.k / w.k))
 
     return fitted(min(wide_enough, key=distance).tile, w.blocks, tokens)
+
+
+def gemv_tile_for(w: GpuWeight) -> GemvTile:
+    """Returns the tile of the kernel for few tokens: each thread loads 16 bytes of every output at a time."""
+    words = min(max(power_of_two(w.blocks * w.span // 2), 128), 512)
+    return GemvTile(8, words, words // 128)
 
 
 def fitted(tile: Tile, blocks: int, tokens: int) -> Tile:

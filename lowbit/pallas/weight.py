@@ -1,8 +1,9 @@
 """Packed weights as the GPU kernel reads them: codes laid out in planes, once, when they are loaded.
 
-The inputs of an output are cut into blocks of `planes * span`. Field f of halfword h of a block holds the code of input
-`f * span + h`: so one plane is `span` neighbouring inputs out of as many halfwords, and meets as many neighbouring
-activations. 3-bit codes are two parts, their lower 2 bits and their upper one.
+The inputs of an output are cut into blocks of `planes * span`. One field of `span` halfwords holds the codes of a
+plane: of as many neighbouring inputs, which meet as many neighbouring activations. Plane p lies in field `field_of(p)`:
+two neighbouring planes are the same field of the lower and of the upper byte. 3-bit codes are two parts, their lower 2
+bits and their upper one.
 """
 
 import dataclasses
@@ -131,6 +132,11 @@ def block(bits: int, span: int) -> int:
     return HALFWORD // min(part.bits for part in parts(bits)) * span
 
 
+def field_of(plane: int, fields: int) -> int:
+    """Returns the field of halfwords of so many fields that holds a plane."""
+    return plane // 2 + plane % 2 * (fields // 2)
+
+
 def bits_of(num_levels: int) -> int:
     """Returns the bits that codes of so many levels take on a GPU: ternary codes take 2.
 
@@ -242,7 +248,7 @@ def codes_of(w: GpuWeight) -> jax.Array:
         planes = HALFWORD // part.bits
         turned = jax.lax.bitcast_convert_type(words, jnp.uint16) ^ jnp.uint16(TURNED)
         blocked = turned.reshape(*words.shape[:-1], -1, 1, w.span)
-        shifts = jnp.asarray(np.arange(planes, dtype=np.uint16) * part.bits)
+        shifts = jnp.asarray(_shifts(part))
         shifts = shifts.reshape((1,) * (blocked.ndim - 2) + (planes, 1))
         fields = ((blocked >> shifts) & jnp.uint16((1 << part.bits) - 1)).astype(jnp.uint8) * jnp.uint8(part.weight)
         codes = fields.reshape(*words.shape[:-1], -1)[..., : w.k]
@@ -258,6 +264,12 @@ def _planes(codes: jax.Array, part: Part, bits: int, span: int) -> jax.Array:
     filled = jnp.pad(codes, [(0, 0)] * len(rows) + [(0, -k % size)])
     fields = (filled // jnp.uint8(part.weight)) & jnp.uint8((1 << part.bits) - 1)
     blocked = fields.reshape(*rows, -1, planes, span).astype(jnp.uint16)
-    shifts = jnp.asarray(np.arange(planes, dtype=np.uint16) * part.bits)
+    shifts = jnp.asarray(_shifts(part))
     words = jnp.sum(blocked << shifts.reshape((1,) * (len(rows) + 1) + (planes, 1)), axis=-2, dtype=jnp.uint16)
     return jax.lax.bitcast_convert_type(words ^ jnp.uint16(TURNED), jnp.int16).reshape(*rows, -1)
+
+
+def _shifts(part: Part) -> np.ndarray:
+    """Where the field of each plane begins in a halfword, u16."""
+    fields = HALFWORD // part.bits
+    return np.array([field_of(plane, fields) * part.bits for plane in range(fields)], np.uint16)
