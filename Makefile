@@ -39,6 +39,7 @@ docs: $(DEV_STAMP) ## regenerate what the docs and the README take from code and
 	$(BIN)/python scripts/make_evaluation_page.py
 	$(BIN)/python scripts/make_kernels_page.py
 	$(BIN)/python scripts/make_gpu_kernels_page.py
+	$(BIN)/python scripts/make_generation_page.py
 	$(BIN)/python scripts/make_tables.py
 
 clean: ## remove caches and build products, keep the environment and the runs

@@ -8,8 +8,8 @@ text is read in pieces through the cache, and the loss at each position is compa
 
 Command: python -m benchmarks.kv_cache --shape smollm2-135m -o docs/results/kv_cache_135m_h100.json
   with losses: add --model HuggingFaceTB/SmolLM2-135M --tokens smollm2_wikitext2_valid.npy
-Hardware: one GPU; on a CPU the kernel is for --attentions products to leave out, and the batch is filled up to
-  --memory-gb of what the compiler counts, and not run.
+Hardware: one GPU; on a CPU give --attentions products, since the kernel is only interpreted there; the batch is then
+  filled up to --memory-gb of what the compiler counts, and not run.
 Time: 3 to 5 seconds a line of speeds, most of it compilation, some 15 a largest batch, 5 a kind of cache for losses.
 Expected: int4 at a third of bfloat16's bytes or less, and three times its batch or more; see docs/generation.md.
 """

@@ -243,7 +243,7 @@ def _attend(
         # Stages read codes ahead, but not what is as narrow as scales: those of the next block are asked for by hand.
         ahead = scales_of(number + jnp.int32(1))
         slots, inside = slots_of(number)
-        key_scale, value_scale, key_zero, value_zero = [*scales, *absent]
+        key_scale, value_scale, key_zero, value_zero = list(scales) + absent
         keys = numbers(k_ref, slots, inside)
         scores = _total([_product(q, k, 1) for q, k in zip(queries, keys, strict=True)])
         if key_zero is not None:

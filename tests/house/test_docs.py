@@ -77,6 +77,11 @@ def test_kernels_page_is_current():
     assert module.PAGE.read_text(encoding="utf-8") == module.filled_page(), "run `make docs`"
 
 
+def test_generation_page_is_current():
+    module = script("make_generation_page")
+    assert module.PAGE.read_text(encoding="utf-8") == module.filled_page(), "run `make docs`"
+
+
 def test_gpu_page_is_current():
     module = script("make_gpu_kernels_page")
     assert module.PAGE.read_text(encoding="utf-8") == module.filled_page(), "run `make docs`"
