@@ -52,6 +52,12 @@ def generator():
 
 
 @pytest.fixture(scope="session")
+def wide_generator():
+    """One with heads as wide as the kernel of attention asks for."""
+    return make_generator(head_dim=16)
+
+
+@pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory):
     """A byte-level tokenizer: three special tokens, 256 bytes, one pair."""
     folder = tmp_path_factory.mktemp("tokenizer")

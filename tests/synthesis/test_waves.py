@@ -125,6 +125,17 @@ def test_ways_to_attend_write_the_same_texts(rows, teacher, generator):
     assert written(summing, RECIPE) == rows
 
 
+def test_the_kernel_writes_the_same_texts(teacher, wide_generator):
+    """Its programs under shard_map, with caches that grow and batches that shrink; a CPU interprets them."""
+    recipe, found = Recipe(tokens=1, length=12), []
+    for method in ("products", "kernel"):
+        decoder = wide_generator.decoder._replace(attention=method)
+        writer = make_teacher(decoder, wide_generator.weights, np.asarray(teacher.special), jax.devices()[:2])
+        found.append(written(writer, recipe, count=8))
+    assert found[0] == found[1]
+    assert len(set(map(tuple, found[0]))) == 8
+
+
 def test_a_cache_that_is_not_for_this_is_refused(teacher, generator):
     special, decoder = np.asarray(teacher.special), generator.decoder
     turned = decoder._replace(cache=decoder.cache._replace(rotated=False))
