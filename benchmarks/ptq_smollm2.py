@@ -173,6 +173,8 @@ def jobs(options: argparse.Namespace) -> list[tuple[Row, float]]:
 def merged(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Returns one record of the rows of several, which must be of one model, calibration and evaluation.
 
+    Each row says of which commit it is; of a row in several parts the last is taken. A part may be merged itself.
+
     Raises:
       ValueError: they are not.
     """
@@ -181,10 +183,15 @@ def merged(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         odd = [key for key in ("model", "calibration", "eval_length", "windows", "items") if part[key] != first[key]]
         if odd:
             raise ValueError(f"records of different {', '.join(odd)} make no table")
-    rows = {(row["label"], row["bits"]): row for part in parts for row in part["rows"]}
+    rows = {
+        (row["label"], row["bits"]): {"git_commit": part["machine"]["git_commit"], **row}
+        for part in parts
+        for row in part["rows"]
+    }
     order = [row.label for row in ROWS]
     ordered = sorted(rows.values(), key=lambda row: (order.index(row["label"]), -row["bits"]))
-    return {**first, "command": [part["command"] for part in parts], "rows": ordered}
+    commands = [part["command"] if isinstance(part["command"], list) else [part["command"]] for part in parts]
+    return {**first, "command": [command for each in commands for command in each], "rows": ordered}
 
 
 def make_plan(row: Row, bits: float, calibration: Calibration | None) -> Plan | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import ptq_memory
+from benchmarks import gptq_sink, ptq_memory
 from benchmarks.ptq_smollm2 import ROWS, jobs, main, make_plan, merged, parse_arguments
 from lowbit.llama import LlamaConfig, param_shapes
 from lowbit.models import save_hf
@@ -51,7 +51,10 @@ def test_rows_in_shares_that_go_on_and_are_merged(inputs, tmp_path, capsys):
     for found in (record["float"], *record["rows"]):
         assert found["evaluations"]["tokens"]["nll"] > 0
         assert 0 <= found["tasks"]["piqa"]["acc"]["value"] <= 1
+    assert merged([record, record])["command"] == 2 * record["command"]
+    assert all(isinstance(command, str) for command in record["command"])
     rounded, smoothed = record["rows"]
+    assert rounded["git_commit"] == record["machine"]["git_commit"]
     assert rounded["activations"] is None
     assert smoothed["activations"] == {"name": "int8-static", "range": "max", "cache": None}
     assert rounded["seconds"] > 0
@@ -84,3 +87,19 @@ def test_peak_memory_is_that_of_a_process_of_its_own(tmp_path):
     assert record["weights"] == 2 * 100 * 64 + 64 + 2 * (4 * 64 * 64 + 3 * 64 * 64 + 2 * 64)
     assert row["peak_host_bytes"] > 1e8
     assert 5e8 < row["estimated_bytes"] < 1e9
+
+
+def test_errors_at_the_sink_are_those_of_all_kernels(inputs, tmp_path):
+    _, model, _, tokens, *_ = inputs
+    output = tmp_path / "sink.json"
+    sizes = ["--layers", "1", "--granularity", "16", "--sequences", "4", "--length", "32"]
+    gptq_sink.main(["--model", model, "--data", tokens, *sizes, "-o", str(output)])
+    record = json.loads(output.read_text())
+    assert [row["kernel"].split("/")[1][0] for row in record["rows"]] == list("qkvogud")
+    for row in record["rows"]:
+        assert row["layer"] == 1
+        # An even share is 1/32; every query sees the first token, so that it gets more, and half of that counts.
+        assert 1 / 32 < row["weight_of_first"] < 1
+        assert 0 < row["all"]["gptq"] < row["all"]["rounding"] < 0.1
+        assert row["all"]["gptq"] < row["all"]["gptq_attention"] < row["all"]["rounding"]
+        assert row["first"]["gptq_attention"] < row["first"]["gptq"]
