@@ -75,7 +75,7 @@ class RunFolderError(LowbitError):
 
 
 class LockedError(LowbitError):
-    """A folder that another process is writing to."""
+    """A folder that another process is writing to, or nobody may."""
 
 
 class FormatError(LowbitError):

@@ -37,7 +37,11 @@ def one_at_a_time(place: Path) -> Iterator[None]:
     """
     with place.open("w") as file:
         if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in _UNKNOWN:
+                    raise
         yield
 
 
@@ -46,7 +50,8 @@ def sole_writer(folder: Path) -> Iterator[None]:
     """Holds a folder for this caller to write to; threads of one process keep each other out as well.
 
     Raises:
-      LockedError: another one holds it; says which process, on which machine and since when.
+      LockedError: another one holds it (says which process, on which machine and since when), or nothing can be
+        written there.
     """
     if fcntl is None:
         _warn(folder, "this system has no fcntl")
@@ -73,7 +78,13 @@ def check_free(folder: Path) -> None:
 @contextlib.contextmanager
 def _locked(place: Path) -> Iterator[TextIO]:
     while True:
-        with place.open("a+") as file:
+        try:
+            opened = place.open("a+")
+        except OSError as error:
+            raise LockedError(
+                f"{place.parent} cannot be written to ({error.strerror})", "check that it is there and yours to write"
+            ) from error
+        with opened as file:
             _lock(file, place)
             # Who held it before removed the file, perhaps after it was opened here: then it is nobody's lock.
             if _is_at(file, place):

@@ -121,3 +121,18 @@ def test_one_at_a_time_lets_the_second_in_after_the_first(tmp_path):
         order.append("first")
     thread.join(10)
     assert order == ["first", "second"]
+
+
+def test_work_is_done_where_there_are_no_locks(tmp_path, monkeypatch):
+    def flock(file, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(locks.fcntl, "flock", flock)
+    with one_at_a_time(tmp_path / "lock"):
+        done = True
+    assert done
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(LockedError, match=r"absent cannot be written to \(No such file.*\n  -> check that it is there"):
+        check_free(tmp_path / "absent")
