@@ -65,7 +65,7 @@ class KVCache:
             values=self.values.write(layer, self.length, values),
         )
         if queries.shape[1] > 1 or self.method == "products":
-            return cache._attend_by_products(layer, queries, self.length), cache
+            return cache._attend_by_products(layer, queries), cache
         used = self.length + jnp.int32(1)
         grouped = queries.reshape(queries.shape[0], keys.shape[2], -1, queries.shape[-1])
         if self.method == "kernel":
@@ -77,10 +77,10 @@ class KVCache:
             mixed = by_sums(grouped, cache.read_keys(layer, dtype), cache.values.read(layer, dtype), self.start, used)
         return mixed.reshape(queries.shape), cache
 
-    def _attend_by_products(self, layer: jax.Array, queries: jax.Array, first: jax.Array) -> jax.Array:
-        """Mixes values for queries [b t heads h] of the tokens from slot `first` i32[] on."""
+    def _attend_by_products(self, layer: jax.Array, queries: jax.Array) -> jax.Array:
+        """Mixes values for queries [b t heads h] of the tokens that were stored last."""
         slots = jnp.arange(self.capacity, dtype=jnp.int32)[None, None, :]
-        newest = (first + jnp.arange(queries.shape[1], dtype=jnp.int32))[None, :, None]
+        newest = (self.length + jnp.arange(queries.shape[1], dtype=jnp.int32))[None, :, None]
         visible = (slots <= newest) & (slots >= self.start[:, None, None])
         dtype = queries.dtype
         return attention(queries, self.read_keys(layer, dtype), self.values.read(layer, dtype), visible)
