@@ -1,13 +1,13 @@
-"""Which tile of the GPU's kernel is fastest for each width, shape and number of tokens, for `lowbit.pallas.tiles`.
+"""Which tile of the GPU's kernels is fastest for each width, shape and number of tokens, for `lowbit.pallas.tiles`.
 
-Every candidate of `tiles.candidates` is compared with the portable product, float and 8-bit activations, and timed
-inside one program over weights larger than the cache; those that came near the best a few times more, in turns. Widths
-are independent: several processes, each with a GPU of its own, share the work, and `--merge` puts together what they
-wrote.
+Every candidate of `tiles.candidates` and, for few tokens, of `tiles.gemv_candidates` is compared with the portable
+product, with 8-bit activations too where the kernel takes them, and timed inside one program over weights larger than
+the cache; of each kernel those that came near the best a few times more, in turns. Widths are independent: several
+processes, each with a GPU of its own, share the work, and `--merge` puts together what they wrote.
 
 Command: python -m benchmarks.gpu_tiles --bits 2 -o tiles_2.json
   then: python -m benchmarks.gpu_tiles --merge tiles_*.json -o lowbit/pallas/tiles_h100.json
-Hardware: an H100; two to four minutes a width.
+Hardware: an H100; three to six minutes a width.
 Expected: the table in lowbit/pallas/tiles_h100.json.
 """
 
@@ -19,7 +19,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,9 +27,9 @@ from lowbit.bench.gpu import GpuPlan
 from lowbit.bench.gpu_products import GpuProduct, Matrices, Program
 from lowbit.generation.packed import quantize_activations
 from lowbit.pallas import matmul, matmul_int8
-from lowbit.pallas.tiles import Tile, candidates
+from lowbit.pallas.tiles import GEMV_TOKENS, AnyTile, GemvTile, Measured, Tile, candidates, gemv_candidates, measured
 
-FIELDS = ("bits", "tokens", "n", "k", *Tile._fields)
+PRODUCT = Measured._fields[:4]
 COMPILERS = 12
 TOKENS = (1, 64, 16, 32, 8, 4)
 """The most important first: there may be no time for all."""
@@ -38,27 +37,39 @@ FINALISTS = 4
 MODEL_SHAPES = ((2048, 2048), (8192, 2048))
 """(k, n) of smaller matrices, such as those of a model of 1 B weights; for one token, which is when they matter."""
 WRONG = 1e-4
-"""Of the largest result: far above what the order of float32 sums explains, far below what a wrong code changes."""
+"""Of the largest result: far above what rounding explains, far below what a wrong code changes."""
 
 
-def fastest(case: GpuProduct, tokens: int, repeats: int) -> tuple[Tile, float]:
-    """Returns the best tile and its seconds; those that cannot be compiled, for want of shared memory, are left out."""
+def fastest(case: GpuProduct, tokens: int, repeats: int) -> dict[AnyTile, float]:
+    """Returns the best tile of each kernel and its seconds; the kernel without tensor cores only where it is faster.
+
+    Tiles that cannot be compiled, for want of shared memory, are left out.
+    """
     matrices = Matrices(case)
-    tiles = list(candidates(matrices.weights[0].blocks, case.n, tokens))
+    blocks = matrices.weights[0].blocks
+    tiles: list[AnyTile] = list(candidates(blocks, case.n, tokens))
+    if tokens <= GEMV_TOKENS:
+        tiles += gemv_candidates(blocks * matrices.weights[0].span // 2)
     with ThreadPoolExecutor(COMPILERS) as pool:
         first = dict(zip(tiles, pool.map(lambda tile: _tried(matrices, tokens, tile), tiles), strict=True))
     programs = {tile: program for tile, program in first.items() if program is not None}
-    times = {tile: [program.seconds()] for tile, program in programs.items()}
-    best = sorted(times, key=lambda tile: times[tile][0])[:FINALISTS]
+    once = {tile: program.seconds() for tile, program in programs.items()}
+    near = [
+        tile
+        for kernel in (Tile, GemvTile)
+        for tile in sorted((tile for tile in once if isinstance(tile, kernel)), key=lambda tile: once[tile])[:FINALISTS]
+    ]
+    times: dict[AnyTile, list[float]] = {tile: [] for tile in near}
     for _ in range(repeats):
-        for tile in best:
+        for tile in near:
             times[tile].append(programs[tile].seconds())
-    medians = {tile: statistics.median(times[tile][1:]) for tile in best}
-    winner = min(medians, key=lambda tile: medians[tile])
-    return winner, medians[winner]
+    medians = {tile: statistics.median(times[tile]) for tile in near}
+    ranked = sorted(near, key=lambda tile: medians[tile])
+    won = ranked[0], next(tile for tile in ranked if isinstance(tile, Tile))
+    return {tile: medians[tile] for tile in won}
 
 
-def _tried(matrices: Matrices, tokens: int, tile: Tile) -> Program | None:
+def _tried(matrices: Matrices, tokens: int, tile: AnyTile) -> Program | None:
     program = matrices.program(tokens, tile)
     try:
         if not _right(matrices, tokens, tile):
@@ -71,27 +82,34 @@ def _tried(matrices: Matrices, tokens: int, tile: Tile) -> Program | None:
     return program
 
 
-def _right(matrices: Matrices, tokens: int, tile: Tile) -> bool:
+def _right(matrices: Matrices, tokens: int, tile: AnyTile) -> bool:
     """Whether a tile computes what XLA does, and exactly so with 8-bit activations."""
     w = matrices.weights[0]
     x = jax.random.normal(jax.random.key(1), (tokens, w.k), jnp.bfloat16)
     expected = matmul(x, w, "xla")
     near = jnp.max(jnp.abs(matmul(x, w, tile=tile) - expected)) < WRONG * jnp.max(jnp.abs(expected))
+    if isinstance(tile, GemvTile):
+        return bool(near)
     codes, scale = quantize_activations(x)
     return bool(near & jnp.all(matmul_int8(codes, scale, w, tile=tile) == matmul_int8(codes, scale, w, "xla")))
 
 
-def write_table(device: str, rows: list[list[Any]], output: Path) -> None:
-    """Writes a table, a line a row."""
-    head = json.dumps({"device": device, "fields": list(FIELDS)})[:-1]
-    lines = ",\n".join(" " + json.dumps(row) for row in sorted(rows))
-    output.write_text(f'{head}, "tiles": [\n{lines}\n]}}\n', encoding="utf-8")
+def write_table(device: str, rows: Sequence[Measured], output: Path) -> None:
+    """Writes the tables of both kernels, a line a row."""
+
+    def table(kernel: type[Tile] | type[GemvTile]) -> str:
+        own = sorted([*row[:4], *row.tile] for row in rows if isinstance(row.tile, kernel))
+        fields = json.dumps([*PRODUCT, *kernel._fields])
+        return f'"fields": {fields}, "tiles": [\n' + ",\n".join(" " + json.dumps(row) for row in own) + "\n]"
+
+    text = f'{{"device": {json.dumps(device)}, {table(Tile)},\n"gemv": {{{table(GemvTile)}}}}}\n'
+    output.write_text(text, encoding="utf-8")
 
 
 def merge(files: Sequence[str], output: Path) -> None:
     """Puts tables of several widths together."""
     tables = [json.loads(Path(name).read_text(encoding="utf-8")) for name in files]
-    write_table(tables[0]["device"], [row for table in tables for row in table["tiles"]], output)
+    write_table(tables[0]["device"], [row for table in tables for row in measured(table)], output)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -111,15 +129,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     shapes = None
     if options.shapes:
         shapes = tuple((int(k), int(n)) for n, _, k in (shape.partition("x") for shape in options.shapes))
-    began, rows = time.perf_counter(), []
+    began, rows = time.perf_counter(), list[Measured]()
     for tokens in options.tokens:
         for bits in options.bits:
             for k, n in shapes or GpuPlan().shapes + (MODEL_SHAPES if tokens == 1 else ()):
                 if time.perf_counter() - began > options.limit:
                     continue
-                tile, seconds = fastest(GpuProduct(k, n, bits), tokens, options.repeats)
-                rows.append([bits, tokens, n, k, *tile])
-                print(f"{bits} bits, {tokens} tokens, {n} x {k}: {1e6 * seconds:.2f} us, {tile}", file=sys.stderr)
+                for tile, seconds in fastest(GpuProduct(k, n, bits), tokens, options.repeats).items():
+                    rows.append(Measured(bits, tokens, n, k, tile))
+                    print(f"{bits} bits, {tokens} tokens, {n} x {k}: {1e6 * seconds:.2f} us, {tile}", file=sys.stderr)
                 write_table(jax.devices()[0].device_kind, rows, Path(options.output))
 
 

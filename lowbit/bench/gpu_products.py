@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lowbit.bench.random_model import LEVELS
+from lowbit.errors import ConfigError
 from lowbit.generation.packed import quantize_activations
-from lowbit.pallas import GpuWeight, Tile, matmul, matmul_int8
+from lowbit.pallas import AnyTile, GpuWeight, Tile, matmul, matmul_int8
 from lowbit.pallas.fields import HALFWORD
 from lowbit.pallas.weight import affine, bits_of, block, parts, span_for
 
@@ -58,7 +59,7 @@ class Matrices:
         make = jax.jit(lambda key: _random_weight(case, key))
         self.weights = [make(key) for key in jax.random.split(jax.random.key(0), copies)]
 
-    def program(self, batch: int, tile: Tile | None = None) -> "Program":
+    def program(self, batch: int, tile: AnyTile | None = None) -> "Program":
         """Returns the products of all copies with so many tokens, many times over."""
         return Program(self, batch, tile)
 
@@ -66,7 +67,7 @@ class Matrices:
 class Program:
     """A compiled loop over copies, whose activations change from pass to pass so that none can be left out."""
 
-    def __init__(self, matrices: Matrices, batch: int, tile: Tile | None):
+    def __init__(self, matrices: Matrices, batch: int, tile: AnyTile | None):
         multiply = _multiply(matrices.case, tile)
         x = np.random.default_rng(0).normal(size=(batch, matrices.case.k))
         self._arguments = jnp.asarray(x, jnp.bfloat16), matrices.weights
@@ -127,11 +128,13 @@ def _random_weight(case: GpuProduct, key: jax.Array) -> Any:
     return GpuWeight(tuple(words), scale, None, None, None, levels, unit, bits, span, case.k)
 
 
-def _multiply(case: GpuProduct, tile: Tile | None) -> Multiply:
+def _multiply(case: GpuProduct, tile: AnyTile | None) -> Multiply:
     if case.bits == BFLOAT16_BITS:
         numbers = (((1,), (1,)), ((), ()))
         return lambda x, w: jax.lax.dot_general(x, w, numbers, preferred_element_type=jnp.float32)
     if case.activations == "int8":
         # Jitted once for all copies: each call would be compiled on its own.
+        if not isinstance(tile, Tile | None):
+            raise ConfigError(f"8-bit activations cannot take {tile}", "take a tile of the kernel with tensor cores")
         return jax.jit(lambda x, w: matmul_int8(*quantize_activations(x), w, tile=tile))
     return jax.jit(lambda x, w: matmul(x, w, tile=tile))

@@ -1,11 +1,12 @@
 """Packed weights times bfloat16 or 8-bit activations on a GPU, in Pallas, and the same in plain XLA for all else."""
 
 from lowbit.pallas.product import Implementation, kernel_runs_here, matmul, matmul_int8
-from lowbit.pallas.tiles import MAX_TOKENS, GemvTile, Tile
+from lowbit.pallas.tiles import MAX_TOKENS, AnyTile, GemvTile, Tile
 from lowbit.pallas.weight import GpuWeight, from_tensor, prepack
 
 __all__ = [
     "MAX_TOKENS",
+    "AnyTile",
     "GemvTile",
     "GpuWeight",
     "Implementation",

@@ -15,7 +15,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from lowbit.errors import ConfigError
-from lowbit.kernels.reference import INT32_MAX
 from lowbit.pallas.fields import HALFWORD, Affine
 from lowbit.pallas.fixed_point import LARGEST, FixedPoint, as_float, fixed_point
 from lowbit.pallas.tiles import GemvTile
@@ -76,7 +75,7 @@ class Shape(NamedTuple):
 
     @property
     def largest(self) -> int:
-        """What no sum of a word exceeds: of levels times activations, or of codes times their distance."""
+        """What no sum of a word exceeds; below 2**31, as `prepack` takes levels that a bfloat16 multiply-add can make."""
         codes = 1 << sum(part.bits for part in self.parts)
         lowest = -codes // 2 if self.signed else 0
         ends = (self.levels.first + self.levels.distance * code for code in (lowest, lowest + codes - 1))
@@ -97,10 +96,15 @@ def gemv(x: jax.Array, w: GpuWeight, tile: GemvTile, *, interpret: bool = False)
       interpret: compute without a GPU.
 
     Raises:
-      ConfigError: a tile whose sizes are no powers of two.
+      ConfigError: a tile whose sizes are no powers of two, or weights that it does not take.
     """
     if tile.rows & (tile.rows - 1) or tile.words & (tile.words - 1):
         raise ConfigError(f"{tile} has sizes that are no powers of two", "take the tile of `lowbit.pallas.tiles`")
+    if not takes(w):
+        raise ConfigError(
+            f"{w.k // w.groups} inputs a scale do not meet pairs of planes of {w.span}",
+            "take the other kernel's `Tile`",
+        )
     shape = shape_of(w, len(x), tile, interpret)
     layer = [] if w.layer is None else [w.layer.astype(jnp.int32).reshape(1)]
     call = pl.pallas_call(
@@ -116,9 +120,8 @@ def gemv(x: jax.Array, w: GpuWeight, tile: GemvTile, *, interpret: bool = False)
 
 
 def takes(w: GpuWeight) -> bool:
-    """Returns whether the kernel can multiply by weights: pairs of planes share a scale, and sums fit into 32 bits."""
-    shape = shape_of(w, 1, GemvTile(1, 1, 1))
-    return (w.groups == 1 or w.k // w.groups % (2 * w.span) == 0) and shape.largest <= INT32_MAX
+    """Returns whether the kernel can multiply by weights: both planes of a pair have the same scale."""
+    return w.groups == 1 or w.k // w.groups % (2 * w.span) == 0
 
 
 def shape_of(w: GpuWeight, tokens: int, tile: GemvTile, interpret: bool = False) -> Shape:
@@ -140,12 +143,12 @@ def _kernel(shape: Shape, *refs: Any) -> None:
     row = pl.program_id(0) * tile.rows + _iota(tile.rows, 0)
     output = jnp.minimum(row, shape.n - 1)
 
-    def load(ref: Any, row: jax.Array, at: jax.Array, mask: jax.Array | None) -> jax.Array:
+    def load(ref: Any, row: jax.Array, at: jax.Array, mask: jax.Array | None, ordered: bool = False) -> jax.Array:
         place = jnp.broadcast_shapes(row.shape, at.shape)
         index = ref.at[(*(jnp.broadcast_to(i, place) for i in layer), *(jnp.broadcast_to(i, place) for i in (row, at)))]
         if mask is None:
-            return plgpu.load(index)
-        return plgpu.load(index, mask=jnp.broadcast_to(mask, place), other=0)
+            return plgpu.load(index, volatile=ordered)
+        return plgpu.load(index, mask=jnp.broadcast_to(mask, place), other=0, volatile=ordered)
 
     def step(number: Any, totals: list[jax.Array]) -> list[jax.Array]:
         column = number * width + _iota(width, 1)
@@ -156,14 +159,14 @@ def _kernel(shape: Shape, *refs: Any) -> None:
         def words(ref: Any, part: Part) -> list[jax.Array]:
             subs = planes * part.bits // HALFWORD
             at = [column] if subs == 1 else [(block * subs + sub) * span + place for sub in range(subs)]
-            return [joined(*_halves(load(ref, output, i, inside)), interpret=shape.interpret) for i in at]
+            return [joined(*_halves(load(ref, output, i, inside, tile.ordered)), interpret=shape.interpret) for i in at]
 
         def activations(token: int, plane: int) -> jax.Array:
             at = (block * planes + plane) * span + place
             index = x_ref.at[jnp.full_like(at, token), at]
             if shape.k == shape.blocks * planes * span and inside is None:
-                return plgpu.load(index)
-            return plgpu.load(index, mask=at < shape.k, other=0)
+                return plgpu.load(index, volatile=tile.ordered)
+            return plgpu.load(index, mask=at < shape.k, other=0, volatile=tile.ordered)
 
         # All loads first: what follows waits for them together, not for one after the other.
         loaded = [words(ref, part) for ref, part in zip(word_refs, shape.parts, strict=True)]

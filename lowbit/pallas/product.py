@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from lowbit.errors import ConfigError, DataError, QuantizerError, nearest
 from lowbit.kernels.reference import ACTIVATION_MAX, INT32_MAX
 from lowbit.pallas import gemv, kernel
-from lowbit.pallas.tiles import GEMV_TOKENS, MAX_TOKENS, GemvTile, Tile, gemv_tile_for, tile_for
+from lowbit.pallas.tiles import MAX_TOKENS, AnyTile, GemvTile, Tile, gemv_tile_for, tile_for
 from lowbit.pallas.weight import GpuWeight, codes_of
 
 Implementation = Literal["auto", "kernel", "interpreted", "xla"]
@@ -40,7 +40,7 @@ def kernel_runs_here() -> bool:
     return HOPPER <= capability < SMALL_BLACKWELL
 
 
-def matmul(x: jax.Array, w: GpuWeight, implementation: str = "auto", tile: Tile | GemvTile | None = None) -> jax.Array:
+def matmul(x: jax.Array, w: GpuWeight, implementation: str = "auto", tile: AnyTile | None = None) -> jax.Array:
     """Returns x [b k] times the matrix, f32[b n]; x is taken as bfloat16.
 
     Args:
@@ -57,7 +57,7 @@ def matmul(x: jax.Array, w: GpuWeight, implementation: str = "auto", tile: Tile 
     x = w.scaled_inputs(x).astype(jnp.bfloat16)
     interpret = chosen == "interpreted"
     if tile is None:
-        tile = gemv_tile_for(w) if len(x) <= GEMV_TOKENS and gemv.takes(w) else tile_for(w, len(x))
+        tile = (gemv_tile_for(w, len(x)) if gemv.takes(w) else None) or tile_for(w, len(x))
     if chosen == "xla":
         y = _portable(x, w.single())
     elif isinstance(tile, GemvTile):

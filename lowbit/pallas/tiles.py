@@ -9,16 +9,16 @@ for each number of tokens, and that of more tokens where this was faster.
 import functools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import resources
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lowbit.pallas.weight import GpuWeight
 
 MAX_TOKENS = 64
 """Most tokens of the kernel. From there on the weights are decoded once, and a plain matrix product is at its best."""
-GEMV_TOKENS = 0
-"""Most tokens of the kernel without tensor cores."""
+GEMV_TOKENS = 4
+"""Most tokens that the kernel without tensor cores is tried with: its work grows with each of them."""
 COLUMNS = 8
 """Fewest columns of a tile: what one instruction of the tensor cores multiplies."""
 WIDEST = 16
@@ -52,21 +52,27 @@ class GemvTile(NamedTuple):
       rows: outputs; a power of two.
       words: 32-bit words of codes of each that are multiplied side by side; a power of two.
       warps: of 32 threads.
+      ordered: whether loads keep their order, those of the weights first. The compiler would put these behind the
+        rounding of activations, which takes fewer registers, and more time before memory has something to do.
     """
 
     rows: int
     words: int
     warps: int
+    ordered: bool
+
+
+AnyTile = Tile | GemvTile
 
 
 class Measured(NamedTuple):
-    """A row of the table: the fastest tile of one product."""
+    """A row of one of the tables: the fastest tile of a kernel for one product."""
 
     bits: int
     tokens: int
     n: int
     k: int
-    tile: Tile
+    tile: AnyTile
 
 
 def power_of_two(number: int) -> int:
@@ -75,25 +81,39 @@ def power_of_two(number: int) -> int:
 
 
 def tile_for(w: GpuWeight, tokens: int) -> Tile:
-    """Returns the tile of the most similar product in the table, fitted to this one.
+    """Returns the tile of the most similar product in the table of the kernel with tensor cores, fitted to this one."""
+    tile = min((row for row in table() if isinstance(row.tile, Tile)), key=_distance(w, tokens)).tile
+    assert isinstance(tile, Tile)
+    return fitted(tile, w.blocks, power_of_two(tokens))
+
+
+def gemv_tile_for(w: GpuWeight, tokens: int) -> GemvTile | None:
+    """Returns the tile of the kernel without them where it was faster for the most similar product, None elsewhere.
+
+    Its table has those products alone that it won, all with one scale an output; for groups it was not timed.
+    """
+    if w.groups > 1:
+        return None
+    distance = _distance(w, tokens)
+    tile = min(table(), key=lambda row: (distance(row), isinstance(row.tile, Tile))).tile
+    return tile if isinstance(tile, GemvTile) else None
+
+
+def _distance(w: GpuWeight, tokens: int) -> Callable[[Measured], float]:
+    """How far a row of the table is from a product.
 
     A number of tokens that the table lacks takes the tile of a larger one, which does all that and more in a time that
     is known; that of a smaller one says nothing about it.
     """
     tokens = power_of_two(tokens)
-    wide_enough = [row for row in table() if row.tokens >= min(tokens, MAX_TOKENS)]
 
     def distance(row: Measured) -> float:
+        if row.tokens < min(tokens, MAX_TOKENS):
+            return math.inf
         wider = abs(math.log2(row.tokens / tokens)) + 10 * (row.bits != w.bits)
         return wider + abs(math.log2(row.n / w.n)) + abs(math.log2(row.k / w.k))
 
-    return fitted(min(wide_enough, key=distance).tile, w.blocks, tokens)
-
-
-def gemv_tile_for(w: GpuWeight) -> GemvTile:
-    """Returns the tile of the kernel for few tokens: each thread loads 16 bytes of every output at a time."""
-    words = min(max(power_of_two(w.blocks * w.span // 2), 128), 512)
-    return GemvTile(8, words, words // 128)
+    return distance
 
 
 def fitted(tile: Tile, blocks: int, tokens: int) -> Tile:
@@ -106,9 +126,15 @@ def fitted(tile: Tile, blocks: int, tokens: int) -> Tile:
 @functools.cache
 def table() -> tuple[Measured, ...]:
     """Returns what was measured."""
-    text = resources.files("lowbit.pallas").joinpath(TABLE).read_text(encoding="utf-8")
-    rows = json.loads(text)["tiles"]
-    return tuple(Measured(bits, tokens, n, k, Tile(*tile)) for bits, tokens, n, k, *tile in rows)
+    return measured(json.loads(resources.files("lowbit.pallas").joinpath(TABLE).read_text(encoding="utf-8")))
+
+
+def measured(tables: Any) -> tuple[Measured, ...]:
+    """Returns the rows of both tables of a file."""
+    rows = [Measured(bits, tokens, n, k, Tile(*tile)) for bits, tokens, n, k, *tile in tables["tiles"]]
+    for bits, tokens, n, k, *tile in tables["gemv"]["tiles"]:
+        rows.append(Measured(bits, tokens, n, k, GemvTile(*tile)))
+    return tuple(rows)
 
 
 def candidates(blocks: int, n: int, tokens: int) -> Iterator[Tile]:
@@ -134,3 +160,11 @@ def candidates(blocks: int, n: int, tokens: int) -> Iterator[Tile]:
             if splits == 1 or n // rows < 300
         }
     yield from sorted(found)
+
+
+def gemv_candidates(words: int) -> Iterator[GemvTile]:
+    """Yields tiles worth a try for outputs of so many words: 2 or 4 words a thread of each of some outputs."""
+    for rows in (4, 8, 16):
+        for width, warps in ((128, 1), (128, 2), (256, 2), (256, 4), (512, 4), (512, 8), (1024, 8)):
+            if width < 2 * words or width == 128:
+                yield from (GemvTile(rows, width, warps, ordered) for ordered in (False, True))

@@ -1,6 +1,7 @@
 """The search for tiles, and the benchmark beside a peer, at toy sizes without a GPU."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -25,6 +26,22 @@ def test_tables_of_widths_are_put_together(tmp_path, monkeypatch):
     table = json.loads((tmp_path / "all.json").read_text())
     assert table["tiles"] == [[4, 16, 32, 512, 16, 1, 2, 2, 1], [8, 16, 32, 512, 16, 1, 2, 2, 1]]
     assert table["fields"][4:] == list(tiles.Tile._fields)
+    assert table["gemv"]["tiles"] == []
+
+
+@pytest.mark.parametrize(("seconds", "rows"), [(1e-6, [[2, 1, 32, 512, 8, 128, 1, True]]), (3e-6, [])])
+def test_the_kernel_without_tensor_cores_is_noted_where_it_is_faster(tmp_path, monkeypatch, seconds, rows):
+    other, own = tiles.Tile(16, 1, 2, 2), tiles.GemvTile(8, 128, 1, True)
+    programs = {other: SimpleNamespace(seconds=lambda: 2e-6), own: SimpleNamespace(seconds=lambda: seconds)}
+    monkeypatch.setattr(gpu_tiles, "candidates", lambda blocks, n, tokens: [other])
+    monkeypatch.setattr(gpu_tiles, "gemv_candidates", lambda words: [own])
+    monkeypatch.setattr(gpu_tiles, "_tried", lambda matrices, tokens, tile: programs[tile])
+    output = tmp_path / "table.json"
+    gpu_tiles.main(f"--bits 2 --tokens 1 --shapes 32x512 --repeats 1 -o {output}".split())
+    table = json.loads(output.read_text())
+    assert table["gemv"]["tiles"] == rows
+    assert table["tiles"] == [[2, 1, 32, 512, *other]]
+    assert [row.tile for row in tiles.measured(table)] == [other] + [own] * len(rows)
 
 
 def test_every_candidate_cuts_evenly():

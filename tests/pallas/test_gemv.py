@@ -8,7 +8,7 @@ import pytest
 from lowbit import pallas
 from lowbit.errors import ConfigError
 from lowbit.formats import PackedTensor
-from lowbit.pallas import gemv
+from lowbit.pallas import gemv, tiles
 from lowbit.pallas.fixed_point import fixed_point
 from lowbit.pallas.tiles import GemvTile
 
@@ -60,21 +60,21 @@ def test_activations_lose_nothing_but_what_is_far_below_the_largest():
 def test_what_is_not_finite_is_not_hidden(value):
     x = np.ones((1, 512), np.float32)
     x[0, 100] = value
-    y = pallas.matmul(jnp.asarray(x), pallas.from_tensor(tensor(2, 512)), "interpreted", GemvTile(2, 64, 1))
+    y = pallas.matmul(jnp.asarray(x), pallas.from_tensor(tensor(2, 512)), "interpreted", GemvTile(2, 64, 1, True))
     assert np.isnan(y).all()
 
 
 @pytest.mark.parametrize(
     ("bits", "b", "k", "groups", "tile"),
     [
-        *((bits, 1, 512, 1, GemvTile(4, 32, 1)) for bits in WHOLE),
-        (2, 3, 300, 1, GemvTile(4, 32, 1)),  # tokens that share codes; inputs that do not fill blocks
-        (2, 1, 576, 1, GemvTile(2, 128, 1)),  # words that do not fill the tile
-        (2, 1, 2048, 1, GemvTile(8, 16, 1)),  # more passes than are written out
-        (2, 1, 1024, 8, GemvTile(4, 32, 1)),  # a pair of planes a scale
-        (1, 1, 1024, 2, GemvTile(4, 32, 1)),  # a block a scale
-        (3, 1, 1024, 8, GemvTile(4, 32, 1)),
-        (4, 1, 1024, 4, GemvTile(4, 32, 1)),
+        *((bits, 1, 512, 1, GemvTile(4, 32, 1, True)) for bits in WHOLE),
+        (2, 3, 300, 1, GemvTile(4, 32, 1, True)),  # tokens that share codes; inputs that do not fill blocks
+        (2, 1, 576, 1, GemvTile(2, 128, 1, True)),  # words that do not fill the tile
+        (2, 1, 2048, 1, GemvTile(8, 16, 1, True)),  # more passes than are written out
+        (2, 1, 1024, 8, GemvTile(4, 32, 1, True)),  # a pair of planes a scale
+        (1, 1, 1024, 2, GemvTile(4, 32, 1, True)),  # a block a scale
+        (3, 1, 1024, 8, GemvTile(4, 32, 1, True)),
+        (4, 1, 1024, 4, GemvTile(4, 32, 1, True)),
     ],
 )
 def test_sums_of_whole_numbers_are_exact(bits, b, k, groups, tile):
@@ -95,7 +95,7 @@ def test_an_outlier_costs_its_word_alone():
     x = np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64)
     laid_out, matrix = pallas.from_tensor(w), w.decode().astype(np.float64)
     in_word = [plane * laid_out.span + half for plane in range(8) for half in (4, 5)]
-    got = np.asarray(pallas.matmul(jnp.asarray(x, jnp.float32), laid_out, "interpreted", GemvTile(2, 64, 1)))
+    got = np.asarray(pallas.matmul(jnp.asarray(x, jnp.float32), laid_out, "interpreted", GemvTile(2, 64, 1, True)))
     words = 64
     bound = x[0, 5] * 2.0**-15 * np.abs(matrix[in_word]).sum(axis=0) + (words + 3) * EPS * (np.abs(x) @ np.abs(matrix))
     assert (np.abs(got - x @ matrix) <= bound).all()
@@ -104,7 +104,7 @@ def test_an_outlier_costs_its_word_alone():
 def test_a_layer_is_read_from_its_stack():
     layers = [pallas.from_tensor(tensor(2, 512, seed=seed)) for seed in range(2)]
     stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
-    x, tile = jnp.asarray(np.random.default_rng(3).normal(size=(1, 512)), jnp.bfloat16), GemvTile(4, 64, 1)
+    x, tile = jnp.asarray(np.random.default_rng(3).normal(size=(1, 512)), jnp.bfloat16), GemvTile(4, 64, 1, True)
     for number, layer in enumerate(layers):
         got = gemv.gemv(x, stack.of_layer(jnp.int32(number)), tile, interpret=True)
         np.testing.assert_array_equal(got, gemv.gemv(x, layer, tile, interpret=True))
@@ -113,19 +113,31 @@ def test_a_layer_is_read_from_its_stack():
 def test_the_gpu_program_has_no_matrix_product():
     w = pallas.from_tensor(tensor(3, 512))
     x = jnp.ones((1, 512), jnp.bfloat16)
-    text = str(jax.make_jaxpr(lambda x: gemv.gemv(x, w, GemvTile(4, 32, 1)))(x))
+    text = str(jax.make_jaxpr(lambda x: gemv.gemv(x, w, GemvTile(4, 32, 1, True)))(x))
     assert "dp4a.u32.s32" in text
     assert "dp4a.u32.u32" in text
     assert "dot_general" not in text
 
 
-def test_takes_scales_of_pairs_of_planes():
-    assert gemv.takes(pallas.from_tensor(tensor(2, 1024, groups=8)))
-    assert not gemv.takes(pallas.from_tensor(tensor(2, 1024, groups=32)))
+def test_is_taken_where_it_was_faster(monkeypatch):
+    slow, fast = tiles.Tile(8, 1, 1, 2), GemvTile(8, 128, 1, True)
+    rows = [tiles.Measured(2, 1, 64, 2048, slow), tiles.Measured(2, 1, 64, 2048, fast)]
+    rows += [tiles.Measured(bits, tokens, 64, 2048, slow) for bits, tokens in ((2, 4), (2, 64), (4, 1))]
+    monkeypatch.setattr(tiles, "table", lambda: tuple(rows))
+    two, four, grouped = (pallas.from_tensor(tensor(b, 512, groups=g)) for b, g in ((2, 1), (4, 1), (2, 4)))
+    assert tiles.gemv_tile_for(two, 1) == fast
+    assert tiles.tile_for(two, 1) == slow  # of integer products, which have no other kernel
+    for w, tokens in ((two, 2), (two, 64), (four, 1), (grouped, 1)):
+        assert tiles.gemv_tile_for(w, tokens) is None
+    x = jnp.ones((1, 512), jnp.bfloat16)
+    text = str(jax.make_jaxpr(lambda x: pallas.matmul(x, two, "kernel"))(x))
+    assert "dp4a" in text
 
 
-def test_refuses_tiles_of_other_sizes():
-    w = pallas.from_tensor(tensor(2, 512))
-    for tile in (GemvTile(3, 32, 1), GemvTile(4, 48, 1)):
+def test_refuses_what_it_does_not_take():
+    x, w = jnp.ones((1, 512), jnp.bfloat16), pallas.from_tensor(tensor(2, 512))
+    for tile in (GemvTile(3, 32, 1, True), GemvTile(4, 48, 1, True)):
         with pytest.raises(ConfigError, match=r"has sizes that are no powers of two\n  -> take the tile of"):
-            pallas.matmul(jnp.ones((1, 512), jnp.bfloat16), w, "interpreted", tile)
+            pallas.matmul(x, w, "interpreted", tile)
+    with pytest.raises(ConfigError, match=r"32 inputs a scale do not meet pairs of planes of 32\n  -> take a `Tile`"):
+        pallas.matmul(x, pallas.from_tensor(tensor(2, 512, groups=16)), "interpreted", GemvTile(4, 32, 1, True))
