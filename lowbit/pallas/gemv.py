@@ -75,7 +75,7 @@ class Shape(NamedTuple):
 
     @property
     def largest(self) -> int:
-        """What no sum of a word exceeds; below 2**31, as `prepack` takes levels that a bfloat16 multiply-add can make."""
+        """What no sum of a word exceeds; below 2**31 as `prepack` takes small levels alone."""
         codes = 1 << sum(part.bits for part in self.parts)
         lowest = -codes // 2 if self.signed else 0
         ends = (self.levels.first + self.levels.distance * code for code in (lowest, lowest + codes - 1))
@@ -103,7 +103,7 @@ def gemv(x: jax.Array, w: GpuWeight, tile: GemvTile, *, interpret: bool = False)
     if not takes(w):
         raise ConfigError(
             f"{w.k // w.groups} inputs a scale do not meet pairs of planes of {w.span}",
-            "take the other kernel's `Tile`",
+            "take a `Tile`, of tensor cores",
         )
     shape = shape_of(w, len(x), tile, interpret)
     layer = [] if w.layer is None else [w.layer.astype(jnp.int32).reshape(1)]
