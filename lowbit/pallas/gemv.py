@@ -21,7 +21,7 @@ from lowbit.pallas.tiles import GemvTile
 from lowbit.pallas.weight import GpuWeight, Part
 from lowbit.pallas.words import dot4, field_in_bytes, joined
 
-UNROLLED = 4
+UNROLLED = 2
 """Most passes over the inputs that are written out, so that loads of the next come before sums of the last."""
 
 
