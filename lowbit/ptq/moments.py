@@ -15,7 +15,7 @@ Hidden = Float[Array, "batches b t d"]
 Weights = Float[Array, "batches b t"]
 
 TOKEN_WEIGHTS = ("even", "attention")
-"""How much each token counts: all the same, or half by the attention that it gets (`attention_weights`)."""
+"""How much each token counts: all the same, or by the attention that it gets (`attention_weights`)."""
 
 
 class Moments(NamedTuple):
@@ -85,19 +85,21 @@ def moments(
 
 @functools.partial(jit, static_argnames=("cfg",))
 def attention_weights(cfg: LlamaConfig, block: Any, hidden: Hidden) -> Weights:
-    """Returns weights of tokens, half of them even and half by the attention that a token gets in this layer.
+    """Returns weights of tokens, 1 on average: the square root of the attention that a token gets in this layer.
 
     A layer's error at a position is felt wherever the position is attended to. Most of all that is the first one, the
     sink of attention, with a key and a value like no other's: of even moments it is one token in a sequence, and
-    compensation for the others' errors ruins it. Source: attention concentration of RSQ (arXiv 2503.01820, which
-    weighs by attention alone; the even half here keeps the last tokens, which no others follow).
+    compensation for the others' errors ruins it. Source: attention concentration of RSQ (arXiv 2503.01820). The root is
+    ours: a sink with half of all attention is to count for a few percent, or its inputs to down_proj, which may be a
+    hundred times as large as others', leave the other tokens below the damping.
 
     Args:
       cfg: the model's sizes.
       block: the layer.
       hidden: its inputs.
     """
-    return jax.lax.map(lambda x: 0.5 + 0.5 * received(cfg, block, x), hidden)
+    weights = jnp.sqrt(jax.lax.map(lambda x: received(cfg, block, x), hidden))
+    return weights / jnp.mean(weights)
 
 
 @functools.partial(jit, static_argnames=("cfg",), donate_argnames=("hidden",))

@@ -98,7 +98,7 @@ def test_errors_at_the_sink_are_those_of_all_kernels(inputs, tmp_path):
     assert [row["kernel"].split("/")[1][0] for row in record["rows"]] == list("qkvogud")
     for row in record["rows"]:
         assert row["layer"] == 1
-        # An even share is 1/32; every query sees the first token, so that it gets more, and half of that counts.
+        # An even share is 1/32; every query sees the first token, so that it gets more.
         assert 1 / 32 < row["weight_of_first"] < 1
         assert 0 < row["all"]["gptq"] < row["all"]["rounding"] < 0.1
         assert row["all"]["gptq"] < row["all"]["gptq_attention"] < row["all"]["rounding"]
