@@ -5,13 +5,14 @@ import sys
 from pathlib import Path
 
 from lowbit.report.gpu_figures import draw
-from lowbit.report.gpu_tables import tables
+from lowbit.report.gpu_tables import decoding, tables
 from lowbit.report.kernel_figures import save
 from lowbit.report.table import fill_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "gpu_kernels.md"
 RECORD = ROOT / "docs" / "results" / "gpu_kernels_h100.json"
+DECODING = ROOT / "docs" / "results" / "gpu_decoding_h100.json"
 IMAGES = ROOT / "docs" / "images"
 PICTURES = {
     "gpu.picture_bits": "![microseconds over bits per weight](images/gpu_bits.png)",
@@ -25,7 +26,8 @@ def filled_page() -> str:
     if not RECORD.exists():
         return page
     record = json.loads(RECORD.read_text(encoding="utf-8"))
-    return fill_tables(page, tables(record, "markdown") | PICTURES)
+    models = {"gpu.decoding": decoding(json.loads(DECODING.read_text(encoding="utf-8")), "markdown")}
+    return fill_tables(page, tables(record, "markdown") | models | PICTURES)
 
 
 def main() -> None:
