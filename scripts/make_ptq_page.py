@@ -2,8 +2,9 @@
 
 `<!-- table:ptq_NAME -->` holds the table of docs/results/ptq_NAME.json, docs/images/ptq_NAME.png its picture, and
 `<!-- table:guide_NAME -->` what to take for what, by the figures of that file; `<!-- table:memory -->` is made of what
-benchmarks.ptq_memory measured, `<!-- table:w8a8_smollm2 -->` of the records of `quantize`,
-docs/results/w8a8_smollm2_*.json. `make docs` calls this; a test compares the page with the files.
+benchmarks.ptq_memory measured, `<!-- table:gptq_sink -->` of what benchmarks.gptq_sink did, and
+`<!-- table:w8a8_smollm2 -->` of the records of `quantize`, docs/results/w8a8_smollm2_*.json. `make docs` calls this; a
+test compares the page with the files.
 """
 
 import dataclasses
@@ -23,9 +24,20 @@ PAGE = ROOT / "docs" / "ptq.md"
 RESULTS = ROOT / "docs" / "results"
 INPUTS = "w8a8_smollm2_*.json"
 MEMORY = RESULTS / "quantize_memory_cpu.json"
+SINK = RESULTS / "gptq_sink_cpu.json"
 IMAGES = ROOT / "docs" / "images"
 
-DRAWN = ("rounding, min-max", "rounding, zero point", "GPTQ", "AWQ", "HQQ", "GPFQ", "k-means", "residual vectors")
+DRAWN = (
+    "rounding, min-max",
+    "rounding, zero point",
+    "GPTQ",
+    "GPTQ, act order, attended tokens",
+    "AWQ",
+    "HQQ",
+    "GPFQ",
+    "residual vectors",
+)
+IN_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
 def records() -> dict[str, dict[str, Any]]:
@@ -72,6 +84,19 @@ def memory_table(record: dict[str, Any]) -> str:
     ]
     heads = ["method", "bits", "weights, G", "peak, GB", "estimated, GB", "float32 model, GB"]
     return lay_out(heads, [False, *[True] * (len(heads) - 1)], lines, "markdown")
+
+
+def sink_table(record: dict[str, Any]) -> str:
+    """Returns a line a layer and kernel of attention: the relative errors over all tokens, and at the first ones."""
+    lines = []
+    for row in record["rows"]:
+        kernel = row["kernel"].split("/")[1]
+        if kernel in IN_ATTENTION:
+            errors = [f"{100 * row[tokens][way]:.2f}" for tokens in ("all", "first") for way in row["all"]]
+            lines.append([str(row["layer"] + 1), kernel, *errors])
+    ways = ("rounding", "GPTQ", "attended")
+    heads = ["layer", "kernel", *(f"{way}, {which} %" for which in ("all,", "first,") for way in ways)]
+    return lay_out(heads, [True, False, *[True] * (len(heads) - 2)], lines, "markdown")
 
 
 def inputs_table(found: list[dict[str, Any]]) -> str:
@@ -160,6 +185,7 @@ def filled_page() -> str:
     """Returns docs/ptq.md with its tables brought up to date."""
     tables = {name: table(record) for name, record in records().items()}
     tables["memory"] = memory_table(json.loads(MEMORY.read_text(encoding="utf-8")))
+    tables["gptq_sink"] = sink_table(json.loads(SINK.read_text(encoding="utf-8")))
     measured = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob(INPUTS))]
     tables["w8a8_smollm2"] = inputs_table(measured)
     tables |= {f"guide_{name.removeprefix('ptq_')}": guide(record) for name, record in records().items()}
