@@ -10,6 +10,7 @@ share outputs write sums of their own, which XLA adds.
 
 import functools
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -198,12 +199,14 @@ def _kernel(shape: Shape, integer: bool, *refs: Any) -> None:
         return [tile_of for tile_of in found if tile_of is not None]
 
     dtype = jnp.int32 if integer else jnp.float32
+    # In the order of fields, which is how planes are decoded: no more of them wait in registers than they have to.
+    order = sorted(range(planes), key=lambda plane: field_of(plane, planes))
 
     def step(number: Any, total: jax.Array) -> jax.Array:
         block = number * tile.slices
         decoded = weights(block)
         if shape.groups == 1:
-            return _dots(decoded, lambda plane: activations(block, plane), range(planes), total)
+            return _dots(decoded, lambda plane: activations(block, plane), order, total)
         for begin in range(0, planes, shape.planes_a_scale):
             chosen = range(begin, begin + shape.planes_a_scale)
             part = _dots(decoded, lambda plane: activations(block, plane), chosen, jnp.zeros((m, columns), dtype))
@@ -254,7 +257,7 @@ def _decoded(words: jax.Array, part: Part, shape: Shape, integer: bool) -> list[
     return to_bfloat16(words, part.bits, levels, interpret=shape.interpret)
 
 
-def _dots(decoded: list[jax.Array], activations: Any, planes: range, total: jax.Array) -> jax.Array:
+def _dots(decoded: list[jax.Array], activations: Any, planes: Iterable[int], total: jax.Array) -> jax.Array:
     for plane in planes:
         x = activations(plane)
         total = total + jax.lax.dot_general(decoded[plane], x, _ALONG_LAST, preferred_element_type=total.dtype)
