@@ -6,12 +6,13 @@ the cache; of each kernel those that came near the best a few times more, in tur
 processes, each with a GPU of its own, share the work, and `--merge` puts together what they wrote.
 
 Command: python -m benchmarks.gpu_tiles --bits 2 -o tiles_2.json
-  then: python -m benchmarks.gpu_tiles --merge tiles_*.json -o lowbit/pallas/tiles_h100.json
+  then: python -m benchmarks.gpu_tiles --merge $TABLE tiles_*.json -o $TABLE
 Hardware: an H100; three to six minutes a width.
-Expected: the table in lowbit/pallas/tiles_h100.json.
+Expected: the table, lowbit/pallas/tiles_h100.json.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -107,9 +108,17 @@ def write_table(device: str, rows: Sequence[Measured], output: Path) -> None:
 
 
 def merge(files: Sequence[str], output: Path) -> None:
-    """Puts tables of several widths together."""
+    """Puts tables together; what a later one says of a product takes the place of what earlier ones say."""
     tables = [json.loads(Path(name).read_text(encoding="utf-8")) for name in files]
-    write_table(tables[0]["device"], [row for table in tables for row in measured(table)], output)
+    rows: dict[tuple[int, ...], list[Measured]] = {}
+    for table in tables:
+        for product, own in itertools.groupby(sorted(measured(table), key=_product), key=_product):
+            rows[product] = list(own)
+    write_table(tables[-1]["device"], list(itertools.chain(*rows.values())), output)
+
+
+def _product(row: Measured) -> tuple[int, ...]:
+    return row.bits, row.tokens, row.n, row.k
 
 
 def main(argv: Sequence[str] | None = None) -> None:

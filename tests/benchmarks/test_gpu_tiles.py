@@ -29,6 +29,17 @@ def test_tables_of_widths_are_put_together(tmp_path, monkeypatch):
     assert table["gemv"]["tiles"] == []
 
 
+def test_a_later_table_takes_the_place_of_earlier_rows(tmp_path):
+    other, own = tiles.Tile(16, 1, 2, 2), tiles.GemvTile(8, 128, 1, True)
+    kept = tiles.Measured(2, 1, 64, 512, own)
+    lost = tiles.Measured(2, 1, 32, 512, own)
+    for name, rows in (("old", [kept, lost, lost._replace(tile=other)]), ("new", [lost._replace(tile=other)])):
+        gpu_tiles.write_table("H100", rows, tmp_path / name)
+    gpu_tiles.merge([str(tmp_path / "old"), str(tmp_path / "new")], tmp_path / "all")
+    merged = tiles.measured(json.loads((tmp_path / "all").read_text()))
+    assert set(merged) == {kept, lost._replace(tile=other)}
+
+
 @pytest.mark.parametrize(("seconds", "rows"), [(1e-6, [[2, 1, 32, 512, 8, 128, 1, True]]), (3e-6, [])])
 def test_the_kernel_without_tensor_cores_is_noted_where_it_is_faster(tmp_path, monkeypatch, seconds, rows):
     other, own = tiles.Tile(16, 1, 2, 2), tiles.GemvTile(8, 128, 1, True)
