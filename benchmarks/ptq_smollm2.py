@@ -65,8 +65,8 @@ STATIC = (("alpha", 0.75),)
 """Static ranges want more of the outliers in the weights than ranges by token do."""
 
 ORDERED = (("act_order", True), ("static_groups", True))
-ATTENDED = (("token_weights", "attention"),)
-"""Against the papers' even weights of tokens, which all other rows have."""
+EVEN, ATTENDED = (("token_weights", "even"),), (("token_weights", "attention"),)
+"""What tokens of calibration count: the papers' way, and by the attention that they get."""
 
 ROWS = (
     Row("rounding, min-max", "rtn", "integer", 64, "max"),
@@ -74,17 +74,17 @@ ROWS = (
     Row("rounding, mean square", "rtn", "integer", 64, "mse"),
     Row("rounding, zero point", "rtn", "zero_point", 64, "mse"),
     Row("ZeroQuant", "zeroquant", "zero_point", 64),
-    Row("GPTQ", "gptq", "zero_point", 64),
-    Row("GPTQ, act order", "gptq", "zero_point", 64, None, ORDERED),
+    Row("GPTQ", "gptq", "zero_point", 64, None, EVEN),
+    Row("GPTQ, act order", "gptq", "zero_point", 64, None, (*ORDERED, *EVEN)),
     Row("GPTQ, attended tokens", "gptq", "zero_point", 64, None, ATTENDED),
     Row("GPTQ, act order, attended tokens", "gptq", "zero_point", 64, None, (*ORDERED, *ATTENDED)),
-    Row("GPTQ, symmetric", "gptq", "integer", 64),
-    Row("GPTQ, one scale a channel", "gptq", "integer", "channel"),
-    Row("GPTQ, ParetoQ's grid a channel", "gptq", "paretoq", "channel"),
+    Row("GPTQ, symmetric", "gptq", "integer", 64, None, EVEN),
+    Row("GPTQ, one scale a channel", "gptq", "integer", "channel", None, EVEN),
+    Row("GPTQ, ParetoQ's grid a channel", "gptq", "paretoq", "channel", None, EVEN),
     Row("GPTQ, ParetoQ's grid, attended tokens", "gptq", "paretoq", "channel", None, ATTENDED),
-    Row("GPFQ", "gpfq", "zero_point", 64),
+    Row("GPFQ", "gpfq", "zero_point", 64, None, EVEN),
     Row("GPFQ, attended tokens", "gpfq", "zero_point", 64, None, ATTENDED),
-    Row("AWQ", "awq", "zero_point", 64),
+    Row("AWQ", "awq", "zero_point", 64, None, EVEN),
     Row("AWQ, attended tokens", "awq", "zero_point", 64, None, ATTENDED),
     Row("HQQ", "hqq", "float_zero", 64),
     Row("SmoothQuant, weights alone", "smoothquant", "zero_point", 64),
@@ -96,7 +96,7 @@ ROWS = (
     Row("SmoothQuant, inputs static", "smoothquant", "integer", "channel", None, STATIC, Activations("int8-static")),
     Row("k-means", "kmeans", "free", 64),
     Row("NF4", "rtn", "nf4", 64, "max"),
-    Row("GPTQ to NF4", "gptq", "nf4", 64, "max"),
+    Row("GPTQ to NF4", "gptq", "nf4", 64, "max", EVEN),
     Row("powers of two", "rtn", "power", 64, "max"),
     Row("product vectors", "product", "vectors", "channel"),
     Row("residual vectors", "residual", "vectors", "channel"),
