@@ -183,11 +183,15 @@ def _planes(kind: CacheKind) -> int:
 
 
 def _tile(stored: Stored) -> Tile:
-    """8 KiB of keys and as much of values are read together, which three stages keep coming; up to 128 slots."""
-    bytes_of_slot = stored.codes.shape[-1] * stored.codes.dtype.itemsize
-    slots = min(128, max(LEAST, 8192 // bytes_of_slot))
-    # Sums of a plane of 16 numbers are two tiles of tensor cores: more warps would make the same ones.
-    return Tile(slots, 2 if stored.codes.shape[-1] < 2 * LEAST else 4, 3)
+    """8 KiB of keys and as much of values are read together, which three stages keep coming; up to 128 slots.
+
+    Less where planes are 16 numbers: the compiler shares out rows then, which are one tile, so that each warp makes all
+    products. One alone takes half the instructions of two, and for 32 slots its registers suffice.
+    """
+    span = stored.codes.shape[-1]
+    if span < 2 * LEAST:
+        return Tile(32, 1, 3)
+    return Tile(min(128, max(LEAST, 8192 // (span * stored.codes.dtype.itemsize))), 4, 3)
 
 
 def _attend(

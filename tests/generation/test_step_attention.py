@@ -125,6 +125,23 @@ def test_the_kernel_reads_the_layer_and_the_slots_that_it_is_asked_for():
             np.testing.assert_allclose(mixed[0, :, g], own.mean(axis=1), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "narrowest"), [("float32", 16), ("bfloat16", 16), ("int8_minmax", 32), ("int4_minmax", 64)]
+)
+def test_what_threads_hold_of_a_block_leaves_registers_for_the_rest(name, narrowest):
+    """32 threads a warp have 255 each. Compiled for an H100, tiles that held 192 spilled, those with 96 did not."""
+    for width in (16, 32, 64, 128, 256):
+        if width < narrowest:
+            continue
+        cfg = dataclasses.replace(CFG, head_dim=width)
+        stored = jax.eval_shape(lambda cfg=cfg: empty_cache(cfg, cache_kind(name), jnp.zeros(1, jnp.int32), CAPACITY))
+        tile = step_attention._tile(stored.keys)
+        # Planes of 16 numbers are made anew by every warp, others once by all.
+        sharing = 32 * (1 if stored.keys.codes.shape[-1] == 16 else tile.warps)
+        scores, keys = 16 * tile.slots, tile.slots * width // 2  # float32, and two bfloat16 in a register
+        assert (scores + keys) / sharing <= 96
+
+
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("kind", ["bfloat16", "int8", "int8_minmax", "int4", "int4_minmax"])
 def test_the_kernel_is_lowered_for_a_gpu(kind):
