@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from lowbit.generation.attention import Operand, attention
-from lowbit.generation.step_attention import by_kernel, by_sums
+from lowbit.generation.step_attention import by_kernel, by_sums, check_method
 from lowbit.generation.stored import Stored, encode
 from lowbit.llama import CacheKind, LlamaConfig
 from lowbit.models.attention import rotary_at, rotate
@@ -107,7 +107,13 @@ class KVCache:
 def empty_cache(
     cfg: LlamaConfig, kind: CacheKind, start: jax.Array, capacity: int, method: str = "products"
 ) -> KVCache:
-    """Returns a cache without tokens for sequences whose first tokens will be at slots i32[b]."""
+    """Returns a cache without tokens for sequences whose first tokens will be at slots i32[b].
+
+    Raises:
+      ConfigError: an unknown method, or heads that it cannot take.
+      QuantizerError: a kind that it cannot read.
+    """
+    check_method(method, cfg, kind)
     shape = (cfg.num_layers, start.shape[0], capacity, cfg.num_kv_heads, cfg.head_dim)
 
     def zeros() -> Stored:

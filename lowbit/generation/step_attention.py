@@ -61,14 +61,20 @@ def chosen_method(name: str, cfg: LlamaConfig, kind: CacheKind, dtype: DTypeLike
       ConfigError: an unknown name, or heads that the kernel cannot take, if it was asked for.
       QuantizerError: a cache that it cannot read, likewise.
     """
-    refused = kernel_refusal(cfg, kind)
     if name == "auto":
-        return "kernel" if refused is None and jnp.dtype(dtype) == jnp.bfloat16 and kernel_runs_here() else "products"
-    if name not in METHODS:
-        raise ConfigError(f"unknown attention {name!r}", nearest(name, ("auto", *METHODS)))
+        fits = kernel_refusal(cfg, kind) is None
+        return "kernel" if fits and jnp.dtype(dtype) == jnp.bfloat16 and kernel_runs_here() else "products"
+    check_method(name, cfg, kind, ("auto", *METHODS))
+    return name
+
+
+def check_method(name: str, cfg: LlamaConfig, kind: CacheKind, names: tuple[str, ...] = METHODS) -> None:
+    """Refuses what is no way to attend, or none for a model and a cache; raises as `chosen_method` does."""
+    if name not in names:
+        raise ConfigError(f"unknown attention {name!r}", nearest(name, names))
+    refused = kernel_refusal(cfg, kind)
     if name == "kernel" and refused is not None:
         raise refused
-    return name
 
 
 def kernel_refusal(cfg: LlamaConfig, kind: CacheKind) -> LowbitError | None:

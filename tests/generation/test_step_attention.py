@@ -187,3 +187,12 @@ def test_what_a_way_cannot_do_is_refused():
         with pytest.raises(ConfigError, match=message):
             chosen_method("kernel", dataclasses.replace(CFG, **change), cache_kind(kind), jnp.bfloat16)
     assert kernel_refusal(dataclasses.replace(CFG, head_dim=256), cache_kind("float32")) is None
+
+
+def test_no_cache_is_made_that_would_be_read_wrongly():
+    """A decoder may name any method: "auto" is none, and turned keys would be read as if they were not."""
+    starts = jnp.zeros(1, jnp.int32)
+    with pytest.raises(ConfigError, match="unknown attention 'auto'"):
+        empty_cache(CFG, cache_kind("int8"), starts, 8, "auto")
+    with pytest.raises(QuantizerError, match="the kernel of attention cannot read keys that are turned"):
+        empty_cache(CFG, CacheKind(8, rotated=False), starts, 8, "kernel")
