@@ -46,7 +46,8 @@ def test_record_says_how_it_was_made(quantized, float_model, text):
     )
     assert record["calibration"]["sequences"] == 4
     assert record["calibration"]["source"] == str(text)
-    assert record["options"] == {"damping": 0.01, "act_order": False, "static_groups": False}
+    usual = {"damping": 0.01, "act_order": False, "static_groups": False, "token_weights": "even"}
+    assert record["options"] == usual
     # Codes of 2 bits, and a float16 scale for the 32 or 48 inputs of a channel.
     assert 2 + 16 / 48 < record["bits_per_weight"] < 2 + 16 / 32
     assert record["peak_host_bytes"] > 1e6
@@ -159,6 +160,7 @@ def test_scales_that_do_not_fit_are_refused(quantized, train_arguments, changes,
         (("--method", "rtn", "--bits", 3, "--data", "x.txt"), "--method rtn looks at no data"),
         (("--method", "gtpq", "--bits", 3), "unknown method 'gtpq'\n  -> did you mean 'gptq'?"),
         (("--method", "rtn", "--bits", 3, "--damping", "0.1"), "--method rtn has no choice of --damping"),
+        (("--method", "hqq", "--bits", 3, "--token-weights", "even"), "--method hqq has no choice of --token-weights"),
         (("--method", "rtn", "--bits", 3, "--granularity", 5), "a group of 5 does not divide"),
         (("--method", "hqq", "--bits", 3, "--overwrite"), "--overwrite replaces packed files"),
         (("--method", "hqq", "--bits", 3), "training has no quantizer with the grid 'float_zero'"),
