@@ -1,6 +1,7 @@
 """One token over a cache, three ways: all are the attention of a prompt."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -34,22 +35,34 @@ CFG = LlamaConfig.from_hf(
 CAPACITY = 150
 STARTS = (0, 20, 98)  # sequences of 100, 80 and 2 tokens
 EPS = float(np.finfo(np.float32).eps)
+LAYER = 1
 
 
-def filled(kind, method, tokens, dtype=jnp.float32, starts=STARTS):
-    """A cache with some random tokens in its second layer, and what the last of them attends to."""
-    rng = np.random.default_rng(0)
-    start = jnp.minimum(jnp.asarray(starts, jnp.int32), tokens - 1)
-    cache = empty_cache(CFG, kind, start, CAPACITY, method)
-    b, layer = len(starts), jnp.int32(1)
-    if tokens > 1:
-        keys, values = jnp.asarray(rng.normal(size=(2, b, tokens - 1, 2, 64)), dtype)
-        zero = jnp.int32(0)
-        keys, values = cache.keys.write(layer, zero, keys), cache.values.write(layer, zero, values)
-        cache = dataclasses.replace(cache, keys=keys, values=values).advance(tokens - 1)
-    queries = jnp.asarray(rng.normal(size=(b, 1, 6, 64)), dtype)
-    keys, values = jnp.asarray(rng.normal(size=(2, b, 1, 2, 64)), dtype)
-    mixed, cache = jax.jit(KVCache.attend)(cache, layer, queries, keys, values)
+@functools.cache
+def written(kind, tokens, dtype):
+    """A cache with some random tokens in its second layer."""
+
+    def write(new):
+        start = jnp.minimum(jnp.asarray(STARTS, jnp.int32), tokens)
+        cache, layer, zero = empty_cache(CFG, kind, start, CAPACITY), jnp.int32(LAYER), jnp.int32(0)
+        if tokens == 0:
+            return cache
+        keys, values = (part.write(layer, zero, x) for part, x in zip((cache.keys, cache.values), new, strict=True))
+        return dataclasses.replace(cache, keys=keys, values=values).advance(tokens)
+
+    return jax.jit(write)(random(0, dtype, 2, len(STARTS), tokens, 2, 64))
+
+
+def random(seed, dtype, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+@functools.cache
+def attended(kind, method, tokens, dtype="float32"):
+    """What the last of some tokens attends to, f32[b 1 6 64], and the cache."""
+    cache = dataclasses.replace(written(kind, tokens - 1, dtype), method=method)
+    queries, new = random(1, dtype, len(STARTS), 1, 6, 64), random(2, dtype, 2, len(STARTS), 1, 2, 64)
+    mixed, cache = jax.jit(KVCache.attend)(cache, jnp.int32(LAYER), queries, new[0], new[1])
     return np.asarray(mixed.astype(jnp.float32)), cache
 
 
@@ -63,8 +76,8 @@ KINDS = [*CACHE_KINDS.values(), SHARED]
     ids=str,
 )
 def test_ways_to_attend_agree(method, kind, tokens):
-    expected, _ = filled(kind, "products", tokens)
-    got, cache = filled(kind, method, tokens)
+    expected, _ = attended(kind, "products", tokens)
+    got, cache = attended(kind, method, tokens)
     # Scores are sums of 64 products, up to 15 times as large where a zero point is taken off after them; the softmax
     # may double what they differ by, and mixes up to 100 values below 5.
     np.testing.assert_allclose(got, expected, rtol=0, atol=5 * 2 * (15 * 64 + 100) * EPS)
@@ -73,36 +86,38 @@ def test_ways_to_attend_agree(method, kind, tokens):
     assert int(cache.length) == tokens - 1  # all layers first
 
 
+@functools.cache
+def in_pieces(name, tile, splits):
+    """What other queries attend to among 90 tokens, f32[b 2 3 64]."""
+    cache = written(cache_kind(name), 90, "float32")
+    where = cache.keys, cache.values, jnp.int32(LAYER), cache.start, jnp.int32(90)
+    queries = random(1, "float32", 3, 2, 3, 64)
+    return np.asarray(by_kernel(queries, *where, tile=tile, splits=splits, interpret=True))
+
+
 @pytest.mark.parametrize("kind", ["float32", "int4_minmax"])
 @pytest.mark.parametrize(("slots", "splits"), [(16, 1), (16, 3), (32, 5), (128, 2)])
 def test_tiles_and_pieces_change_nothing(kind, slots, splits):
     """Also pieces without any slot: sequences are 1 to 6 blocks long here."""
-    _, cache = filled(cache_kind(kind), "products", 90)
-    rng = np.random.default_rng(1)
-    queries = jnp.asarray(rng.normal(size=(3, 2, 3, 64)), jnp.float32)
-
-    def mixed(tile, splits):
-        where = cache.keys, cache.values, jnp.int32(1), cache.start, jnp.int32(90)
-        return np.asarray(by_kernel(queries, *where, tile=tile, splits=splits, interpret=True))
-
-    whole = mixed(Tile(128, 4, 3), 1)
+    whole = in_pieces(kind, Tile(128, 4, 3), 1)
     assert np.abs(whole).max() > 0.1
     # As above, without the zero points' part: it is the same in both.
-    np.testing.assert_allclose(mixed(Tile(slots, 4, 3), splits), whole, rtol=0, atol=5 * 2 * (15 * 64 + 100) * EPS)
+    got = in_pieces(kind, Tile(slots, 4, 3), splits)
+    np.testing.assert_allclose(got, whole, rtol=0, atol=5 * 2 * (15 * 64 + 100) * EPS)
 
 
 def test_bfloat16_loses_no_more_than_it_must():
-    exact, _ = filled(cache_kind("float32"), "products", 100)
+    exact, _ = attended(cache_kind("float32"), "products", 100)
     for method in METHODS:
-        got, _ = filled(cache_kind("bfloat16"), method, 100, jnp.bfloat16)
+        got, _ = attended(cache_kind("bfloat16"), method, 100, "bfloat16")
         # Queries, keys, values, weights and results are rounded, each by 2^-9 at most; values are below 5.
         assert np.abs(got - exact).max() < 0.1, method
 
 
 @pytest.mark.parametrize("kind", ["int8", "int8_minmax", "int4", "int4_minmax"])
 def test_bfloat16_queries_meet_codes_that_are_exact(kind):
-    exact, _ = filled(cache_kind(kind), "products", 100, jnp.bfloat16)
-    got, _ = filled(cache_kind(kind), "kernel", 100, jnp.bfloat16)
+    exact, _ = attended(cache_kind(kind), "products", 100, "bfloat16")
+    got, _ = attended(cache_kind(kind), "kernel", 100, "bfloat16")
     # Both round a weight of a value (times its scale) and the result, by 2^-9 each, on values below 5.
     assert np.abs(got - exact).max() < 4 * 5 * 2**-9
     assert np.abs(exact).max() > 0.5
