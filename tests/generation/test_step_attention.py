@@ -13,7 +13,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 from lowbit.errors import ConfigError, QuantizerError
 from lowbit.generation import step_attention
 from lowbit.generation.cache import KVCache, empty_cache
-from lowbit.generation.step_attention import METHODS, Tile, by_kernel, chosen_method, kernel_refusal
+from lowbit.generation.step_attention import METHODS, Tile, by_kernel, by_sums, chosen_method, kernel_refusal
 from lowbit.generation.stored import CACHE_KINDS, cache_kind
 from lowbit.llama import CacheKind, LlamaConfig
 
@@ -104,6 +104,24 @@ def test_tiles_and_pieces_change_nothing(kind, slots, splits):
     # As above, without the zero points' part: it is the same in both.
     got = in_pieces(kind, Tile(slots, 4, 3), splits)
     np.testing.assert_allclose(got, whole, rtol=0, atol=5 * 2 * (15 * 64 + 100) * EPS)
+
+
+@pytest.mark.parametrize(("heads", "group", "width", "name"), [(1, 16, 32, "int8_minmax"), (3, 1, 128, "int4")])
+def test_other_heads_and_a_full_cache(heads, group, width, name):
+    """One key for as many queries as there may be, a key for each; and a last slot in the middle of a block."""
+    cfg = dataclasses.replace(CFG, head_dim=width, num_heads=heads * group, num_kv_heads=heads)
+    queries, used = random(1, "float32", 1, heads, group, width), jnp.int32(45)
+    start, layer = jnp.asarray([33], jnp.int32), jnp.int32(LAYER)
+
+    def both(new):
+        cache = empty_cache(cfg, cache_kind(name), start, 45)
+        held = [part.write(layer, jnp.int32(0), x) for part, x in zip((cache.keys, cache.values), new, strict=True)]
+        summed = by_sums(queries, *(part.read(layer, jnp.float32) for part in held), start, used)
+        return by_kernel(queries, *held, layer, start, used, tile=Tile(16, 4, 3), splits=2, interpret=True), summed
+
+    got, expected = jax.jit(both)(random(0, "float32", 2, 1, 45, heads, width))
+    assert np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(got, expected, rtol=0, atol=5 * 2 * (15 * width + 100) * EPS)
 
 
 def test_bfloat16_loses_no_more_than_it_must():
