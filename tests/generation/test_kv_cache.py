@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from lowbit.errors import QuantizerError
+from lowbit.generation import stored
 from lowbit.generation.attention import Operand, attention
 from lowbit.generation.cache import bytes_per_token, empty_cache
-from lowbit.generation.stored import CACHE_KINDS, cache_kind, encode
+from lowbit.generation.stored import CACHE_KINDS, cache_kind
 from lowbit.llama import LlamaConfig
 from lowbit.numerics.quantizers import rtn, transposed
 
@@ -17,6 +18,9 @@ CODED = [name for name, kind in CACHE_KINDS.items() if kind.bits < 16]
 CFG = LlamaConfig(
     vocab_size=8, hidden_size=24, intermediate_size=8, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=6
 )
+
+
+encode = jax.jit(stored.encode, static_argnums=1)
 
 
 def normal(*shape, seed=0):
