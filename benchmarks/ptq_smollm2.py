@@ -47,6 +47,7 @@ from lowbit.models.layerwise import ModelInMemory
 from lowbit.models.pretrained import Pretrained
 from lowbit.ptq import METHODS, Activations, Calibration, Options, Plan, assemble, draw, make_target, quantize_layers
 from lowbit.train.objectives import nll_function
+from lowbit.train.provenance import git_commit
 
 
 class Row(NamedTuple):
@@ -152,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if time.monotonic() - began > options.seconds:
             print("out of time: the same command goes on", file=sys.stderr)
             return 1
-        made = measure(source, row, bits, calibration, score)
+        made = {"git_commit": git_commit(), **measure(source, row, bits, calibration, score)}
         record["rows"].append(made)
         _write(output, record)
         nats = ", ".join(f"{name} {found['nll']:.4f}" for name, found in made["evaluations"].items())
@@ -190,8 +191,8 @@ def merged(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
     order = [row.label for row in ROWS]
     ordered = sorted(rows.values(), key=lambda row: (order.index(row["label"]), -row["bits"]))
-    commands = [part["command"] if isinstance(part["command"], list) else [part["command"]] for part in parts]
-    return {**first, "command": [command for each in commands for command in each], "rows": ordered}
+    commands = dict.fromkeys(command for part in parts for command in _commands(part))
+    return {**first, "command": list(commands), "rows": ordered}
 
 
 def make_plan(row: Row, bits: float, calibration: Calibration | None) -> Plan | None:
@@ -291,11 +292,12 @@ def _windows(paths: Sequence[str], length: int, source: Pretrained) -> TokenWind
 def _begin(
     output: Path, options: argparse.Namespace, calibration: Calibration, argv: Sequence[str] | None
 ) -> dict[str, Any]:
+    command = " ".join(["python -m benchmarks.ptq_smollm2", *map(shlex.quote, sys.argv[1:] if argv is None else argv)])
     if output.is_file():
         record: dict[str, Any] = json.loads(output.read_text())
-        return record
+        told = _commands(record)
+        return record if command in told else {**record, "command": [*told, command]}
     stated = {key: value for key, value in calibration.record().items() if key != "source"}
-    command = " ".join(["python -m benchmarks.ptq_smollm2", *map(shlex.quote, sys.argv[1:] if argv is None else argv)])
     return {
         "command": command,
         "machine": machine(options.seed),
@@ -306,6 +308,12 @@ def _begin(
         "items": options.items,
         "rows": [],
     }
+
+
+def _commands(record: Mapping[str, Any]) -> list[str]:
+    """The commands that made a record: one, or those of its parts."""
+    told = record["command"]
+    return list(told) if isinstance(told, list) else [told]
 
 
 def _write(output: Path, record: Mapping[str, Any]) -> None:
