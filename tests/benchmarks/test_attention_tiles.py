@@ -20,3 +20,10 @@ def test_tiles_are_held_against_products(tmp_path):
     # Two kinds of parts, keys and values, of 3 heads: 16 halfwords, a scale and a zero for each of 32 slots.
     row = ways["chosen",]
     assert row["bytes_per_s"] * row["us_a_layer"] * 1e-6 == pytest.approx(2 * 3 * 32 * (32 + 4))
+
+
+def test_a_cache_of_wider_numbers_is_refused(capsys):
+    """Its random halfwords would be read as another kind."""
+    with pytest.raises(SystemExit):
+        main(["--caches", "float32"])
+    assert "invalid choice: 'float32'" in capsys.readouterr().err
