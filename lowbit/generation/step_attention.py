@@ -58,13 +58,17 @@ def chosen_method(name: str, cfg: LlamaConfig, kind: CacheKind, dtype: DTypeLike
     products otherwise: those of float32 are as exact as jax is told to be, and tensor cores are not.
 
     Raises:
-      ConfigError: an unknown name, or heads that the kernel cannot take, if it was asked for.
+      ConfigError: an unknown name; if the kernel was asked for, heads that it cannot take, or a device that is neither
+        a GPU nor a CPU, which interprets it.
       QuantizerError: a cache that it cannot read, likewise.
     """
     if name == "auto":
         fits = kernel_refusal(cfg, kind) is None
         return "kernel" if fits and jnp.dtype(dtype) == jnp.bfloat16 and kernel_runs_here() else "products"
     check_method(name, cfg, kind, ("auto", *METHODS))
+    platform = jax.default_backend()
+    if name == "kernel" and platform not in ("gpu", "cpu"):
+        raise ConfigError(f"the kernel of attention does not run on a {platform}", "take another way to attend")
     return name
 
 

@@ -222,6 +222,13 @@ def test_what_a_way_cannot_do_is_refused():
     assert kernel_refusal(dataclasses.replace(CFG, head_dim=256), cache_kind("float32")) is None
 
 
+def test_the_kernel_is_refused_where_nothing_runs_it(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    with pytest.raises(ConfigError, match="the kernel of attention does not run on a tpu\n  -> take another way"):
+        chosen_method("kernel", CFG, cache_kind("int8"), jnp.float32)
+    assert chosen_method("sums", CFG, cache_kind("int8"), jnp.float32) == "sums"
+
+
 def test_no_cache_is_made_that_would_be_read_wrongly():
     """A decoder may name any method: "auto" is none, and turned keys would be read as if they were not."""
     starts = jnp.zeros(1, jnp.int32)
