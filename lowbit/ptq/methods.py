@@ -37,14 +37,7 @@ METHODS: dict[str, Method] = {
             check=check_gptq,
         ),
         Method("gpfq", gpfq_round, _ANY_LEVELS, _RANGES, follows_float=True, options=("token_weights",)),
-        Method(
-            "awq",
-            awq_round,
-            ("zero_point", "integer", "paretoq", "nf4", "power"),
-            ("max",),
-            fold=awq_fold,
-            options=("token_weights",),
-        ),
+        Method("awq", awq_round, ("zero_point", "integer", "paretoq", "nf4", "power"), ("max",), fold=awq_fold),
         Method(
             "smoothquant",
             nearest_round,

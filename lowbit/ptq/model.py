@@ -171,7 +171,7 @@ class _Walk:
         """Returns one layer, quantized stage by stage."""
         method, target, options = self.plan.method, self.plan.target, self.plan.options
         flat = jax.device_put(original, self.devices.first)
-        if method.needs_data and options.token_weights == "attention":
+        if "token_weights" in method.options and options.token_weights == "attention":
             self.weights = self.attention_weights(flat)
         if method.fold is not None:
             seen = {stage[0]: self.moments(stage[0], flat, flat) for stage in LINEAR_STAGES}
