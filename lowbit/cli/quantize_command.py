@@ -60,7 +60,7 @@ QUANTIZE = Command(
         _argument(
             "--token-weights",
             metavar="NAME",
-            help="gptq, gpfq: what calibration tokens count: even (default), attention: by what they get of it",
+            help="gptq: what calibration tokens count: even (default), attention: by what they get of it",
         ),
         _argument("--alpha", metavar="X", type=float, help="smoothquant: share that weights take over (default: 0.5)"),
         _argument("--threshold", metavar="X", type=float, help="int8_outliers: magnitude of an outlier (default: 6)"),

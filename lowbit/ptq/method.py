@@ -19,7 +19,7 @@ class Options:
       damping: gptq: what is added to the Hessian's diagonal, as a share of its mean.
       act_order: gptq: inputs of largest second moment first.
       static_groups: gptq: scales of all groups from the weights at the start, not as compensated so far.
-      token_weights: gptq, gpfq: of `moments.TOKEN_WEIGHTS`: how much each token of calibration counts.
+      token_weights: gptq: of `moments.TOKEN_WEIGHTS`: how much each token of calibration counts.
       alpha: smoothquant: how much of the activations' range moves into the weights, 0 to 1.
       threshold: int8_outliers: inputs that exceed it keep 16-bit weights.
       seed: kmeans, product, residual: of the first centroids.

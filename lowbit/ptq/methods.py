@@ -36,7 +36,7 @@ METHODS: dict[str, Method] = {
             options=("damping", "act_order", "static_groups", "token_weights"),
             check=check_gptq,
         ),
-        Method("gpfq", gpfq_round, _ANY_LEVELS, _RANGES, follows_float=True, options=("token_weights",)),
+        Method("gpfq", gpfq_round, _ANY_LEVELS, _RANGES, follows_float=True),
         Method("awq", awq_round, ("zero_point", "integer", "paretoq", "nf4", "power"), ("max",), fold=awq_fold),
         Method(
             "smoothquant",
