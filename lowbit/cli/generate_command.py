@@ -54,7 +54,9 @@ GENERATE = Command(
         ),
         _argument("--dtype", choices=("float32", "bfloat16"), help="jax: of the rest (default: float32 on a CPU)"),
         _argument(
-            "--kv-bits", choices=("32", "16", "8", "4"), help="jax: of keys and values (default: those of --dtype)"
+            "--kv-bits",
+            choices=("32", "16", "8", "4", "8-minmax", "4-minmax"),
+            help="jax: of keys and values (default: those of --dtype)",
         ),
         _argument("--no-stream", action="store_true", help="jax: one program on the device, text at the end"),
         _argument(

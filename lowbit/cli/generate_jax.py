@@ -21,7 +21,14 @@ from lowbit.models import pretrained
 from lowbit.tree import unflatten
 from lowbit.tree.paths import Tree
 
-CACHES = {"32": "float32", "16": "bfloat16", "8": "int8", "4": "int4"}
+CACHES = {
+    "32": "float32",
+    "16": "bfloat16",
+    "8": "int8",
+    "4": "int4",
+    "8-minmax": "int8_minmax",
+    "4-minmax": "int4_minmax",
+}
 """What --kv-bits names."""
 
 

@@ -73,7 +73,11 @@ SYNTHESIZE = Command(
         ),
         _argument("--batch", metavar="N", type=positive, help="texts side by side (default: 1024; on a CPU 32)"),
         _argument("--dtype", choices=("float32", "bfloat16"), help="of weights (default: bfloat16; on a CPU float32)"),
-        _argument("--kv-bits", choices=("32", "16", "8", "4"), help="of keys and values (default: those of --dtype)"),
+        _argument(
+            "--kv-bits",
+            choices=("32", "16", "8", "4", "8-minmax", "4-minmax"),
+            help="of keys and values (default: those of --dtype)",
+        ),
         _argument(
             "--attention",
             choices=("products", "sums", "kernel"),

@@ -7,6 +7,7 @@ import pytest
 from benchmarks.attention_tiles import main
 
 
+@pytest.mark.slow
 def test_tiles_are_held_against_products(tmp_path):
     output = tmp_path / "tiles.json"
     sizes = ["--sizes", "1x32", "--layers", "1", "--tiles", "1", "--repeats", "1", "--caches", "int4_minmax"]

@@ -12,6 +12,7 @@ from benchmarks.kv_cache import main
 MODEL = Path(__file__).resolve().parents[2] / "assets" / "quickstart" / "model"
 
 
+@pytest.mark.slow
 def test_speed_memory_and_the_largest_batch(tmp_path):
     output = tmp_path / "new" / "cache.json"
     sizes = ["--lengths", "32", "--batches", "2", "--new", "3", "--repeats", "2", "--caches", "bfloat16", "int4"]

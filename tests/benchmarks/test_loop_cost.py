@@ -8,6 +8,7 @@ import pytest
 from benchmarks.loop_cost import main
 
 
+@pytest.mark.slow
 def test_the_cost_is_what_the_loop_adds(tmp_path):
     output = tmp_path / "cost.json"
     main(["--steps", "10", "--repeats", "1", "-o", str(output)])

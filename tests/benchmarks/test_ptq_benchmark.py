@@ -89,6 +89,7 @@ def test_peak_memory_is_that_of_a_process_of_its_own(tmp_path):
     assert 5e8 < row["estimated_bytes"] < 1e9
 
 
+@pytest.mark.slow
 def test_errors_at_the_sink_are_those_of_all_kernels(inputs, tmp_path):
     _, model, _, tokens, *_ = inputs
     output = tmp_path / "sink.json"

@@ -8,6 +8,7 @@ import pytest
 from benchmarks.recorder_cost import main
 
 
+@pytest.mark.slow
 def test_cost_is_the_share_of_a_step(tmp_path):
     output = tmp_path / "new" / "cost.json"
     sizes = ["--batch", "2", "--length", "16", "--steps", "1", "--records", "1", "--repeats", "2"]

@@ -11,6 +11,7 @@ from benchmarks.synthesis import main
 MODEL = Path(__file__).resolve().parents[2] / "assets" / "quickstart" / "model"
 
 
+@pytest.mark.slow
 def test_steps_and_waves_are_timed(tmp_path):
     output = tmp_path / "synthesis.json"
     sizes = ["--batches", "4", "--length", "12", "--steps", "2", "--repeats", "2", "--top-k", "5", "--waves", "2"]

@@ -30,6 +30,7 @@ def record(tmp_path_factory):
     return json.loads(out.read_text())
 
 
+@pytest.mark.slow
 def test_every_case_is_measured(record):
     cases = {(case["variant"], case["mesh"]["fsdp"]): case for case in record["cases"]}
     assert len(cases) == 4  # two variants on one device, which is added, and on two
@@ -54,6 +55,7 @@ def test_every_case_is_measured(record):
     assert cases["float", 2]["memory"]["compiled"]["arguments"] < cases["float", 1]["memory"]["compiled"]["arguments"]
 
 
+@pytest.mark.slow
 def test_the_profile_sums_up_to_the_kinds_that_a_case_has(record):
     for case in record["cases"]:
         assert set(case["profile"]) == set(KINDS)
@@ -63,6 +65,7 @@ def test_the_profile_sums_up_to_the_kinds_that_a_case_has(record):
         assert ("collective" in seen) == (case["mesh"]["fsdp"] > 1)
 
 
+@pytest.mark.slow
 def test_the_record_says_where_it_is_from(record):
     assert record["device"] == jax.devices()[0].device_kind
     assert record["git_commit"]

@@ -60,8 +60,9 @@ def test_a_run_of_4_8_4_is_told_apart_from_one_of_its_weights(lowbit, train_argu
         done = lowbit("export", file, "--to", form, "-o", tmp_path / name)
         assert done.status == 2
         assert re.search("made for 4-bit inputs, 4-bit keys and values, which (llama.cpp|transformers) does", done.err)
-    done = lowbit("generate", file, "--prompt", "The", "--backend", "jax", "--tokens", 3)
-    assert done.status == 0, done.err
+    for flags in ((), ("--kv-bits", "8-minmax")):
+        done = lowbit("generate", file, "--prompt", "The", "--backend", "jax", "--tokens", 3, *flags)
+        assert done.status == 0, done.err
 
 
 @pytest.mark.parametrize("name", ["w4a4kv4", "w4a4kv4.lowbit"])

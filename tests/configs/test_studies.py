@@ -67,7 +67,7 @@ def test_a_study_says_what_it_is_and_has_a_float_model_among_its_points(name, tm
     assert points[-1].config.quant.method == "float"
     assert not asks_for_teacher(points[-1].config)
     tokens = {point.config.train.tokens for point in points}
-    assert tokens == {10_000_000}  # equal
+    assert tokens == {150_000 if name == "quickstart_teacher" else 10_000_000}  # equal
     assert len(points) <= 8  # ten minutes on one GPU
 
 
