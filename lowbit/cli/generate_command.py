@@ -3,6 +3,16 @@
 from lowbit.cli.command import Command, positive, whole
 from lowbit.cli.command import argument as _argument
 
+KV_CACHES = {
+    "32": "float32",
+    "16": "bfloat16",
+    "8": "int8",
+    "4": "int4",
+    "8-minmax": "int8_minmax",
+    "4-minmax": "int4_minmax",
+}
+"""What --kv-bits of the commands that write text names: kinds of `lowbit.generation`."""
+
 NO_VERIFY = _argument(
     "--no-verify",
     dest="verify",
@@ -55,7 +65,7 @@ GENERATE = Command(
         _argument("--dtype", choices=("float32", "bfloat16"), help="jax: of the rest (default: float32 on a CPU)"),
         _argument(
             "--kv-bits",
-            choices=("32", "16", "8", "4", "8-minmax", "4-minmax"),
+            choices=tuple(KV_CACHES),
             help="jax: of keys and values (default: those of --dtype)",
         ),
         _argument("--no-stream", action="store_true", help="jax: one program on the device, text at the end"),

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from lowbit.cli.generate import Writer
+from lowbit.cli.generate_command import KV_CACHES
 from lowbit.cli.packed_file import open_model
 from lowbit.cli.sources import kind_of
 from lowbit.cli.usage import UsageError
@@ -20,16 +21,6 @@ from lowbit.llama.activations import Ranges, from_meta
 from lowbit.models import pretrained
 from lowbit.tree import unflatten
 from lowbit.tree.paths import Tree
-
-CACHES = {
-    "32": "float32",
-    "16": "bfloat16",
-    "8": "int8",
-    "4": "int4",
-    "8-minmax": "int8_minmax",
-    "4-minmax": "int4_minmax",
-}
-"""What --kv-bits names."""
 
 
 def writer(arguments: argparse.Namespace) -> Writer:
@@ -63,15 +54,16 @@ def writer(arguments: argparse.Namespace) -> Writer:
     return Writer(encode, generate, tokenizer.stream, not arguments.no_stream, f"jax on {jax.default_backend()}")
 
 
+def cache_name(kv_bits: str | None, rounding: ActivationRounding, dtype: str) -> str | None:
+    """Returns the kind that `--kv-bits` asks for; without it None, for the one a model was made for, or `dtype`."""
+    if kv_bits is None and rounding.cache is not None:
+        return None
+    return KV_CACHES[kv_bits or str(8 * jnp.dtype(dtype).itemsize)]
+
+
 def _generator(arguments: argparse.Namespace) -> tuple[Generator, Mapping[str, bytes]]:
     """The model, and the files of its tokenizer."""
     dtype = arguments.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-
-    def cache(rounding: ActivationRounding) -> str | None:
-        """The kind that is asked for; where none is, the one that the model was made for, or floats like the rest."""
-        if arguments.kv_bits is None and rounding.cache is not None:
-            return None
-        return CACHES[arguments.kv_bits or str(8 * jnp.dtype(dtype).itemsize)]
 
     if kind_of(arguments.source) != "packed":
         for name in ("storage", "activations"):
@@ -79,7 +71,12 @@ def _generator(arguments: argparse.Namespace) -> tuple[Generator, Mapping[str, b
                 raise UsageError(f"--{name} is for packed files, and {arguments.source} is none", f"leave out --{name}")
         cfg, params, files, rounding, ranges = _floats(arguments)
         generator = Generator.from_params(
-            cfg, params, dtype=dtype, cache=cache(rounding), rounding=rounding, ranges=ranges
+            cfg,
+            params,
+            dtype=dtype,
+            cache=cache_name(arguments.kv_bits, rounding, dtype),
+            rounding=rounding,
+            ranges=ranges,
         )
         return generator, files
     packed, cfg = open_model(arguments.source, verify=arguments.verify)
@@ -89,11 +86,18 @@ def _generator(arguments: argparse.Namespace) -> tuple[Generator, Mapping[str, b
             raise UsageError("--activations int8 needs the codes of the file", "leave out --storage")
         params = unflatten(unpack_params(cfg, packed))
         generator = Generator.from_params(
-            cfg, params, dtype=dtype, cache=cache(rounding), rounding=rounding, ranges=ranges
+            cfg,
+            params,
+            dtype=dtype,
+            cache=cache_name(arguments.kv_bits, rounding, dtype),
+            rounding=rounding,
+            ranges=ranges,
         )
         return generator, packed.tokenizer
     activations = arguments.activations or "float32"
-    generator = Generator.from_packed(packed, dtype=dtype, cache=cache(rounding), activations=activations)
+    generator = Generator.from_packed(
+        packed, dtype=dtype, cache=cache_name(arguments.kv_bits, rounding, dtype), activations=activations
+    )
     return generator, packed.tokenizer
 
 

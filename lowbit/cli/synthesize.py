@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lowbit import config as configs
 from lowbit.cli.commands import PROGRAM
-from lowbit.cli.generate_jax import CACHES
+from lowbit.cli.generate_jax import cache_name
 from lowbit.cli.job_bar import JobBar
 from lowbit.cli.packed_file import open_model
 from lowbit.cli.sources import kind_of
@@ -50,9 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     wanted = None if arguments.separator is None else configs.parse(arguments.separator, object, "--separator")
     tokenizer = TextTokenizer.load(files, vocab_size=cfg.vocab_size, separator=wanted)
     dtype = arguments.dtype or ("float32" if on_cpu else "bfloat16")
-    # A teacher that was made for rounded keys and values writes with them, unless it is told otherwise.
-    own = arguments.kv_bits is None and rounding.cache is not None
-    cache = None if own else CACHES[arguments.kv_bits or str(8 * jnp.dtype(dtype).itemsize)]
+    cache = cache_name(arguments.kv_bits, rounding, dtype)
     teacher = {"teacher": arguments.source, "fingerprint": fingerprint(flatten(params))}
     attention = arguments.attention or "auto"
     generator = Generator.from_params(

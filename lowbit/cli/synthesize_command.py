@@ -2,6 +2,7 @@
 
 from lowbit.cli.command import Command, positive, whole
 from lowbit.cli.command import argument as _argument
+from lowbit.cli.generate_command import KV_CACHES
 
 SYNTHESIZE = Command(
     "synthesize",
@@ -75,7 +76,7 @@ SYNTHESIZE = Command(
         _argument("--dtype", choices=("float32", "bfloat16"), help="of weights (default: bfloat16; on a CPU float32)"),
         _argument(
             "--kv-bits",
-            choices=("32", "16", "8", "4", "8-minmax", "4-minmax"),
+            choices=tuple(KV_CACHES),
             help="of keys and values (default: those of --dtype)",
         ),
         _argument(
