@@ -24,7 +24,7 @@ from typing import Any
 import jax
 
 from benchmarks.machine import machine, matmul_peak, peak_memory
-from benchmarks.op_times import op_seconds
+from benchmarks.op_times import ONE_BY_ONE, op_seconds
 from benchmarks.record import write_record
 from benchmarks.shapes import SHAPES
 from benchmarks.train_cases import Bench, Case, case_config, make_bench, run_steps, time_steps
@@ -37,8 +37,6 @@ COUNTING = (
     "only), head; with a teacher, its forward pass besides. Quantizers and recomputation are not counted."
 )
 PROFILED_STEPS = 3
-ONE_BY_ONE = "--xla_gpu_enable_command_buffer="
-"""Lets a GPU start kernels one by one: in a CUDA graph a trace cannot tell what they are for."""
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
