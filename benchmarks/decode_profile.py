@@ -143,7 +143,7 @@ def profiled(model: Generator, options: argparse.Namespace, folder: Path) -> dic
     inputs = jax.block_until_ready(arguments())
     with jax.profiler.trace(str(folder)):
         jax.block_until_ready(program(*inputs))
-    known = plain_names(instructions(program.as_text()))
+    known = plain_names(instructions(program.as_text() or ""))
     record = summarized(device_events(folder, known), known, steps, decoder.cfg.num_layers)
     return {"weight_bytes": weights.nbytes, "step_us": 1e6 * statistics.median(seconds) / steps, **record}
 
@@ -171,7 +171,7 @@ def summarized(
         seconds[event.kernel, event.name, _operation(instruction.path)].append(event.seconds)
     busy = sum(event.seconds for event, _ in kernels)
     begin, end = (min(e.begin for e, _ in kernels), max(e.begin + e.seconds for e, _ in kernels))
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "kernel": kernel,
             "instruction": name,
