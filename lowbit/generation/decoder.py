@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from lowbit.errors import ConfigError, nearest
 from lowbit.generation.cache import KVCache
+from lowbit.generation.joined import Columns
 from lowbit.generation.packed import PackedWeight, decode, even_levels, packed_matmul, packed_matmul_int8
 from lowbit.generation.weights import Weights
 from lowbit.kernels.weights import Activations
@@ -77,7 +78,9 @@ def check_activations(name: str) -> None:
 def _float_dot_general(
     x: jax.Array, kernel: Any, dimension_numbers: Any, precision: Any = None, preferred_element_type: Any = None
 ) -> jax.Array:
-    """`jax.lax.dot_general`, with kernels that may be packed."""
+    """`jax.lax.dot_general`, with kernels that may be packed, and joined."""
+    if isinstance(kernel, Columns):
+        return kernel.of(_float_dot_general(x, kernel.whole, dimension_numbers, precision, preferred_element_type))
     if isinstance(kernel, PackedWeight | GpuWeight):
         return packed_matmul(x, kernel).astype(preferred_element_type or x.dtype)
     return jax.lax.dot_general(x, kernel, dimension_numbers, precision, preferred_element_type)
@@ -87,6 +90,8 @@ def _int8_dot_general(
     x: jax.Array, kernel: Any, dimension_numbers: Any, precision: Any = None, preferred_element_type: Any = None
 ) -> jax.Array:
     """The same, with 8-bit activations wherever codes can meet them."""
+    if isinstance(kernel, Columns):
+        return kernel.of(_int8_dot_general(x, kernel.whole, dimension_numbers, precision, preferred_element_type))
     if isinstance(kernel, GpuWeight) or (isinstance(kernel, PackedWeight) and even_levels(kernel.levels) is not None):
         return packed_matmul_int8(x, kernel).astype(preferred_element_type or x.dtype)
     return _float_dot_general(x, kernel, dimension_numbers, precision, preferred_element_type)

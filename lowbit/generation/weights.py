@@ -9,9 +9,10 @@ from jax.typing import DTypeLike
 
 from lowbit.errors import ConfigError, ModelError, QuantizerError, nearest
 from lowbit.formats import PackedModel, PackedTensor, StoredTensor, decode
+from lowbit.generation.joined import Joined, families, join, may_be_joined
 from lowbit.generation.packed import PackedWeight, for_gpu
 from lowbit.kernels import unstacked_shapes
-from lowbit.llama import LlamaConfig, param_shapes
+from lowbit.llama import LAYER_PREFIX, LlamaConfig, param_shapes
 from lowbit.llama.activations import Ranges, from_meta
 from lowbit.models.activations import range_variables
 from lowbit.models.packed import packed_name
@@ -30,8 +31,8 @@ class Weights(NamedTuple):
     """What a decoder multiplies by.
 
     Attributes:
-      layers: {"params", "packed", "stacked", "grid"}: what `variables` is made of; the last, calibrated ranges of the
-        inputs of layers.
+      layers: {"params", "packed", "stacked", "grid"}, and "joined", a tuple of `Joined`: what `variables` is made of;
+        "grid" are calibrated ranges of the inputs of layers.
       embedding: [V d] in the compute dtype, or packed with an output a token.
       head: [d V] in the compute dtype, packed, or None where the embedding is the head as well.
     """
@@ -48,13 +49,18 @@ class Weights(NamedTuple):
     def variables(self) -> dict[str, Any]:
         """Returns the variables of `CachedLayers`: `layers`, with the number of each layer beside what is stacked.
 
-        For use in a compiled program, where all numbers are one array. As arguments they would be one for each matrix,
-        and a GPU would start a kernel for each of them to take out the number of the layer that it is at.
+        For use in a compiled program, where all numbers are one array, and a joined matrix is one for all of its parts.
+        As arguments they would be one for each matrix: a GPU would start a kernel for each of them to take out the
+        number of the layer that it is at, and the compiler could not know that products are equal.
         """
-        packed = flatten(self.layers["packed"])
-        for path, w in flatten(self.layers["stacked"]).items():
-            packed[path] = jnp.arange(len(w.scale), dtype=jnp.int32)
-        return {**self.layers, "packed": unflatten(packed)}
+        packed, stacked = flatten(self.layers["packed"]), flatten(self.layers["stacked"])
+        for joined in self.layers["joined"]:
+            stacked |= joined.columns()
+        for path, w in stacked.items():
+            whole = w if isinstance(w, GpuWeight) else w.whole
+            packed[path] = jnp.arange(len(whole.scale), dtype=jnp.int32)
+        parts = {"packed": unflatten(packed), "stacked": unflatten(stacked)}
+        return {**{name: self.layers[name] for name in ("params", "grid")}, **parts}
 
 
 def from_params(params: Tree, dtype: DTypeLike, ranges: Ranges | None = None) -> Weights:
@@ -87,20 +93,37 @@ def from_packed(cfg: LlamaConfig, packed: PackedModel, dtype: DTypeLike, kernels
         raise ModelError(
             f"the tensors of the packed model are not those of its config: see {', '.join(odd[:4])}", "export it again"
         )
-    _, ranges = from_meta(packed.meta, cfg)
+    rounding, ranges = from_meta(packed.meta, cfg)
+    lays_out = kernels == "gpu" or (kernels == "auto" and jnp.dtype(dtype) == jnp.bfloat16 and kernel_runs_here())
     flat: dict[str, Any] = {}
-    for path in param_shapes(cfg):
-        names = layer_names(cfg, path, packed_name)
-        tensors = [packed.tensors[name] for name in names]
-        if any(isinstance(tensor, PackedTensor) for tensor in tensors):
-            stacked = _stack(path, tensors)
-            flat[path] = stacked if len(tensors) > 1 or names[0].startswith("layers.") else _single(stacked)
-        else:
-            floats = [decode(tensor) for tensor in tensors]
-            flat[path] = _device(path, np.stack(floats) if names[0].startswith("layers.") else floats[0], dtype)
-    if kernels == "gpu" or (kernels == "auto" and jnp.dtype(dtype) == jnp.bfloat16 and kernel_runs_here()):
-        flat = {path: _laid_out(w, kernels) if isinstance(w, PackedWeight) else w for path, w in flat.items()}
-    return _assemble(flat, ranges)
+    joined: list[Joined] = []
+    # One family after another, each from the file to where it stays: what is on the way is one of them, not the model.
+    for family in families(param_shapes(cfg)):
+        members: dict[str, Any] = {path: _read(cfg, packed, path, dtype) for path in family}
+        if lays_out and may_be_joined(members, rounding):
+            whole = _laid_out(join(list(members.values())), kernels)
+            if isinstance(whole, GpuWeight):
+                outputs = tuple((path, w.packed.shape[-2]) for path, w in members.items())
+                joined.append(Joined(whole, outputs))
+                continue
+        for path, w in members.items():
+            if isinstance(w, PackedWeight):
+                flat[path] = _laid_out(w, kernels) if lays_out else jax.tree.map(jnp.asarray, w)
+            else:
+                flat[path] = w
+    return _assemble(flat, ranges, tuple(joined))
+
+
+def _read(cfg: LlamaConfig, packed: PackedModel, path: str, dtype: DTypeLike) -> PackedWeight | jax.Array:
+    """A parameter of the file, its layers in one: packed and in numpy, or floats on the device."""
+    names = layer_names(cfg, path, packed_name)
+    tensors = [packed.tensors[name] for name in names]
+    layered = path.startswith(LAYER_PREFIX)
+    if any(isinstance(tensor, PackedTensor) for tensor in tensors):
+        stacked = _stack(path, tensors)
+        return stacked if layered else _single(stacked)
+    floats = [decode(tensor) for tensor in tensors]
+    return _device(path, np.stack(floats) if layered else floats[0], dtype)
 
 
 def _laid_out(w: PackedWeight, kernels: str) -> PackedWeight | GpuWeight:
@@ -110,10 +133,11 @@ def _laid_out(w: PackedWeight, kernels: str) -> PackedWeight | GpuWeight:
     except QuantizerError:
         if kernels == "gpu":
             raise
-        return w
+        on_device: PackedWeight = jax.tree.map(jnp.asarray, w)
+        return on_device
 
 
-def _assemble(flat: dict[str, Any], ranges: Ranges) -> Weights:
+def _assemble(flat: dict[str, Any], ranges: Ranges, joined: tuple[Joined, ...] = ()) -> Weights:
     embedding, head = flat.pop(EMBEDDING), flat.pop(HEAD, None)
     stacked = {path: w for path, w in flat.items() if isinstance(w, GpuWeight)}
     parts = {
@@ -122,7 +146,7 @@ def _assemble(flat: dict[str, Any], ranges: Ranges) -> Weights:
         "stacked": stacked,
     }
     layers = {name: unflatten(part) for name, part in parts.items()}
-    return Weights({**layers, "grid": range_variables(ranges)}, embedding, head)
+    return Weights({**layers, "joined": joined, "grid": range_variables(ranges)}, embedding, head)
 
 
 def _device(path: str, w: Any, dtype: DTypeLike) -> jax.Array:
@@ -132,7 +156,7 @@ def _device(path: str, w: Any, dtype: DTypeLike) -> jax.Array:
 
 
 def _stack(path: str, tensors: list[StoredTensor]) -> PackedWeight:
-    """The layers of one matrix, outputs first."""
+    """The layers of one matrix, outputs first, in numpy."""
     packed = [tensor for tensor in tensors if isinstance(tensor, PackedTensor)]
     kinds = {
         (t.levels.tobytes(), t.shape, t.scale.shape, t.scale.dtype.str, t.zero is None, t.in_scale is None)
@@ -150,9 +174,9 @@ def _stack(path: str, tensors: list[StoredTensor]) -> PackedWeight:
             "run it with decoded weights, or export it with one scale for each output",
         )
 
-    def stacked(parts: list[np.ndarray | None]) -> jax.Array | None:
+    def stacked(parts: list[np.ndarray | None]) -> np.ndarray | None:
         present = [part for part in parts if part is not None]
-        return jnp.asarray(np.stack(present)) if present else None
+        return np.stack(present) if present else None
 
     return PackedWeight(
         packed=stacked([t.packed for t in packed]),

@@ -1,0 +1,116 @@
+"""Matrices that meet the same inputs, as one product: what a GPU starts once for queries, keys and values of a layer.
+
+A small product takes as long as starting it, so three of them laid out as one matrix take a third. Outputs do not
+depend on one another: codes and scales of the joined matrix are those of its parts, and so is each sum, bit for bit if
+the kernel has the same tile. The model knows nothing of it. Each of its layers multiplies by the whole and takes its
+own columns, and the compiler, for which these are equal products, makes one of them.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from lowbit.generation.packed import PackedWeight
+from lowbit.llama import LAYER_PREFIX, ActivationRounding
+from lowbit.pallas import GpuWeight
+
+SIBLINGS = (
+    tuple(f"{LAYER_PREFIX}attn/{name}_proj" for name in "qkv"),
+    tuple(f"{LAYER_PREFIX}mlp/{name}_proj" for name in ("gate", "up")),
+)
+"""Linear layers with the same inputs."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """One of the matrices of a joined one.
+
+    Attributes:
+      whole: the joined matrix, or a stack of them.
+      begin: its first output there (static).
+      size: its outputs (static).
+    """
+
+    whole: GpuWeight
+    begin: int = dataclasses.field(metadata={"static": True})
+    size: int = dataclasses.field(metadata={"static": True})
+
+    def of_layer(self, layer: jax.Array) -> "Columns":
+        """Returns one matrix i32[] of a stack, which stays where it is."""
+        return dataclasses.replace(self, whole=self.whole.of_layer(layer))
+
+    def of(self, product: jax.Array) -> jax.Array:
+        """Returns what belongs to this matrix, [b size], of a product with the whole, [b n]."""
+        return product[:, self.begin : self.begin + self.size]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Joined:
+    """A stack of joined matrices, and whose they are.
+
+    Attributes:
+      whole: the stack.
+      outputs: (path of the kernel, its outputs) in their order (static).
+    """
+
+    whole: GpuWeight
+    outputs: tuple[tuple[str, int], ...] = dataclasses.field(metadata={"static": True})
+
+    def columns(self) -> dict[str, Columns]:
+        """Returns each of the matrices by its path."""
+        found, begin = {}, 0
+        for path, size in self.outputs:
+            found[path] = Columns(self.whole, begin, size)
+            begin += size
+        return found
+
+
+def families(paths: Iterable[str]) -> list[tuple[str, ...]]:
+    """Returns the paths of all parameters, those of kernels with the same inputs together and in order."""
+    left = dict.fromkeys(paths)
+    together = [tuple(f"{layer}/kernel" for layer in layers) for layers in SIBLINGS]
+    found = [family for family in together if all(path in left for path in family)]
+    joined = {path for family in found for path in family}
+    return found + [(path,) for path in left if path not in joined]
+
+
+def may_be_joined(members: Mapping[str, Any], rounding: ActivationRounding) -> bool:
+    """Returns whether parameters by their paths are packed matrices that one product can serve, exactly.
+
+    They have the same grid, groups, zeros or none, and no factors of inputs. Their inputs are rounded alike, and not by
+    calibrated ranges, which each layer has for itself.
+    """
+    kinds, inputs = set(), set()
+    rounded = dict(rounding.inputs)
+    for path, w in members.items():
+        if not isinstance(w, PackedWeight) or w.in_scale is not None:
+            return False
+        kinds.add((w.levels, w.k, w.packed.shape[:-2], w.scale.shape[-2], w.zero is None))
+        inputs.add(rounded.get(path.removesuffix("/kernel")))
+    static = any(one is not None and one.range == "static" for one in inputs)
+    return len(members) > 1 and len(kinds) == len(inputs) == 1 and not static
+
+
+def join(members: Sequence[PackedWeight]) -> PackedWeight:
+    """Returns matrices that `may_be_joined` as one of all their outputs, in numpy: nothing of it is on a device."""
+    first = members[0]
+    outputs = [w.packed.shape[-2] for w in members]
+
+    def by_output(parts: list[Any]) -> np.ndarray:
+        """Scales, or zeros, [*s g n]; one for a whole matrix becomes one for each of its outputs."""
+        wide = [np.broadcast_to(part, (*part.shape[:-1], n)) for part, n in zip(parts, outputs, strict=True)]
+        return np.concatenate(wide, axis=-1)
+
+    return PackedWeight(
+        packed=np.concatenate([w.packed for w in members], axis=-2),
+        scale=by_output([w.scale for w in members]),
+        zero=None if first.zero is None else by_output([w.zero for w in members]),
+        in_scale=None,
+        levels=first.levels,
+        k=first.k,
+    )
