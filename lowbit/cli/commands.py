@@ -201,8 +201,9 @@ EVAL = Command(
         ),
         _argument(
             "--backend",
-            choices=("jax", "numpy"),
-            help="for a packed file: numpy runtime, or its decoded weights in jax (default: jax if installed)",
+            choices=("jax", "numpy", "integer"),
+            help="for a packed file: numpy runtime, its decoded weights in jax (default: jax if installed), or in jax "
+            "integers alone in linear layers, where their inputs are rounded",
         ),
         NO_VERIFY,
         *_ROUNDING,

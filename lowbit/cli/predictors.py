@@ -19,8 +19,10 @@ def from_arguments(arguments: argparse.Namespace) -> Predictor:
     kind = kind_of(arguments.source)
     if kind == "packed":
         return _packed(arguments)
-    if arguments.backend == "numpy":
-        raise UsageError(f"--backend numpy runs packed files, and {arguments.source} is none", "export it first")
+    if arguments.backend in ("numpy", "integer"):
+        raise UsageError(
+            f"--backend {arguments.backend} runs packed files, and {arguments.source} is none", "export it first"
+        )
     if not arguments.verify:
         raise UsageError(f"--no-verify is for packed files, and {arguments.source} is none", "leave it out")
     from lowbit.cli import quantized
@@ -41,10 +43,12 @@ def from_source(source: str) -> Predictor:
 def _packed(arguments: argparse.Namespace) -> Predictor:
     refuse_rounding(arguments)
     packed, cfg = open_model(arguments.source, verify=arguments.verify)
-    if (arguments.backend or _default_backend()) == "jax":
+    backend = arguments.backend or _default_backend()
+    if backend != "numpy":
         from lowbit.evals import jax_predictor
 
-        return jax_predictor.packed_predictor(cfg, packed)
+        make = jax_predictor.packed_predictor if backend == "jax" else jax_predictor.integer_predictor
+        return make(cfg, packed)
     from lowbit.evals import numpy_predictor
 
     return numpy_predictor.predictor(packed)

@@ -1,5 +1,6 @@
 """Likelihoods from the Flax model, in float32; the rows of a batch are spread over the devices of this process."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -11,14 +12,17 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
+from lowbit.evals.integer_model import integer_kernels, integer_product
 from lowbit.evals.predictor import Logits, Nll, Predictor, Scores
 from lowbit.export.packed import unpack_params
 from lowbit.formats import PackedModel
-from lowbit.llama import FLOAT_ACTIVATIONS, ActivationRounding, LlamaConfig
+from lowbit.llama import FLOAT_ACTIVATIONS, LINEARS, ActivationRounding, LlamaConfig
 from lowbit.llama.activations import Ranges, from_meta
 from lowbit.models import Transformer, pretrained
 from lowbit.models.activations import range_variables, rounding_hooks
 from lowbit.models.chunks import cut, join, rows
+from lowbit.models.layers import PACKED
+from lowbit.models.packed import packed_name
 from lowbit.train.objectives import nll_function
 from lowbit.tree import unflatten
 from lowbit.tree.paths import Tree
@@ -46,7 +50,29 @@ def predictor(
       ranges: the calibrated ones that `rounding` asks for.
     """
     variables = {"params": params, "grid": range_variables(ranges or {})}
-    hooks = rounding_hooks(rounding)
+    model = Transformer(cfg, jnp.float32, hooks=rounding_hooks(rounding))
+    return _of_model(model, variables, tokenizer_files, "jax")
+
+
+def integer_predictor(cfg: LlamaConfig, packed: PackedModel) -> Predictor:
+    """Returns a predictor of a packed file whose linear layers multiply its integers (`lowbit.evals.integer_model`).
+
+    Raises:
+      QuantizerError: inputs or weights that integers alone cannot multiply.
+      FormatError: as `packed_predictor`.
+    """
+    kernels = integer_kernels(cfg, packed)
+    multiplied = {packed_name(f"{path}/kernel", index) for path in LINEARS for index in range(cfg.num_layers)}
+    rest = {name: tensor for name, tensor in packed.tensors.items() if name not in multiplied}
+    params: dict[str, Any] = unflatten(unpack_params(cfg, dataclasses.replace(packed, tensors=rest)))
+    rounding, _ = from_meta(packed.meta, cfg)
+    hooks = rounding_hooks(ActivationRounding((), rounding.cache))
+    model = Transformer(cfg, jnp.float32, hooks=hooks, dot_general=integer_product)
+    return _of_model(model, {"params": params, PACKED: kernels}, packed.tokenizer, "integer")
+
+
+def _of_model(model: Transformer, variables: Tree, tokenizer_files: Mapping[str, bytes], backend: str) -> Predictor:
+    cfg = model.cfg
     place = functools.cache(functools.partial(_place, variables))
 
     def compiled(function: Callable[..., Any], batch: int) -> Callable[[NDArray[np.int32]], Any]:
@@ -56,16 +82,15 @@ def predictor(
 
     def make_nll(batch: int, length: int, separator: int | None) -> Nll:
         chunks = _chunks(length, batch * length * cfg.vocab_size)
-        model = Transformer(cfg, jnp.float32, hooks=hooks, separator=separator)
-        return compiled(nll_function(model, chunks), batch)
+        return compiled(nll_function(model.clone(separator=separator), chunks), batch)
 
     def make_scores(batch: int) -> Scores:
-        return compiled(functools.partial(scores, Transformer(cfg, jnp.float32, hooks=hooks)), batch)
+        return compiled(functools.partial(scores, model), batch)
 
     def make_logits(batch: int) -> Logits:
-        return compiled(Transformer(cfg, jnp.float32, hooks=hooks).apply, batch)
+        return compiled(model.apply, batch)
 
-    return Predictor(cfg, tokenizer_files, "jax", make_nll, make_scores, make_logits)
+    return Predictor(cfg, tokenizer_files, backend, make_nll, make_scores, make_logits)
 
 
 def packed_predictor(cfg: LlamaConfig, packed: PackedModel) -> Predictor:

@@ -22,7 +22,7 @@ class Predictor(NamedTuple):
     Attributes:
       cfg: its sizes.
       tokenizer_files: by name; may be empty.
-      backend: "jax" or "numpy".
+      backend: "jax", "integer" or "numpy".
       make_nll: takes (rows a batch, predictions a row, token that keeps documents apart or None).
       make_scores: takes rows a batch; t may differ from call to call.
       make_logits: takes rows a batch; t may differ from call to call.

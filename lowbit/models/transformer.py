@@ -24,6 +24,7 @@ from lowbit.models.attention import (
 )
 from lowbit.models.layers import (
     INIT_STDDEV,
+    PACKED,
     UNTOUCHED,
     ActivationHooks,
     Dense,
@@ -39,8 +40,9 @@ from lowbit.models.placement import by_rows, gathered
 RematPolicy = Literal["none", "full", "dots"]
 Transform = Callable[[Any, str], Any]
 
-# Collections that hold one entry a layer: what is trained, what a quantizer learns, what it is told, what is watched.
-LAYERED_COLLECTIONS: Mapping[Any, Any] = {"params": 0, "quant": 0, "grid": 0, "intermediates": 0}
+# Collections that hold one entry a layer: what is trained, what a quantizer learns, what it is told, what is watched,
+# what stands in the place of kernels.
+LAYERED_COLLECTIONS: Mapping[Any, Any] = {"params": 0, "quant": 0, "grid": 0, "intermediates": 0, PACKED: 0}
 
 
 class Projections(nn.Module):

@@ -2,6 +2,9 @@
 
 Real numbers are turned into integers once, on the host, by `integer_linear`: scales become a multiplier of fixed point,
 the bias and all zero points one int32 an output. `IntegerLinear.__call__` multiplies, adds and shifts integers alone.
+
+`wide_linear` makes one with int16 outputs, which need no calibration: each output has the least step that holds all
+that its inputs can come to.
 """
 
 import dataclasses
@@ -10,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int8, Int32
+from jaxtyping import Array, Int, Int8, Int32
 from numpy.typing import NDArray
 
 from lowbit.errors import QuantizerError
@@ -20,6 +23,9 @@ from lowbit.numerics.qtensor import QTensor
 
 LOW, HIGH = -128, 127
 """What eight bits hold."""
+
+WIDE = 2**15 - 1
+"""The largest code of sixteen bits."""
 
 
 class Codes(NamedTuple):
@@ -41,7 +47,7 @@ class Codes(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class IntegerLinear:
-    """`y = x w + b` from int8 codes of x to int8 codes of y.
+    """`y = x w + b` from int8 codes of x to int8 or int16 codes of y.
 
     Attributes:
       packed: i8[k n], or u8[k*width/8 n] of indices below 16 or 4, the first input in the lowest bits.
@@ -52,6 +58,7 @@ class IntegerLinear:
       first: the integer of index 0; read where width is below 8 (static).
       stride: integers from one index to the next; likewise (static).
       out_zero: code of an output of 0 (static).
+      out_bits: 8 or 16, of an output's code (static).
     """
 
     packed: Any
@@ -62,6 +69,7 @@ class IntegerLinear:
     first: int = dataclasses.field(metadata={"static": True})
     stride: int = dataclasses.field(metadata={"static": True})
     out_zero: int = dataclasses.field(metadata={"static": True})
+    out_bits: int = dataclasses.field(default=8, metadata={"static": True})
 
     def weights(self) -> Int8[Array, "k n"]:
         """Returns the integers that are multiplied."""
@@ -82,11 +90,12 @@ class IntegerLinear:
             total = total - inputs * self.weight_zero.reshape(over_rows)
         return total + self.constant.reshape(over_rows)
 
-    def __call__(self, x: Int8[Array, "*b k"]) -> Int8[Array, "*b n"]:
-        """Returns the codes of the outputs: nearest, ties upwards, saturated."""
+    def __call__(self, x: Int8[Array, "*b k"]) -> Int[Array, "*b n"]:
+        """Returns the codes of the outputs, i8 or i16: nearest, ties upwards, saturated."""
+        held = jnp.iinfo(f"int{self.out_bits}")
         # Clipped before the zero point is added: next to a saturated int32 the sum would wrap.
-        steps = jnp.clip(rescale(self.sums(x), self.by), LOW - self.out_zero, HIGH - self.out_zero)
-        return (steps + self.out_zero).astype(jnp.int8)
+        steps = jnp.clip(rescale(self.sums(x), self.by), int(held.min) - self.out_zero, int(held.max) - self.out_zero)
+        return (steps + self.out_zero).astype(held.dtype)
 
 
 def integer_linear(kernel: QTensor, bias: NDArray[np.floating] | None, inputs: Codes, outputs: Codes) -> IntegerLinear:
@@ -107,6 +116,68 @@ def integer_linear(kernel: QTensor, bias: NDArray[np.floating] | None, inputs: C
     """
     inputs.check("the inputs")
     outputs.check("the outputs")
+    weights = _integer_weights(kernel)
+    unit_of_sums = inputs.scale * weights.scale
+    whole_bias = np.zeros(weights.n) if bias is None else np.rint(np.asarray(bias, np.float64) / unit_of_sums)
+    centred = weights.values - weights.zero[None]
+    constant = whole_bias - inputs.zero * centred.sum(axis=0)
+    farthest = max(HIGH - inputs.zero, inputs.zero - LOW)
+    _check_sums(weights, np.abs(centred).sum(axis=0) * farthest + np.abs(whole_bias))
+    return _linear(weights, constant, unit_of_sums / outputs.scale, outputs.zero, 8)
+
+
+def wide_linear(kernel: QTensor) -> tuple[IntegerLinear, NDArray[np.float64]]:
+    """Turns a quantized kernel into integers with outputs of sixteen bits, none of which any int8 inputs can exceed.
+
+    The inputs have their zero at code 0 and any scale, which tokens may have of their own: nothing here depends on it.
+    A result differs from the product of the decoded numbers by half a step, and 2^-31 of itself; a step is 2^-15 of the
+    largest value that the output can have.
+
+    Args:
+      kernel: as for `integer_linear`.
+
+    Returns:
+      The layer, and f64[n]: output = code times this times the scale of the inputs.
+
+    Raises:
+      QuantizerError: as `integer_linear`, of the kernel and its sums.
+    """
+    weights = _integer_weights(kernel)
+    largest = np.abs(weights.values - weights.zero[None]).sum(axis=0) * -LOW
+    _check_sums(weights, largest)
+    steps = np.maximum(largest, 1) / WIDE  # an output that is always 0 has no scale
+    return _linear(weights, np.zeros(weights.n), 1 / steps, 0, 16), weights.scale * steps
+
+
+class _Weights(NamedTuple):
+    """A kernel as integers: `w = scale (values - zero)`, and how its codes are stored.
+
+    Attributes:
+      values: i64[k n], what eight bits hold.
+      zero: i64[n].
+      scale: f64[n].
+      codes: [k n], of the grid.
+      levels: how many of them there are.
+      first: the integer of code 0, before all were moved into eight bits.
+      stride: from one code to the next.
+      moved: by how much.
+    """
+
+    values: NDArray[np.int64]
+    zero: NDArray[np.int64]
+    scale: NDArray[np.float64]
+    codes: NDArray[np.integer]
+    levels: int
+    first: int
+    stride: int
+    moved: int
+
+    @property
+    def n(self) -> int:
+        return self.values.shape[1]
+
+
+def _integer_weights(kernel: QTensor) -> _Weights:
     if kernel.codes.ndim != 2 or kernel.scale.shape[-2] != 1 or kernel.in_scale is not None or kernel.transposed:
         raise QuantizerError(
             f"a kernel with scales of shape {list(kernel.scale.shape)} for codes {list(kernel.codes.shape)} has more "
@@ -114,36 +185,38 @@ def integer_linear(kernel: QTensor, bias: NDArray[np.floating] | None, inputs: C
             "round it with one scale a channel: sums of integers cannot change their unit on the way",
         )
     integers, unit = integer_levels(kernel.grid)
-    k, n = kernel.codes.shape
-    index = np.asarray(kernel.codes)
+    n = kernel.codes.shape[1]
+    codes = np.asarray(kernel.codes)
     scale = np.broadcast_to(np.asarray(kernel.scale, np.float64)[0], (n,)) * unit
     zero = _integer_zero(kernel, unit, n)
     # Codes from 0 to 255 become int8 by moving them and their zero point.
     moved = max(int(integers[-1]) - HIGH, 0)
-    weights, zero = integers[index] - moved, zero - moved
+    stride = int(integers[1] - integers[0])
+    return _Weights(integers[codes] - moved, zero - moved, scale, codes, len(integers), int(integers[0]), stride, moved)
 
-    unit_of_sums = inputs.scale * scale
-    whole_bias = np.zeros(n) if bias is None else np.rint(np.asarray(bias, np.float64) / unit_of_sums)
-    centred = weights - zero[None]
-    constant = whole_bias - inputs.zero * centred.sum(axis=0)
-    farthest = max(HIGH - inputs.zero, inputs.zero - LOW)
-    largest = float((np.abs(centred).sum(axis=0) * farthest + np.abs(whole_bias)).max())
-    if not largest < 2**31:
+
+def _check_sums(weights: _Weights, largest: NDArray[np.number]) -> None:
+    if not float(largest.max()) < 2**31:
         raise QuantizerError(
-            f"sums of {k} products and the bias reach {largest:.3g}, beyond 32 bits",
+            f"sums of {len(weights.values)} products and the bias reach {largest.max():.3g}, beyond 32 bits",
             "round to fewer bits, or check the scales: a bias this large has the wrong unit",
         )
-    width = _width(len(integers), k)
-    stride = int(integers[1] - integers[0])
+
+
+def _linear(
+    weights: _Weights, constant: NDArray[np.floating], by: NDArray[np.float64], out_zero: int, out_bits: int
+) -> IntegerLinear:
+    width = _width(weights.levels, len(weights.values))
     return IntegerLinear(
-        packed=jnp.asarray(weights.astype(np.int8) if width == 8 else _packed(index, width)),
-        weight_zero=jnp.asarray(zero.astype(np.int32)) if zero.any() else None,
+        packed=jnp.asarray(weights.values.astype(np.int8) if width == 8 else _packed(weights.codes, width)),
+        weight_zero=jnp.asarray(weights.zero.astype(np.int32)) if weights.zero.any() else None,
         constant=jnp.asarray(constant.astype(np.int32)),
-        by=jax.tree.map(jnp.asarray, multiplier(unit_of_sums / outputs.scale)),
+        by=jax.tree.map(jnp.asarray, multiplier(by)),
         width=width,
-        first=int(integers[0]) - moved,
-        stride=stride,
-        out_zero=outputs.zero,
+        first=weights.first - weights.moved,
+        stride=weights.stride,
+        out_zero=out_zero,
+        out_bits=out_bits,
     )
 
 

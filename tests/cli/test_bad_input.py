@@ -244,7 +244,9 @@ def test_sources_that_do_not_fit_the_command(refused, run_folder, packed, text, 
     refused("is quantized already", "export", run_folder, *two_bits, "-o", output)
     refused("is quantized already", "eval", packed, *two_bits, "--data", text)
     refused("is quantized already", "eval", run_folder, "--granularity", "tensor", "--data", text)
-    refused("--backend numpy runs packed files", "eval", run_folder, "--backend", "numpy", "--data", text)
+    for backend in ("numpy", "integer"):
+        refused(f"--backend {backend} runs packed files", "eval", run_folder, "--backend", backend, "--data", text)
+    refused("are floats, and integers cannot be multiplied", "eval", packed, "--backend", "integer", "--data", text)
     refused("is a packed file", "verify", packed, "--against", packed)
     refused("there is no model at", "export", tmp_path / "absent" / "model", *two_bits, "-o", output)
     assert not output.exists()

@@ -90,6 +90,16 @@ def test_eight_bit_inputs_are_what_eval_runs(activations, float_model, text, low
         assert nats[output.name] != pytest.approx(record["before"][str(text)]["nll"], rel=1e-6)
     # One is folded and rounded as the other: sums in another order alone.
     assert nats["w8a8"] == pytest.approx(nats["w8a8.lowbit"], rel=1e-5)
+    by_integers = tmp_path / "integers.json"
+    done = lowbit(
+        *("eval", tmp_path / "w8a8.lowbit", "--backend", "integer"),
+        *("--data", text, "--windows", 2, "-o", by_integers),
+    )
+    assert done.status == 0, done.err
+    found = json.loads(by_integers.read_text())
+    assert found["backend"] == "integer"
+    # Outputs of 16 bits instead of float32: far less than inputs of 8 bits have changed.
+    assert found["texts"][str(text)]["nll"] == pytest.approx(nats["w8a8.lowbit"], rel=1e-2)
 
 
 def test_a_host_without_the_memory_is_sent_away_before_any_work(float_model, lowbit, tmp_path, monkeypatch):
