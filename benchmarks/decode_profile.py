@@ -47,6 +47,7 @@ from lowbit.errors import DataError
 from lowbit.generation import CACHE_KINDS, Decoder, Generator, Sampling, cache_kind, loop
 from lowbit.generation.step_attention import METHODS, chosen_method
 from lowbit.llama import LlamaConfig
+from lowbit.pallas import kernel_runs_here
 
 GREEDY = Sampling()
 BFLOAT16_BITS = 16
@@ -69,6 +70,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--attention", choices=("auto", *METHODS), default="auto")
     parser.add_argument("--activations", choices=("float32", "int8"), default="float32", help="int8 rounds them")
     parser.add_argument("--kernels", choices=("auto", "gpu", "xla"), default="auto", help="of packed matrices")
+    parser.add_argument("--loop", action="store_true", help="over the layers, which are written out on a GPU otherwise")
     parser.add_argument("--graphs", action="store_true", help="profiles CUDA graphs, as they are run otherwise")
     parser.add_argument("--repeats", type=int, default=5, help="timings without the profiler")
     parser.add_argument("--rows", type=int, default=40, help="kernels of each width that are printed")
@@ -88,7 +90,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             folder = Path(options.trace or scratch) / f"{bits:g}_bits"
             cases.append({"bits": bits} | profiled(make_generator(options, bits), options, folder))
             print(described(cases[-1], options.rows), file=sys.stderr, flush=True)
-    names = ("shape", "batch", "context", "tokens", "cache", "attention", "activations", "kernels", "graphs")
+    names = ("shape", "batch", "context", "tokens", "cache", "attention", "activations", "kernels", "loop", "graphs")
     return {
         "benchmark": "decode_profile",
         "command": "python -m benchmarks.decode_profile " + shlex.join(options.argv),
@@ -111,7 +113,7 @@ def make_generator(options: argparse.Namespace, bits: float) -> Generator:
         )
     cfg, kind = LlamaConfig.from_hf(SHAPES[options.shape]), cache_kind(options.cache)
     method = chosen_method(options.attention, cfg, kind, jnp.bfloat16)
-    decoder = Decoder(cfg, "bfloat16", kind, "float32", attention=method)
+    decoder = Decoder(cfg, "bfloat16", kind, "float32", attention=method, unrolled=kernel_runs_here())
     return Generator(decoder, random_weights(cfg, "bfloat16", 0))
 
 
@@ -121,7 +123,8 @@ def profiled(model: Generator, options: argparse.Namespace, folder: Path) -> dic
     Raises:
       DataError: a trace without a kernel of the program.
     """
-    decoder, weights, steps = model.decoder, model.weights, options.tokens - 1
+    weights, steps = model.weights, options.tokens - 1
+    decoder = model.decoder._replace(unrolled=False) if options.loop else model.decoder
 
     def arguments() -> tuple[Any, ...]:
         """Logits, a cache that claims to hold the context, and draws that never stop."""

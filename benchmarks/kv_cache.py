@@ -37,6 +37,7 @@ from lowbit.generation.cache import KVCache
 from lowbit.generation.step_attention import METHODS, chosen_method
 from lowbit.llama import LlamaConfig, param_shapes
 from lowbit.models import pretrained
+from lowbit.pallas import kernel_runs_here
 from lowbit.tree import unflatten
 
 GREEDY = Sampling()
@@ -100,7 +101,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     for length, attention, name in itertools.product(options.lengths, options.attentions, options.caches):
         kind = cache_kind(name)
         method = chosen_method(attention, cfg, kind, options.dtype)
-        decoder = Decoder(cfg, options.dtype, kind, "float32", attention=method)
+        decoder = Decoder(cfg, options.dtype, kind, "float32", attention=method, unrolled=kernel_runs_here())
         setting = {"attention": attention, "cache": name}
         for batch in options.batches:
             run = Run(decoder, batch, length, options.new)

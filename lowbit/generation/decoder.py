@@ -30,6 +30,8 @@ class Decoder(NamedTuple):
       rounding: how the model rounds the inputs of its linear layers, in front of whatever multiplies; of keys and
         values `cache` decides.
       attention: how a single token attends: a name of `step_attention.METHODS`.
+      unrolled: whether the layers of a single token are written out one after another, which a GPU computes faster,
+        and which takes about three times as long to compile; those of a prompt are a loop always.
     """
 
     cfg: LlamaConfig
@@ -38,13 +40,15 @@ class Decoder(NamedTuple):
     activations: str
     rounding: ActivationRounding = FLOAT_ACTIVATIONS
     attention: str = "products"
+    unrolled: bool = False
 
     def forward(self, weights: Weights, tokens: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
         """Returns (normed last states [b t d], cache) of tokens i32[b t] that follow those in the cache."""
         x = self._embed(weights, tokens)
         cos, sin = rotary_at(self.cfg, cache.positions(tokens.shape[1]))
         hooks = rounding_hooks(self.rounding, cached=True)
-        layers = CachedLayers(self.cfg, jnp.dtype(self.dtype), _DOT_GENERALS[self.activations], hooks)
+        unroll = self.cfg.num_layers if self.unrolled and tokens.shape[1] == 1 else 1
+        layers = CachedLayers(self.cfg, jnp.dtype(self.dtype), _DOT_GENERALS[self.activations], hooks, unroll)
         result: Any = layers.apply(weights.variables(), x, cos, sin, cache)
         hidden, filled = result
         return hidden, filled.advance(tokens.shape[1])

@@ -20,6 +20,7 @@ from lowbit.generation.weights import Weights, from_packed, from_params
 from lowbit.kernels.sampling import Sampling
 from lowbit.llama import FLOAT_ACTIVATIONS, ActivationRounding, CacheKind, LlamaConfig
 from lowbit.llama.activations import INT8, Ranges, from_meta
+from lowbit.pallas import kernel_runs_here
 from lowbit.tree.paths import Tree
 
 GREEDY = Sampling()
@@ -100,7 +101,7 @@ class Generator:
         rounding.check_causal()
         kind = _kind(cache, rounding)
         method = chosen_method(attention, cfg, kind, dtype)
-        decoder = Decoder(cfg, jnp.dtype(dtype).name, kind, "float32", rounding, method)
+        decoder = Decoder(cfg, jnp.dtype(dtype).name, kind, "float32", rounding, method, kernel_runs_here())
         return cls(decoder, from_params(params, dtype, ranges), capacity)
 
     @classmethod
@@ -140,7 +141,7 @@ class Generator:
             )
         kind = _kind(cache, rounding)
         method = chosen_method(attention, cfg, kind, dtype)
-        decoder = Decoder(cfg, jnp.dtype(dtype).name, kind, activations, rounding, method)
+        decoder = Decoder(cfg, jnp.dtype(dtype).name, kind, activations, rounding, method, kernel_runs_here())
         return cls(decoder, from_packed(cfg, packed, dtype, kernels), capacity)
 
     def generate(

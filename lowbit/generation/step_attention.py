@@ -180,8 +180,9 @@ def by_kernel(
         interpret=interpret,
         name="step_attention",
     )
-    place = jnp.stack([layer.astype(jnp.int32), used.astype(jnp.int32)])
-    mixed, weight = call(place, start, by_plane, keys.codes, values.codes, *scales)
+    # Each number as it lies in memory: to put them into one array would be one kernel more to start.
+    numbers = [number.astype(jnp.int32).reshape(1) for number in (layer, used)]
+    mixed, weight = call(*numbers, start, by_plane, keys.codes, values.codes, *scales)
     shares = jax.nn.softmax(weight, axis=2)[:, :, :, None, :, None]
     whole = jnp.swapaxes(jnp.sum(shares * mixed, axis=2), 2, 3).reshape(filled.shape)
     return whole[:, :, :g].astype(queries.dtype)
@@ -209,7 +210,8 @@ def _attend(
     tile: Tile,
     splits: int,
     interpret: bool,
-    place_ref: Any,
+    layer_ref: Any,
+    used_ref: Any,
     start_ref: Any,
     q_ref: Any,
     k_ref: Any,
@@ -223,7 +225,7 @@ def _attend(
     """
     *scale_refs, o_ref, weight_ref = refs
     row, head, split = (pl.program_id(axis) for axis in range(3))
-    layer, used, start = place_ref[0], place_ref[1], start_ref[row]
+    layer, used, start = layer_ref[0], used_ref[0], start_ref[row]
     planes, _, span = q_ref.shape[2:]
     queries = [q_ref[row, head, plane, :, :] for plane in range(planes)]
     dtype = q_ref.dtype

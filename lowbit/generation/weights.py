@@ -58,7 +58,7 @@ class Weights(NamedTuple):
             stacked |= joined.columns()
         for path, w in stacked.items():
             whole = w if isinstance(w, GpuWeight) else w.whole
-            packed[path] = jnp.arange(len(whole.scale), dtype=jnp.int32)
+            packed[path] = jnp.asarray(np.arange(len(whole.scale), dtype=np.int32))
         parts = {"packed": unflatten(packed), "stacked": unflatten(stacked)}
         return {**{name: self.layers[name] for name in ("params", "grid")}, **parts}
 

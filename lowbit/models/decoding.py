@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from lowbit.llama import LlamaConfig
@@ -85,12 +86,15 @@ class CachedLayers(nn.Module):
       dtype: of activations and matmuls.
       dot_general: what multiplies activations with kernels.
       hooks: `around` of them stands around `dot_general`; keys and values are the store's.
+      unroll: layers in one round of the loop over them. All of them, and there is no loop: no counter, and nothing to
+        be taken out of a stack by it, each of which is a kernel that a GPU starts; but a program as long to compile.
     """
 
     cfg: LlamaConfig
     dtype: DTypeLike
     dot_general: DotGeneral
     hooks: ActivationHooks = UNTOUCHED
+    unroll: int = 1
 
     def setup(self) -> None:
         """Names the parts as the model does."""
@@ -101,6 +105,7 @@ class CachedLayers(nn.Module):
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast),
             length=self.cfg.num_layers,
+            unroll=self.unroll,
         )
         self.layers = scanned(self.cfg, self.dtype, self.dot_general, self.hooks)
         self.norm = RMSNorm(self.cfg.rms_norm_eps, self.dtype)
@@ -109,6 +114,6 @@ class CachedLayers(nn.Module):
         self, x: jax.Array, cos: jax.Array, sin: jax.Array, store: KeyValueStore
     ) -> tuple[jax.Array, KeyValueStore]:
         """Returns (normed last states [b t d], store) from embedded tokens [b t d] at positions of the given angles."""
-        numbers = jnp.arange(self.cfg.num_layers, dtype=jnp.int32)
+        numbers = jnp.asarray(np.arange(self.cfg.num_layers, dtype=np.int32))  # constants, where nothing loops
         (x, store), _ = self.layers((x, store), numbers, cos, sin)
         return self.norm(x), store
