@@ -139,5 +139,11 @@ def generate(
         jnp.zeros(b, bool),
         number,
     )
-    progress = jax.lax.while_loop(unfinished, body, noted(nothing, token, ends, cache))
+    first = noted(nothing, token, ends, cache)
+    if draws.stop.shape[0]:
+        progress = jax.lax.while_loop(unfinished, body, first)
+    else:
+        # The number of steps is known when the program is compiled: the host starts one after another on a GPU, and
+        # does not ask after each whether it was the last.
+        progress = jax.lax.fori_loop(0, max_new_tokens - 1, lambda _, progress: body(progress), first)
     return progress.tokens, progress.lengths, progress.cache
