@@ -53,7 +53,16 @@ GREEDY = Sampling()
 BFLOAT16_BITS = 16
 EMBEDDING_BITS = 8
 """Of the tied embedding beside packed layers."""
-OUTER_SCOPES = ("jit(generate)", "jit(advance)", "jit(prefill)", "CachedLayers", "while", "body", "closed_call")
+OUTER_SCOPES = (
+    "jit(generate)",
+    "jit(advance)",
+    "jit(prefill)",
+    "CachedLayers",
+    "eval_jaxpr",
+    "while",
+    "body",
+    "closed_call",
+)
 """Parts of an operation's path that say no more than that it belongs to a step."""
 
 
@@ -224,7 +233,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not options.graphs:
         # Read when the first device is asked for.
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {ONE_BY_ONE}".strip()
-    write_record(measure(options), options.output)
+    record = measure(options)
+    if record["git_commit"] is None:  # outside of its checkout
+        record["git_commit"] = os.environ.get("LOWBIT_COMMIT")
+    write_record(record, options.output)
 
 
 if __name__ == "__main__":
