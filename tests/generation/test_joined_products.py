@@ -38,7 +38,7 @@ def members(bits, **settings):
     return [weight(bits, n, **settings) for n in OUTPUTS]
 
 
-@pytest.mark.parametrize("settings", [{}, {"groups": 3}, {"groups": 3, "zero": True}], ids=["one", "groups", "zeros"])
+@pytest.mark.parametrize("settings", [{}, {"groups": 3, "zero": True}], ids=["one scale", "groups, zeros"])
 @pytest.mark.parametrize("bits", LEVELS)
 def test_the_layout_is_that_of_the_parts_side_by_side(bits, settings):
     apart = members(bits, **settings)
@@ -104,7 +104,7 @@ def test_a_model_computes_the_same_and_holds_nothing_twice(make, monkeypatch):
 
 
 def logits_of(packed, kernels="gpu"):
-    """After a short prompt, with 8-bit activations, whose sums have no order."""
+    """After a short prompt, with 8-bit activations."""
     generator = Generator.from_packed(packed, activations="int8", kernels=kernels)
     cache = loop.start(generator.decoder, jnp.zeros(1, jnp.int32), 8)
     return loop.prefill(generator.decoder, generator.weights, jnp.asarray([[3, 4, 5]]), cache)[0], generator.weights
@@ -112,10 +112,13 @@ def logits_of(packed, kernels="gpu"):
 
 @pytest.mark.parametrize("changes", [{"model_type": "qwen2"}, {"lowbit_linear_norm": True}], ids=str)
 def test_biases_and_norms_behind_a_product_are_each_matrixs_own(make, monkeypatch, changes):
+    """Products are equal; what XLA fuses with them may round otherwise, and turn a code of an activation over, 1/127
+    of the largest. The columns, or the bias, of another matrix would move logits by as much as they are."""
     packed = make(**WIDE, **changes)
     together, _ = logits_of(packed)
     monkeypatch.setattr(joined, "SIBLINGS", ())
-    np.testing.assert_array_equal(together, logits_of(packed)[0])
+    apart, _ = logits_of(packed)
+    np.testing.assert_allclose(together, apart, rtol=0, atol=2**-6 * float(jnp.max(jnp.abs(apart))))
 
 
 def test_matrices_of_unlike_kinds_stay_apart():

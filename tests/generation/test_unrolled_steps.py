@@ -57,6 +57,7 @@ def test_a_layer_reads_its_own_weights(make):
     for one in (looped, unrolled):
         cache = loop.start(one.decoder, jnp.zeros(1, jnp.int32), 8)
         logits.append(loop.prefill(one.decoder, one.weights, jnp.asarray([[7]]), cache)[0])
-    tolerance = 64 * float(jnp.finfo(jnp.float32).eps) * float(jnp.max(jnp.abs(logits[0])))
+    # Sums of up to 128 products; XLA may order those of either program as it likes.
+    tolerance = 2 * 128 * float(jnp.finfo(jnp.float32).eps) * float(jnp.max(jnp.abs(logits[0])))
     np.testing.assert_allclose(logits[1], logits[0], rtol=0, atol=tolerance)
     assert jax.tree.all(jax.tree.map(lambda leaf: leaf.shape[0] == 3, unrolled.weights.layers["stacked"]))
