@@ -218,15 +218,17 @@ def _kernel(shape: Shape, integer: bool, *refs: Any) -> None:
             total = total + part.astype(jnp.float32) * scales(group, output)
         return total
 
+    out_row = first_row + _iota(tile.rows, 0)
+    inside_row = jnp.minimum(out_row, shape.n - 1)
+    # Before the sums, not behind them, where everything would wait for it.
+    scale = scales(jnp.zeros_like(inside_row), inside_row) if shape.groups == 1 else None
     start = jnp.zeros((m, columns), dtype if shape.groups == 1 else jnp.float32)
     steps = shape.blocks // tile.slices // tile.splits
     split = pl.program_id(1)
     total = jax.lax.fori_loop(0, steps, lambda number, total: step(split * steps + number, total), start)
     y, width = _of_outputs(total, shape)
-    out_row = first_row + _iota(tile.rows, 0)
     out_token = _iota(width, 1)
-    if shape.groups == 1:
-        inside_row = jnp.minimum(out_row, shape.n - 1)
+    if scale is not None:
         if integer:
             token_index = jnp.minimum(out_token, shape.b - 1)
             # Sums of codes times activations become sums of levels times activations, exactly.
@@ -234,7 +236,7 @@ def _kernel(shape: Shape, integer: bool, *refs: Any) -> None:
                 shape.levels, shape.bits
             )
             y = y * shape.levels.distance + offset
-        y = y.astype(jnp.float32) * scales(jnp.zeros_like(inside_row), inside_row)
+        y = y.astype(jnp.float32) * scale
     place = (tile.rows, width)
     plgpu.store(
         y_ref.at[jnp.broadcast_to(split * shape.b + out_token, place), jnp.broadcast_to(out_row, place)],
