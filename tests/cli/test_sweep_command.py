@@ -17,8 +17,8 @@ def arguments(tmp_path, text, monkeypatch, request):
     monkeypatch.chdir(request.config.rootpath)  # where the paths of a sweep start
     (tmp_path / "widths.py").write_text(SWEEP)
     data = [f"--config.data.{part}={text}" for part in ("train", "valid")]
-    quiet = ["--config.log.progress=false", "--config.log.recorder_every_steps=0"]
-    return ["sweep", tmp_path / "widths.py", "-o", tmp_path / "out", *data, *quiet]
+    quick = ["--config.log.progress=false", "--config.log.recorder_every_steps=0", "--config.quant.scale_init=max"]
+    return ["sweep", tmp_path / "widths.py", "-o", tmp_path / "out", *data, *quick]
 
 
 def test_a_sweep_leaves_its_table_and_report(lowbit, arguments, tmp_path):
