@@ -24,7 +24,7 @@ QUANTIZE = Command(
             "--method",
             metavar="NAME",
             required=True,
-            help="rtn, gptq, awq, hqq, gpfq, smoothquant, zeroquant, int8_outliers, kmeans, product, residual",
+            help="rtn, gptq, awq, hqq, gpfq, smoothquant, zeroquant, lkd, int8_outliers, kmeans, product, residual",
         ),
         _argument("--bits", metavar="B", required=True, help="width: 1, 1.58, 2 to 8 (or what the grid has)"),
         _argument("-o", "--output", metavar="OUTPUT", required=True, help="packed file (.lowbit) or run folder"),

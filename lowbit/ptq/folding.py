@@ -25,7 +25,10 @@ ALPHAS = tuple(i / 20 for i in range(6, 21))
 """What SmoothQuant's search tries: below, static ranges lose more in every layer of SmolLM2-135M."""
 
 SEARCH = "search"
-"""In the place of an alpha: at each place of each layer the one of least error."""
+"""In the place of an alpha: in each layer the one of least error, where outliers are largest."""
+
+AT_NORMS = 0.75
+"""Of the search, where the inputs of a norm are: what serves static ranges there."""
 
 REACH = 127
 """Steps from 0 to the largest input of eight bits."""
@@ -81,18 +84,19 @@ def smoothquant_fold(
     it knows with static ranges. alpha 0.5 balances both. Made for 8-bit activations: of the weights alone it makes the
     rounding harder, not easier. Cost: one pass of activations.
 
-    alpha "search" takes, at each place, the one of `ALPHAS` that errs least with one range for all tokens
+    alpha "search" takes, between up and down, the one of `ALPHAS` that errs least with one range for all tokens
     (`static_error`): there is no one that suits all layers, as some have single inputs a thousand times as large as the
-    usual ones, and others none. Cost: 15 roundings with a product k^2 n each, besides.
+    usual ones, and others none. At the norms it is `AT_NORMS`: their static ranges cost little, and the search, which
+    counts all tokens alike, gave them weights that cost more. Cost: 15 roundings with a product k^2 n, besides.
     """
     del multi_head
     for place in (*NORMS, *KERNELS):
         seen, kernels = moments[place.readers[0]], tuple(flat[path] for path in place.readers)
-        if options.alpha == SEARCH:
+        if options.alpha == SEARCH and place in KERNELS:
             assert target.quantizer is not None
             alpha = least_alpha(kernels, seen.gram, seen.max_abs, target.quantizer)
         else:
-            alpha = jnp.float32(options.alpha)
+            alpha = jnp.float32(AT_NORMS if options.alpha == SEARCH else options.alpha)
         flat = fold(flat, place, smoothing(kernels, seen.max_abs, alpha))
     return flat
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from lowbit.errors import QuantizerError, nearest
 from lowbit.numerics import groups
 from lowbit.ptq.clipping import awq_round
+from lowbit.ptq.distillation import distilled_round
 from lowbit.ptq.folding import awq_fold, check_alpha, smoothquant_fold
 from lowbit.ptq.gpfq import gpfq_round
 from lowbit.ptq.gptq import check_gptq, gptq_round
@@ -28,6 +29,7 @@ METHODS: dict[str, Method] = {
         Method(
             "zeroquant", nearest_round, ("integer", "zero_point"), ("max",), reads_moments=False, check=check_groups
         ),
+        Method("lkd", distilled_round, ("integer", "zero_point", "paretoq"), ("mse", "max")),
         Method(
             "gptq",
             gptq_round,

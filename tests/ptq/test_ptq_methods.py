@@ -93,6 +93,18 @@ def test_a_hessian_without_damping_may_be_singular(kernel, seen):
         check_valid(result.valid, "x", Options(damping=0.0))
 
 
+@pytest.mark.parametrize("entry", [("zero_point", 2, 8), ("zero_point", 4, 16), ("integer", 3, "channel")], ids=str)
+def test_distilled_kernels_give_outputs_nearer_to_the_float_ones(entry, kernel, seen):
+    row, target = method_by_name("lkd"), make_target(*entry, "mse")
+    plain = METHODS["rtn"].round(PATH, kernel, seen, target, Options())
+    learned = row.round(PATH, kernel, seen, target, Options())
+    # From 0.5 at 4 bits to 0.9 at 2, where many weights lie beyond the range and get no gradient.
+    assert error(seen, kernel, learned.w_hat) < 0.95 * error(seen, kernel, plain.w_hat)
+    assert jnp.array_equal(learned.state["scale"], plain.state["scale"])
+    assert jnp.array_equal(learned.quantizer.fake(learned.masters, learned.state), learned.w_hat)
+    assert jnp.array_equal(learned.quantizer.encode(learned.masters, learned.state).decode(), learned.w_hat)
+
+
 def test_greedy_paths_are_those_of_the_definition(inputs, kernel, seen):
     x = inputs.astype(np.float64)
     y = x + 0.05 * np.random.default_rng(5).standard_normal(x.shape)

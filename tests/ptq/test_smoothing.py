@@ -8,6 +8,7 @@ from lowbit.errors import QuantizerError
 from lowbit.ptq import METHODS, Options, make_target
 from lowbit.ptq.folding import (
     ALPHAS,
+    AT_NORMS,
     KERNELS,
     NORMS,
     SEARCH,
@@ -65,26 +66,30 @@ def test_the_search_finds_what_errs_least_when_rounded(largest, kernels):
     assert errors[ALPHAS.index(pytest.approx(chosen))] <= 1.05 * min(errors)
 
 
-def test_each_place_has_an_alpha_of_its_own(kernels):
-    rng = np.random.default_rng(2)
-    flat, moments = {}, {}
-    for place, largest in zip((*NORMS, *KERNELS), (3.0, 100.0, 3000.0), strict=True):
+def test_each_layer_has_an_alpha_of_its_own_between_up_and_down():
+    target, found_alphas = make_target("integer", 8, "channel", "max"), []
+    for largest in (3.0, 3000.0):
+        rng = np.random.default_rng(2)
         x = inputs_with_outliers(largest)
         seen = Moments(jnp.asarray(x.T @ x / len(x)), None, None, jnp.asarray(np.abs(x).max(axis=0)))
-        moments[place.readers[0]] = seen
-        for path in (*place.source, *place.readers):
-            shape = (32,) if path.endswith("scale") else (32, 32)
-            flat[path] = jnp.asarray(rng.standard_normal(shape).astype(np.float32))
-    target = make_target("integer", 8, "channel", "max")
-    found = smoothquant_fold(flat, moments, target, Options(alpha=SEARCH), False)
-    wanted, alphas = flat, []
-    for place in (*NORMS, *KERNELS):
-        seen, readers = moments[place.readers[0]], tuple(wanted[path] for path in place.readers)
-        alphas.append(float(least_alpha(readers, seen.gram, seen.max_abs, QUANTIZER)))
-        wanted = fold(wanted, place, smoothing(readers, seen.max_abs, jnp.float32(alphas[-1])))
-    assert len(set(alphas)) > 1
-    for path, leaf in wanted.items():
-        np.testing.assert_allclose(found[path], leaf, rtol=1e-6, err_msg=path)
+        flat, moments = {}, {}
+        for place in (*NORMS, *KERNELS):
+            moments[place.readers[0]] = seen
+            for path in (*place.source, *place.readers):
+                shape = (32,) if path.endswith("scale") else (32, 32)
+                flat[path] = jnp.asarray(rng.standard_normal(shape).astype(np.float32))
+        found = smoothquant_fold(flat, moments, target, Options(alpha=SEARCH), False)
+        wanted = flat
+        for place in (*NORMS, *KERNELS):
+            readers = tuple(wanted[path] for path in place.readers)
+            alpha = jnp.float32(AT_NORMS)
+            if place in KERNELS:
+                alpha = least_alpha(readers, seen.gram, seen.max_abs, QUANTIZER)
+                found_alphas.append(float(alpha))
+            wanted = fold(wanted, place, smoothing(readers, seen.max_abs, alpha))
+        for path, leaf in wanted.items():
+            np.testing.assert_allclose(found[path], leaf, rtol=1e-6, err_msg=path)
+    assert found_alphas[0] != found_alphas[1]
 
 
 def test_an_alpha_is_a_share_or_the_search():
