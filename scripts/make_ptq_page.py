@@ -109,8 +109,7 @@ def inputs_table(found: list[dict[str, Any]]) -> str:
         nats = []
         for before, after in zip(record["before"].values(), record["after"].values(), strict=True):
             nats += [f"{after['nll']:.3f}", f"{after['nll'] - before['nll']:+.4f}"]
-        alpha = record["options"]["alpha"]
-        settings = f"{chosen['name']}{static}", alpha if isinstance(alpha, str) else f"{alpha:g}"
+        settings = f"{chosen['name']}{static}", f"{record['options']['alpha']:g}"
         origin = record["git_commit"][:7], record["device"]
         lines.append([*settings, *nats, format_seconds(record["seconds"]), *origin])
     heads = ["inputs", "alpha", *(head for text in texts for head in (text, "over float")), "time", "commit", "device"]

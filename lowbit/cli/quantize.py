@@ -45,7 +45,6 @@ from lowbit.ptq import (
     quantize_layers,
     write_run,
 )
-from lowbit.ptq.folding import SEARCH
 from lowbit.ptq.memory import available_host_memory, check_host_memory, host_memory
 from lowbit.report.table import format_bytes, format_seconds
 from lowbit.strict_json import finite
@@ -127,7 +126,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         "act_order": arguments.act_order or None,
         "static_groups": arguments.static_groups or None,
         "token_weights": arguments.token_weights,
-        "alpha": _alpha(arguments.alpha),
+        "alpha": arguments.alpha,
         "threshold": arguments.threshold,
     }
     chosen = {name: value for name, value in given.items() if value is not None}
@@ -136,10 +135,6 @@ def _options(arguments: argparse.Namespace) -> Options:
             flag = f"--{name.replace('_', '-')}"
             raise UsageError(f"--method {method.name} has no choice of {flag}", f"leave out {flag}")
     return Options(**chosen, seed=arguments.seed)
-
-
-def _alpha(given: str | None) -> float | str | None:
-    return given if given is None or given == SEARCH else configs.parse(given, float, "--alpha")
 
 
 def _activations(arguments: argparse.Namespace) -> Activations | None:

@@ -62,11 +62,7 @@ QUANTIZE = Command(
             metavar="NAME",
             help="gptq: what calibration tokens count: even (default), attention: by what they get of it",
         ),
-        _argument(
-            "--alpha",
-            metavar="X",
-            help="smoothquant: share that weights take over (default: 0.5), or search: the best for one static range",
-        ),
+        _argument("--alpha", metavar="X", type=float, help="smoothquant: share that weights take over (default: 0.5)"),
         _argument("--threshold", metavar="X", type=float, help="int8_outliers: magnitude of an outlier (default: 6)"),
         _argument("--eval", metavar="FILE", nargs="+", default=[], help="texts on which to compare before and after"),
         _argument("--windows", metavar="N", type=positive, help="only the first N windows of each (default: all)"),

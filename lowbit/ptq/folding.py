@@ -21,18 +21,6 @@ from lowbit.ptq.target import Target
 RATIOS = tuple(i / 20 for i in range(20))
 """Exponents of the mean magnitude that AWQ tries; 0 folds nothing."""
 
-ALPHAS = tuple(i / 20 for i in range(6, 21))
-"""What SmoothQuant's search tries: below, static ranges lose more in every layer of SmolLM2-135M."""
-
-SEARCH = "search"
-"""In the place of an alpha: in each layer the one of least error, where outliers are largest."""
-
-AT_NORMS = 0.75
-"""Of the search, where the inputs of a norm are: what serves static ranges there."""
-
-REACH = 127
-"""Steps from 0 to the largest input of eight bits."""
-
 LEAST = 1e-4
 """The smallest scale folded, before normalization."""
 
@@ -83,79 +71,23 @@ def smoothquant_fold(
     outliers of a gated MLP: without it, SmolLM2-135M loses three times as much with a scale a token, and most of what
     it knows with static ranges. alpha 0.5 balances both. Made for 8-bit activations: of the weights alone it makes the
     rounding harder, not easier. Cost: one pass of activations.
-
-    alpha "search" takes, between up and down, the one of `ALPHAS` that errs least with one range for all tokens
-    (`static_error`): there is no one that suits all layers, as some have single inputs a thousand times as large as the
-    usual ones, and others none. At the norms it is `AT_NORMS`: their static ranges cost little, and the search, which
-    counts all tokens alike, gave them weights that cost more. Cost: 15 roundings with a product k^2 n, besides.
     """
-    del multi_head
+    del target, multi_head
     for place in (*NORMS, *KERNELS):
-        seen, kernels = moments[place.readers[0]], tuple(flat[path] for path in place.readers)
-        if options.alpha == SEARCH and place in KERNELS:
-            assert target.quantizer is not None
-            alpha = least_alpha(kernels, seen.gram, seen.max_abs, target.quantizer)
-        else:
-            alpha = jnp.float32(AT_NORMS if options.alpha == SEARCH else options.alpha)
-        flat = fold(flat, place, smoothing(kernels, seen.max_abs, alpha))
+        reach = moments[place.readers[0]].max_abs
+        weight = functools.reduce(jnp.maximum, [jnp.max(jnp.abs(flat[path]), axis=1) for path in place.readers])
+        s = jnp.power(jnp.maximum(reach, LEAST), options.alpha) / jnp.power(
+            jnp.maximum(weight, LEAST), 1.0 - options.alpha
+        )
+        flat = fold(flat, place, jnp.maximum(s, LEAST))
     return flat
-
-
-def smoothing(
-    kernels: tuple[Float[Array, "..."], ...], reach: Float[Array, " k"], alpha: Float[Array, ""]
-) -> Float[Array, " k"]:
-    """Returns the scale of equation 4 for kernels [k n] whose inputs reach `reach`."""
-    weight = functools.reduce(jnp.maximum, [jnp.max(jnp.abs(w), axis=1) for w in kernels])
-    s = jnp.power(jnp.maximum(reach, LEAST), alpha) / jnp.power(jnp.maximum(weight, LEAST), 1.0 - alpha)
-    return jnp.maximum(s, LEAST)
-
-
-@functools.partial(jit, static_argnames=("quantizer",))
-def least_alpha(
-    kernels: tuple[Float[Array, "..."], ...],
-    gram: Float[Array, "k k"],
-    reach: Float[Array, " k"],
-    quantizer: Quantizer,
-) -> Float[Array, ""]:
-    """Returns the alpha of least `static_error`."""
-    alphas = jnp.asarray(ALPHAS, jnp.float32)
-
-    def loss(alpha: Float[Array, ""]) -> Float[Array, ""]:
-        return static_error(kernels, gram, reach, smoothing(kernels, reach, alpha), quantizer)
-
-    return alphas[jnp.argmin(jax.lax.map(loss, alphas))]
-
-
-def static_error(
-    kernels: tuple[Float[Array, "..."], ...],
-    gram: Float[Array, "k k"],
-    reach: Float[Array, " k"],
-    s: Float[Array, " k"],
-    quantizer: Quantizer,
-) -> Float[Array, ""]:
-    """Returns the mean squared error of the outputs with s folded, weights rounded, and one 8-bit range for all inputs.
-
-    An input loses a step's uniform noise, `step^2 / 12`, or itself where it is smaller: then it is rounded to 0. Errors
-    of inputs and of weights are taken as independent. It is too much where an input is huge at single tokens alone.
-    """
-    step = jnp.max(reach / s) / REACH
-    noise = jnp.minimum(jnp.diag(gram) / jnp.square(s), jnp.square(step) / 12)
-    error = jnp.float32(0)
-    for w in kernels:
-        moved = w * s[:, None]
-        rounded = quantizer.fake(moved, quantizer.init(moved))
-        error += jnp.sum(noise[:, None] * jnp.square(moved))
-        error += jnp.sum(output_error(gram, w - rounded / s[:, None]))
-    return error
 
 
 def check_alpha(target: Target, options: Options, inputs: Sequence[int]) -> None:
     """Raises QuantizerError where alpha is no share."""
     del target, inputs
-    alpha = options.alpha
-    if alpha != SEARCH and (isinstance(alpha, str) or not 0.0 <= alpha <= 1.0):
-        shown = alpha if isinstance(alpha, str) else f"{alpha:g}"
-        raise QuantizerError(f"an alpha of {shown}", f"give a share from 0 to 1, such as 0.5, or {SEARCH!r}")
+    if not 0.0 <= options.alpha <= 1.0:
+        raise QuantizerError(f"an alpha of {options.alpha:g}", "give a share from 0 to 1, such as 0.5")
 
 
 def awq_fold(

@@ -20,7 +20,7 @@ class Options:
       act_order: gptq: inputs of largest second moment first.
       static_groups: gptq: scales of all groups from the weights at the start, not as compensated so far.
       token_weights: gptq: of `moments.TOKEN_WEIGHTS`: how much each token of calibration counts.
-      alpha: smoothquant: how much of the activations' range moves into the weights, 0 to 1, or "search".
+      alpha: smoothquant: how much of the activations' range moves into the weights, 0 to 1.
       threshold: int8_outliers: inputs that exceed it keep 16-bit weights.
       seed: kmeans, product, residual: of the first centroids.
     """
@@ -29,7 +29,7 @@ class Options:
     act_order: bool = False
     static_groups: bool = False
     token_weights: str = "even"
-    alpha: float | str = 0.5
+    alpha: float = 0.5
     threshold: float = 6.0
     seed: int = 0
 
