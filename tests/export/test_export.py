@@ -52,9 +52,15 @@ METHODS = {
 TOKENS = np.random.default_rng(0).integers(0, 96, (2, 12))
 
 
+@functools.cache
+def started(cfg):
+    """The float parameters that all methods start from."""
+    return jax.jit(Transformer(cfg).init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+
+
 def trained(quantizer, embedding, cfg=CFG):
     """A model some steps away from its start: weights and scales moved, as training would."""
-    params = jax.jit(Transformer(cfg).init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    params = started(cfg)
     rules = (Rule("embed/embedding", embedding), Rule(KERNELS, quantizer), Rule(".*", stored_as(jnp.float16)))
     state = jax.jit(functools.partial(init_state, rules))(params)
     keys = iter(jax.random.split(jax.random.key(1), 1000))
