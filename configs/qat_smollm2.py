@@ -13,6 +13,7 @@ Expected: on held-out text of the training tokens' sources, and on WikiText-2 va
     3.11 / 3.23, 3 bits 3.23 / 3.68, 2 bits 3.63 / 4.43, 1.58 bits 3.83 / 4.76, 1 bit 5.25 / 6.70. With 100 M tokens:
     4 bits 2.96 / 3.13, 3 bits 3.06 / 3.25, 2 bits 3.23 / 3.55, 1.58 bits 3.28 / 3.69, 1 bit 3.59 / 4.11, float
     2.95 / 3.17, in 8 minutes each (batches of 32; settings in experiments/2026-11-22_smollm2_100m_tokens).
+    A teacher tuned first on the same tokens: 4 bits 3.08 / 3.17 (experiments/2026-11-22_smollm2_tuned_teacher).
     Records: experiments/2026-11-22_smollm2_hidden_states (1, 1.58 and 2 bits), _starts_and_rates (4 bits), _recipe
     (3 bits) and _qat (plain).
 Variants: bits=1|1.58|2|3|4; recipe=best|logits|plain, where logits has no hidden states in its loss (2 bits

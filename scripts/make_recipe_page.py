@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "recipe.md"
 PICTURE = ROOT / "docs" / "images" / "recipe.png"
 
-PLAIN, TEACHER, RECIPE, RATES, HIDDEN, ONEBIT, LAST, GPTQ, LONG = (
+PLAIN, TEACHER, RECIPE, RATES, HIDDEN, ONEBIT, LAST, GPTQ, LONG, TUNED = (
     f"2026-11-22_smollm2_{name}"
     for name in (
         "qat",
@@ -29,6 +29,7 @@ PLAIN, TEACHER, RECIPE, RATES, HIDDEN, ONEBIT, LAST, GPTQ, LONG = (
         "4_bits_and_1",
         "gptq_starts",
         "100m_tokens",
+        "tuned_teacher",
     )
 )  # records, oldest first
 TEXTS = {"smollm2_val": "held-out text", "smollm2_wikitext2_valid": "WikiText-2"}
@@ -106,6 +107,9 @@ COMPARISONS = (
     Comparison("teacher 0.2 to 0.1", 4, BEST_RUNS[4.0], f"{LAST}/w4_kl.1"),
     Comparison("teacher 0.2 to 0.1, batch 16 to 8", 4, BEST_RUNS[4.0], f"{LAST}/w4_kl.1_b8"),
     Comparison("teacher 0.1, rates 4e-4 and 1.6e-4, b2 0.98", 4, BEST_RUNS[4.0], f"{LAST}/w4_kl.1_lr4e-4_flr.4_b2.98"),
+    Comparison("teacher tuned first on these tokens, 0.8", 4, BEST_RUNS[4.0], f"{TUNED}/w4_tuned_kl.8_flr.3"),
+    Comparison("teacher tuned first on these tokens, 0.5", 4, BEST_RUNS[4.0], f"{TUNED}/w4_tuned_kl.5_flr.3"),
+    Comparison("5 M tokens in float, then 5 M at 4 bits", 4, f"{RATES}/w4_kl0_lr3e-4", f"{TUNED}/w4_after_float_5m"),
 )
 
 
