@@ -5,7 +5,7 @@ differ in how the inputs of linear layers are rounded. "float" rounds none of th
 
 Command: python -m benchmarks.static_inputs --models w8a8.lowbit --data valid.npy --windows 16 -o static_inputs.json
 Hardware: any; SmolLM2-135M takes two CPU cores about 5 s a window and row.
-Expected: docs/activations.md.
+Expected: docs/ptq.md.
 """
 
 import argparse
