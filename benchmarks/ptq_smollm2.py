@@ -75,6 +75,7 @@ ROWS = (
     Row("rounding, mean square", "rtn", "integer", 64, "mse"),
     Row("rounding, zero point", "rtn", "zero_point", 64, "mse"),
     Row("ZeroQuant", "zeroquant", "zero_point", 64),
+    Row("ZeroQuant's distillation, kernel by kernel", "lkd", "zero_point", 64),
     Row("GPTQ", "gptq", "zero_point", 64, None, EVEN),
     Row("GPTQ, act order", "gptq", "zero_point", 64, None, (*ORDERED, *EVEN)),
     Row("GPTQ, attended tokens", "gptq", "zero_point", 64, None, ATTENDED),

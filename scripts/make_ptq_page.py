@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "ptq.md"
 RESULTS = ROOT / "docs" / "results"
 INPUTS = "w8a8_smollm2_*.json"
+TIMES = "gptq_time_smollm2_*.json"
 MEMORY = RESULTS / "quantize_memory_cpu.json"
 SINK = RESULTS / "gptq_sink_cpu.json"
 IMAGES = ROOT / "docs" / "images"
@@ -116,6 +117,23 @@ def inputs_table(found: list[dict[str, Any]]) -> str:
     return lay_out(heads, [False, *[True] * (len(heads) - 3), False, False], lines, "markdown")
 
 
+def times_table(found: list[dict[str, Any]]) -> str:
+    """Returns a line a record of `quantize`: where it ran, on how much calibration, how long from start to end."""
+    lines = [
+        [
+            record["device"],
+            f"{record['calibration']['sequences']} x {record['calibration']['length']}",
+            f"{record['bits_per_weight']:.2f}",
+            format_seconds(record["seconds"]),
+            f"{record['peak_host_bytes'] / 1e9:.1f}",
+            record["git_commit"][:7],
+        ]
+        for record in found
+    ]
+    heads = ["device", "calibration", "bits/weight", "from start to end", "peak host memory, GB", "commit"]
+    return lay_out(heads, [False, *[True] * 4, False], lines, "markdown")
+
+
 def guide(record: dict[str, Any]) -> str:
     """Returns what to take for what: the best row of each kind, as measured."""
     rows = [row for row in record["rows"] if row["activations"] is None]
@@ -145,9 +163,16 @@ def _flags(row: dict[str, Any]) -> str:
         flags = f"--method {row['method']} --granularity {row['granularity']}"
     usual = dataclasses.asdict(Options())
     changed = {name.replace("_", "-"): value for name, value in row["options"].items() if value != usual[name]}
-    own = "".join(f" --{name}" if value is True else f" --{name} {value:g}" for name, value in changed.items())
+    own = "".join(f" --{name}{_value(value)}" for name, value in changed.items())
     inputs = "" if row["activations"] is None else f" --activations {row['activations']['name']}"
     return f"`{flags}{own}{inputs} --bits {row['bits']:g}`"
+
+
+def _value(value: Any) -> str:
+    """What follows the name of a flag."""
+    if value is True:
+        return ""
+    return f" {value}" if isinstance(value, str) else f" {value:g}"
 
 
 def _lost(record: dict[str, Any], row: dict[str, Any]) -> float:
@@ -188,6 +213,9 @@ def filled_page() -> str:
     tables["gptq_sink"] = sink_table(json.loads(SINK.read_text(encoding="utf-8")))
     measured = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob(INPUTS))]
     tables["w8a8_smollm2"] = inputs_table(measured)
+    tables["gptq_times"] = times_table(
+        [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob(TIMES))]
+    )
     tables |= {f"guide_{name.removeprefix('ptq_')}": guide(record) for name, record in records().items()}
     return fill_tables(PAGE.read_text(encoding="utf-8"), tables)
 
