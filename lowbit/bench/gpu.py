@@ -17,6 +17,7 @@ import numpy as np
 from lowbit.bench.child import Child
 from lowbit.bench.cpu import Peer, Progress, facts
 from lowbit.bench.gpu_products import BFLOAT16_BITS, Copy, GpuProduct, Matrices
+from lowbit.bench.gpu_reading import Reading
 from lowbit.bench.random_model import SHAPES, random_model
 from lowbit.errors import KernelError
 from lowbit.generation import Generator
@@ -26,8 +27,10 @@ from lowbit.tree import unflatten
 
 COMPILERS = 8
 """Programs that are compiled at a time."""
-SMALLEST = GpuProduct(512, 128, 2)
-"""A product that takes as long as starting it."""
+NEXT_TO_NOTHING = 8192
+"""Bytes that take as long to read as a kernel takes to start."""
+READING = "reading"
+"""The engine of rows that say what reading as many bytes takes."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def measure_anywhere(plan: GpuPlan, peer: Peer | None, progress: Progress) -> di
     device = jax.devices()[0]
     record: dict[str, Any] = facts() | {"device": device.device_kind, "jax_version": jax.__version__}
     record["plan"] = asdict(plan)
-    memory, smallest = Copy(), Matrices(SMALLEST).program(1)
+    memory, smallest = Copy(), Reading(NEXT_TO_NOTHING)
     record["copy"] = {"bytes": memory.nbytes} | _summary(_in_turns({0: memory.seconds}, plan.repeats)[0])
     record["launch"] = _summary(_in_turns({0: smallest.seconds}, plan.repeats)[0])
     record["products"] = []
@@ -105,6 +108,9 @@ def _products(
     for batch in plan.batches:
         progress(f"{n} x {k}, batch {batch}")
         tasks: dict[Any, Callable[[], float]] = {case: matrices[case].program(batch).seconds for case in cases}
+        if batch == 1:
+            readings = {nbytes: Reading(nbytes) for nbytes in sorted({matrices[case].nbytes for case in cases})}
+            tasks |= {(READING, nbytes): reading.seconds for nbytes, reading in readings.items()}
         if peer is not None and child is not None:
             ask = _asked_one_by_one(child)
             for kind in peer.products:
@@ -116,6 +122,8 @@ def _products(
             if isinstance(key, GpuProduct):
                 row |= {"engine": "xla" if key.bits == BFLOAT16_BITS else "lowbit", "bits": key.bits}
                 row |= {"group": key.group, "activations": key.activations, "bytes": matrices[key].nbytes}
+            elif isinstance(key, tuple):
+                row |= {"engine": READING, "kind": "", "bytes": key[1]}
             else:
                 row |= {"engine": peer.name if peer else "", "kind": key}
             rows.append(row | _summary(seconds))

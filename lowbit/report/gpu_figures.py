@@ -6,7 +6,7 @@ import matplotlib.ticker as mticker
 from matplotlib.figure import Figure
 
 from lowbit.report import theme
-from lowbit.report.gpu_tables import copy_rate, weights
+from lowbit.report.gpu_tables import copy_rate, products, reading, weights
 from lowbit.report.kernel_figures import draw_over_tokens, panels
 
 
@@ -18,19 +18,19 @@ def draw(record: dict[str, Any]) -> dict[str, Figure]:
 def over_bits(record: dict[str, Any]) -> Figure:
     """One token: microseconds over bits per weight, a panel a shape, with what copying as many bytes would take.
 
-    A second line has the start of a kernel besides, which is part of every product.
+    A second line is what a kernel took that reads them and does no more: it starts and ends as each product does.
     """
     shapes = record["plan"]["shapes"]
     figure, drawn = panels(len(shapes))
     for axes, (k, n) in zip(drawn, shapes, strict=True):
-        rows = [row for row in record["products"] if (row["k"], row["n"], row["batch"]) == (k, n, 1)]
+        rows = [row for row in products(record) if (row["k"], row["n"], row["batch"]) == (k, n, 1)]
         plain = [row for row in rows if row["engine"] in ("lowbit", "xla") and not row["group"]]
         plain = [row for row in plain if row["activations"] == "bfloat16"]
         bits = [row["bits"] for row in plain]
         copying = [1e6 * row["bytes"] / copy_rate(record) for row in plain]
         axes.plot(bits, copying, color=theme.MUTED.light, linestyle=":", label="copying as many bytes")
-        with_start = [time + 1e6 * record["launch"]["seconds"] for time in copying]
-        axes.plot(bits, with_start, color=theme.MUTED.light, linestyle="--", label="and starting a kernel")
+        alone = [1e6 * (reading(record, row) or 0) for row in plain]
+        axes.plot(bits, alone, color=theme.MUTED.light, linestyle="--", label="a kernel that only reads them")
         axes.plot(bits, [1e6 * r["seconds"] for r in plain], color=theme.BLUE.light, marker="o", label="product")
         axes.set_title(f"{n} x {k}, one token")
         axes.set_xlabel("bits per weight")
@@ -49,7 +49,7 @@ def over_batch(record: dict[str, Any]) -> Figure:
     figure, drawn = panels(len(shapes))
     for axes, (k, n) in zip(drawn, shapes, strict=True):
         lines: dict[str, dict[int, float]] = {}
-        for row in record["products"]:
+        for row in products(record):
             if (row["k"], row["n"]) != (k, n) or row.get("group") or row.get("activations") == "int8":
                 continue
             name = weights(row) if row["engine"] in ("lowbit", "xla") else f"{row['engine']}, {row['kind']}"

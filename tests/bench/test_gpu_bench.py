@@ -4,12 +4,15 @@ import json
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from lowbit.bench import gpu_products
 from lowbit.bench.cpu import Peer
 from lowbit.bench.gpu import GpuPlan, measure_anywhere, measure_gpu
 from lowbit.bench.gpu_products import GpuProduct, Matrices
+from lowbit.bench.gpu_reading import Reading, _read
 from lowbit.cli import main
 from lowbit.errors import KernelError
 from lowbit.report.gpu_figures import draw
@@ -58,8 +61,12 @@ def test_every_case_is_measured_beside_its_peer(tmp_path: Path) -> None:
             ("lowbit", 2, None, "int8"),
             ("xla", 16, None, "bfloat16"),
         ]
-        # The peer had no time for the larger batch.
-        assert cases[5:] == ([("other", None, None, None)] if batch == 1 else [])
+        # The peer had no time for the larger batch, and bytes are as many there.
+        readings = [row for row in rows if row["engine"] == "reading"]
+        assert {row["bytes"] for row in readings} == ({row["bytes"] for row in rows[:5]} if batch == 1 else set())
+        assert [case for case in cases[5:] if case[0] != "reading"] == (
+            [("other", None, None, None)] if batch == 1 else []
+        )
     assert all(0 < row["best"] <= row["seconds"] <= row["worst"] for row in record["products"])
     assert [(row["kind"], row["batch"]) for row in record["decoding"]] == [("2 bits", 1), ("bfloat16", 1)]
     shown = tables(record, "plain")
@@ -69,18 +76,28 @@ def test_every_case_is_measured_beside_its_peer(tmp_path: Path) -> None:
     assert tables(record | {"decoding": []}, "plain")["gpu.decoding"] == "No whole model was timed in this run."
 
 
-def test_shares_of_copying_with_and_without_the_start_of_a_kernel() -> None:
-    """10 us for what copying takes 4 us, 2 us of them to start: 40 % and 50 %; no share of what took less than that."""
-    row = {"k": 512, "n": 64, "batch": 1, "engine": "xla", "bits": 16, "group": None, "activations": "bfloat16"}
-    times = ({"seconds": 10e-6, "best": 9e-6, "bytes": 4000}, {"seconds": 1e-6, "best": 1e-6, "bytes": 4000})
+def test_shares_of_copying_and_of_reading() -> None:
+    """10 us for what copying takes 4 us, and a kernel that only reads it 6 us: 40 % and 60 %."""
+    size = {"k": 512, "n": 64, "batch": 1, "bytes": 4000}
+    product = size | {"engine": "xla", "bits": 16, "group": None, "activations": "bfloat16"}
     record = {
         **{"device": "x", "jax_version": "0", "git_commit": None, "date": "2026-11-22", "decoding": []},
-        **{"copy": {"bytes": 1e9, "seconds": 1.0}, "launch": {"seconds": 2e-6}},
-        "products": [row | measured for measured in times],
+        **{"copy": {"bytes": 1e9, "seconds": 1.0}, "launch": {"seconds": 1e-6}},
+        "products": [
+            product | {"seconds": 10e-6, "best": 9e-6},
+            size | {"engine": "reading", "kind": "", "seconds": 6e-6, "best": 6e-6},
+        ],
     }
-    lines = tables(record, "markdown")["gpu.one_token"].splitlines()[2:]
-    shares = [[cell.strip() for cell in line.split("|")][7:9] for line in lines]
-    assert shares == [["40%", "50%"], ["400%", "–"]]
+    [line] = tables(record, "markdown")["gpu.one_token"].splitlines()[2:]
+    assert [cell.strip() for cell in line.split("|")][7:9] == ["40%", "60%"]
+
+
+def test_reading_reads_as_many_bytes_as_it_says() -> None:
+    reading = Reading(100_000)
+    assert reading.nbytes == 98_304
+    assert reading.seconds() > 0
+    words = jnp.arange(8 * 512, dtype=jnp.int32).reshape(8, 512)
+    np.testing.assert_array_equal(_read(words, interpret=True), words.sum(axis=1, keepdims=True))
 
 
 @pytest.mark.parametrize(("bits", "nbytes"), [(1, 64), (1.58, 128), (2, 128), (3, 192), (4, 256), (16, 1024)])
