@@ -68,5 +68,5 @@ def test_the_benchmark_writes_its_record(tmp_path):
     arguments = "--any-device --shapes 32x512 --bits 2 --batches 1 --repeats 1 --models --output"
     gpu_kernels.main([*arguments.split(), str(output)])
     record = json.loads(output.read_text())
-    assert {row["engine"] for row in record["products"]} == {"lowbit", "xla"}
+    assert {row["engine"] for row in record["products"]} == {"lowbit", "xla", "reading"}
     assert record["command"].startswith("python -m benchmarks.gpu_kernels --any-device")
