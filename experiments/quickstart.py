@@ -218,8 +218,9 @@ def quickstart(out: Path, widths: Sequence[float] = WIDTHS, overrides: Sequence[
     put_aside(out)
     out.mkdir(parents=True)
     # Widths share their programs, and so do later runs.
-    jax.config.update("jax_compilation_cache_dir", str(out.parent / ".jax_cache"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    if not jax.config.jax_compilation_cache_dir:  # who has one keeps it
+        jax.config.update("jax_compilation_cache_dir", str(out.parent / ".jax_cache"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     work.rounded("float", 16.0)
     for method in ("rtn", "rtn_mse"):
         for bits in widths:

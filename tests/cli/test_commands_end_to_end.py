@@ -181,7 +181,9 @@ def test_generate_streams_text_and_equal_seeds_agree(lowbit, packed):
     ("rounding", "words"),
     [
         (["--method", "rtn", "--bits", 1.58, "--granularity", 16, "--scale-init", "max"], "rtn to 1.58 bits"),
-        (["--method", "absmean_ternary", "--granularity", "tensor"], "absmean_ternary"),
+        pytest.param(
+            *(["--method", "absmean_ternary", "--granularity", "tensor"], "absmean_ternary"), marks=pytest.mark.slow
+        ),
         (["--method", "float"], "float"),
     ],
     ids=["rtn-1.58-16-max", "absmean_ternary-tensor", "float"],

@@ -71,7 +71,7 @@ def test_a_folder_exports_verifies_and_equals_the_packed_file(quantized, float_m
     assert "all equal bit for bit" in done.out
 
 
-@pytest.mark.parametrize("activations", ["int8-mixed", "int8-dynamic"])
+@pytest.mark.parametrize("activations", ["int8-mixed", pytest.param("int8-dynamic", marks=pytest.mark.slow)])
 def test_eight_bit_inputs_are_what_eval_runs(activations, float_model, text, lowbit, tmp_path):
     arguments = ("--method", "smoothquant", "--bits", 8, "--data", text, *CALIBRATION, "--activations", activations)
     nats = {}

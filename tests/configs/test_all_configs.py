@@ -47,7 +47,10 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize("spec", [*(f"{path.name}:smoke" for path in CONFIGS), *VARIANTS])
+@pytest.mark.parametrize(
+    "spec",
+    [*(f"{path.name}:smoke" for path in CONFIGS), *(pytest.param(spec, marks=pytest.mark.slow) for spec in VARIANTS)],
+)
 def test_smoke_form_trains_two_steps(spec, tokens, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)  # where the paths of a config start
     config = load(

@@ -18,13 +18,13 @@ SMALL = ["train.tokens=8192", "evaluation.windows=16", "log.every_steps=2"]
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """One run for all tests here; the compilation cache that it switches on is switched off again."""
+    """One run for all tests here, which keeps the compilation cache of the suite."""
     cache = jax.config.jax_compilation_cache_dir
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)  # configs and assets are named from there
         out = tmp_path_factory.mktemp("runs") / "quickstart"
         rows = quickstart(out, (2.0,), SMALL)
-    jax.config.update("jax_compilation_cache_dir", cache)
+    assert jax.config.jax_compilation_cache_dir == cache
     return out, rows
 
 

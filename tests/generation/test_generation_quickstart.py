@@ -14,7 +14,9 @@ TEXT = "The history of the city"
 TOKENS = 16
 
 
-@pytest.mark.parametrize(("bits", "activations"), [(2, "float32"), (4, "float32"), (4, "int8")])
+@pytest.mark.parametrize(
+    ("bits", "activations"), [(2, "float32"), (4, "int8"), pytest.param(4, "float32", marks=pytest.mark.slow)]
+)
 def test_all_runtimes_write_the_same_tokens(quickstart, bits, activations):
     packed = quickstart(bits)
     prompt = Tokenizer(packed).encode(TEXT)

@@ -219,7 +219,7 @@ def test_refuses_packed_weights_that_one_program_cannot_run(make):
         Generator.from_packed(turned)
 
 
-@pytest.mark.parametrize(("cache", "width"), [("float32", 16), ("int4_minmax", 64)])
+@pytest.mark.parametrize(("cache", "width"), [pytest.param("float32", 16, marks=pytest.mark.slow), ("int4_minmax", 64)])
 def test_ways_to_attend_write_the_same_greedy_tokens(make, cache, width):
     """Rows of unequal prompts, by the kernel as a CPU runs it; heads are as wide as its tiles ask for."""
     packed = make(head_dim=width)

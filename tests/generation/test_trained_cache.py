@@ -84,7 +84,7 @@ ROUNDINGS = {
 }
 
 
-@pytest.mark.parametrize("name", ROUNDINGS)
+@pytest.mark.parametrize("name", [pytest.param("4-bit heads", marks=pytest.mark.slow), "LLM-QAT 8-8", "min-max"])
 def test_generation_computes_what_training_does(make, name):
     rounding = ROUNDINGS[name]
     packed = make()

@@ -100,7 +100,7 @@ def test_static_scales_belong_to_the_folded_layer(model):
     assert set(layers[0].inputs) == {path for stage in LINEAR_STAGES for path in stage}
 
 
-@pytest.mark.parametrize("name", ["int8-static", "int8-dynamic", "int8-mixed"])
+@pytest.mark.parametrize("name", ["int8-static", pytest.param("int8-dynamic", marks=pytest.mark.slow), "int8-mixed"])
 def test_a_file_holds_what_was_found_and_predicts_near_float(name, model):
     cfg, params = model
     settings = plan("smoothquant", Activations(name))

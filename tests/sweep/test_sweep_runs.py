@@ -142,7 +142,7 @@ def test_a_run_of_its_own_that_breaks_is_recorded(base, tmp_path, monkeypatch):
     assert [point["error"] for point in summary(tmp_path / "sweep")["points"]] == ["step 2: loss nan"] * 2
 
 
-@pytest.mark.parametrize("at_once", [1, 2])
+@pytest.mark.parametrize("at_once", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_point_that_breaks_is_recorded_and_the_others_go_on(base, tmp_path, at_once, monkeypatch):
     folder = tmp_path / "sweep"
     sweep = Sweep(base, (FEW[0] | {"optimizer.learning_rate": 1e38}, FEW[1]), points_at_once=at_once)

@@ -85,7 +85,7 @@ def logits_of(trained):
     return model.apply({"params": params, "grid": trained.state["grid"]}, jnp.arange(24, dtype=jnp.int32)[None])
 
 
-@pytest.mark.parametrize("settings", [W4A8KV4, STATIC], ids=["dynamic", "static"])
+@pytest.mark.parametrize("settings", [pytest.param(W4A8KV4, marks=pytest.mark.slow), STATIC], ids=["dynamic", "static"])
 def test_a_run_keeps_its_rounding_and_resumes_to_the_same_bits(tiny_config, tmp_path, settings):
     whole = run(tiny_config(*settings, f"run_folder={tmp_path / 'whole'}"))
     assert whole.finished
@@ -117,6 +117,7 @@ def test_recomputed_rounding_gives_the_same_gradients(tiny_config):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *map(gradient, (plain, again)))
 
 
+@pytest.mark.slow  # of rounding alone; meshes are in test_sharding
 def test_a_mesh_does_not_change_what_is_computed(tiny_config):
     alone = prepare(tiny_config(*STATIC, "mesh.data=8"))
     cut = prepare(tiny_config(*STATIC, "mesh.fsdp=2", "mesh.tensor=2"))

@@ -34,6 +34,7 @@ def with_widths(experiment, bits):
     return dataclasses.replace(experiment, rules=rules, model=model, objective=next_token(model, 2))
 
 
+@pytest.mark.slow
 def test_widths_and_learning_rates_are_one_vmap(experiment):
     layers = experiment.cfg.num_layers
     params = jax.tree.map(jnp.asarray, experiment.params)
