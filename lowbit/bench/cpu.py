@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ from lowbit.kernels import library
 from lowbit.version import __version__
 
 FLOAT_BITS = 32
+PAUSE = 0.1
+"""Seconds before each timing. Threads of the task before it, of whatever engine, still wait for work on processors that
+this one needs: 1 bit on 2 threads, which comes behind llama.cpp, took twice as long without."""
 
 Progress = Callable[[str], None]
 
@@ -203,6 +207,7 @@ def _in_turns(tasks: dict[Any, Callable[[], float]], repeats: int) -> dict[Any, 
         task()
     for _ in range(repeats):
         for key, task in tasks.items():
+            time.sleep(PAUSE)
             times[key].append(task())
     return times
 

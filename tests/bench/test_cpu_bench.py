@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lowbit.bench import products
+from lowbit.bench import cpu, products
 from lowbit.bench.child import Child
 from lowbit.bench.cpu import Peer, Plan, measure
 from lowbit.bench.random_model import LEVELS, random_model
@@ -34,6 +34,7 @@ for line in sys.stdin:
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "TOTAL_BYTES", 1 << 16)
+    monkeypatch.setattr(cpu, "PAUSE", 0)
 
 
 @pytest.fixture

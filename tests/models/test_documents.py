@@ -72,7 +72,9 @@ def wave(logits):
     return jnp.sum(jnp.sin(logits))
 
 
-@pytest.mark.parametrize(("quantized", "remat"), [(False, "none"), (False, "full"), (True, "dots")])
+@pytest.mark.parametrize(
+    ("quantized", "remat"), [(False, "none"), pytest.param(False, "full", marks=pytest.mark.slow), (True, "dots")]
+)
 def test_two_documents_in_a_window_are_computed_as_each_alone(quantized, remat):
     decoder, state = model(quantized, remat)
 

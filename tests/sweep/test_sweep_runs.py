@@ -122,6 +122,7 @@ def test_every_lane_has_the_ranges_of_its_own_calibration(base, tmp_path, kind):
     assert not np.array_equal(*found)
 
 
+@pytest.mark.slow
 def test_points_log_what_their_loss_is_made_of(base, taught, tmp_path):
     folder = tmp_path / "sweep"
     assert run_sweep(Sweep(base, product({"seed": (0, 1)}), taught, points_at_once=2), folder)

@@ -51,10 +51,10 @@ TAUGHT = ("distill.weight=0.5", "distill.teacher=somewhere")
     [
         (SMALL, (1, 1, 1), ("model.remat=none",)),
         (SMALL, (2, 2, 2), ("train.batch_size=16", "quant.granularity=16")),
-        (WORDY, (1, 1, 1), TAUGHT),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (
+                (WORDY, (1, 1, 1), TAUGHT),
                 (SMALL, (1, 1, 1), ("model.remat=full", "train.accumulate=4", "quant.method=float")),
                 (DEEP, (1, 1, 1), ("optimizer.name=muon", "train.batch_size=2", "train.sequence_length=32")),
                 (SMALL, (1, 8, 1), ("train.batch_size=16",)),

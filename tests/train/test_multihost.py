@@ -130,7 +130,8 @@ def test_two_processes_finish_and_the_first_writes_the_records(tiny_config, tmp_
     assert json.loads((tmp_path / "two" / "result.json").read_text())["device_count"] == 8
 
 
-@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
 def test_when_one_process_is_killed_the_other_ends_and_says_why(tiny_config, tmp_path, victim):
     config = tiny_config(*SETTINGS, "train.tokens=1e6", "data.valid=")
     processes = start_two(config, tmp_path, victim, signal.SIGKILL, at=4)

@@ -91,6 +91,7 @@ def test_a_broken_step_is_taken_apart_and_kept(tiny_config):
     assert load_trained(config.run_folder).step == 4
 
 
+@pytest.mark.slow
 def test_a_step_that_breaks_only_once_is_told_from_one_that_always_does(tiny_config):
     config = tiny_config("train.tokens=1024", "checkpoint.every_steps=2", "data.valid=")
     experiment = prepare(config)
