@@ -65,40 +65,27 @@ def _generator(arguments: argparse.Namespace) -> tuple[Generator, Mapping[str, b
     """The model, and the files of its tokenizer."""
     dtype = arguments.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
 
-    if kind_of(arguments.source) != "packed":
+    params: Tree
+    files: Mapping[str, bytes]
+    if kind_of(arguments.source) == "packed":
+        packed, cfg = open_model(arguments.source, verify=arguments.verify)
+        rounding, ranges = from_meta(packed.meta, cfg)
+        cache = cache_name(arguments.kv_bits, rounding, dtype)
+        if arguments.storage != "float32":
+            activations = arguments.activations or "float32"
+            generator = Generator.from_packed(packed, dtype=dtype, cache=cache, activations=activations)
+            return generator, packed.tokenizer
+        if arguments.activations == "int8":
+            raise UsageError("--activations int8 needs the codes of the file", "leave out --storage")
+        params, files = unflatten(unpack_params(cfg, packed)), packed.tokenizer
+    else:
         for name in ("storage", "activations"):
             if getattr(arguments, name) is not None:
                 raise UsageError(f"--{name} is for packed files, and {arguments.source} is none", f"leave out --{name}")
         cfg, params, files, rounding, ranges = _floats(arguments)
-        generator = Generator.from_params(
-            cfg,
-            params,
-            dtype=dtype,
-            cache=cache_name(arguments.kv_bits, rounding, dtype),
-            rounding=rounding,
-            ranges=ranges,
-        )
-        return generator, files
-    packed, cfg = open_model(arguments.source, verify=arguments.verify)
-    rounding, ranges = from_meta(packed.meta, cfg)
-    if arguments.storage == "float32":
-        if arguments.activations == "int8":
-            raise UsageError("--activations int8 needs the codes of the file", "leave out --storage")
-        params = unflatten(unpack_params(cfg, packed))
-        generator = Generator.from_params(
-            cfg,
-            params,
-            dtype=dtype,
-            cache=cache_name(arguments.kv_bits, rounding, dtype),
-            rounding=rounding,
-            ranges=ranges,
-        )
-        return generator, packed.tokenizer
-    activations = arguments.activations or "float32"
-    generator = Generator.from_packed(
-        packed, dtype=dtype, cache=cache_name(arguments.kv_bits, rounding, dtype), activations=activations
-    )
-    return generator, packed.tokenizer
+        cache = cache_name(arguments.kv_bits, rounding, dtype)
+    generator = Generator.from_params(cfg, params, dtype=dtype, cache=cache, rounding=rounding, ranges=ranges)
+    return generator, files
 
 
 def _floats(
