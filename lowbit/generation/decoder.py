@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from lowbit.errors import ConfigError, nearest
 from lowbit.generation.cache import KVCache
+from lowbit.generation.floats import FloatMatrix, float_matmul
 from lowbit.generation.joined import Columns
 from lowbit.generation.packed import PackedWeight, decode, even_levels, packed_matmul, packed_matmul_int8
 from lowbit.generation.weights import Weights
@@ -14,7 +15,8 @@ from lowbit.kernels.weights import Activations
 from lowbit.llama import FLOAT_ACTIVATIONS, ActivationRounding, CacheKind, LlamaConfig
 from lowbit.models.activations import rounding_hooks
 from lowbit.models.attention import rotary_at
-from lowbit.models.decoding import CachedLayers
+from lowbit.models.decoding import CachedBlock, CachedLayers, one_after_another
+from lowbit.models.layers import RMSNorm
 from lowbit.pallas import GpuWeight
 
 
@@ -31,7 +33,7 @@ class Decoder(NamedTuple):
         values `cache` decides.
       attention: how a single token attends: a name of `step_attention.METHODS`.
       unrolled: whether the layers of a single token are written out one after another, which a GPU computes faster,
-        and which takes about three times as long to compile; those of a prompt are a loop always.
+        and which takes about three times as long to compile; those of a prompt are a loop where `Weights.loops`.
     """
 
     cfg: LlamaConfig
@@ -47,10 +49,17 @@ class Decoder(NamedTuple):
         x = self._embed(weights, tokens)
         cos, sin = rotary_at(self.cfg, cache.positions(tokens.shape[1]))
         hooks = rounding_hooks(self.rounding, cached=True)
-        unroll = self.cfg.num_layers if self.unrolled and tokens.shape[1] == 1 else 1
-        layers = CachedLayers(self.cfg, jnp.dtype(self.dtype), _DOT_GENERALS[self.activations], hooks, unroll)
-        result: Any = layers.apply(weights.variables(), x, cos, sin, cache)
-        hidden, filled = result
+        parts = self.cfg, jnp.dtype(self.dtype), _DOT_GENERALS[self.activations], hooks
+        result: Any
+        if weights.loops and not (self.unrolled and tokens.shape[1] == 1):
+            result = CachedLayers(*parts).apply(weights.variables(), x, cos, sin, cache)
+            hidden, filled = result
+        else:
+            layers = weights.by_layer(self.cfg.num_layers)
+            result = one_after_another(CachedBlock(*parts), layers, x, cos, sin, cache)
+            last, filled = result
+            norm = RMSNorm(self.cfg.rms_norm_eps, jnp.dtype(self.dtype))
+            hidden = norm.apply({"params": weights.layers["params"]["norm"]}, last)
         return hidden, filled.advance(tokens.shape[1])
 
     def logits(self, weights: Weights, hidden: jax.Array) -> jax.Array:
@@ -82,9 +91,11 @@ def check_activations(name: str) -> None:
 def _float_dot_general(
     x: jax.Array, kernel: Any, dimension_numbers: Any, precision: Any = None, preferred_element_type: Any = None
 ) -> jax.Array:
-    """`jax.lax.dot_general`, with kernels that may be packed, and joined."""
+    """`jax.lax.dot_general`, with kernels that may be packed, laid out, and joined."""
     if isinstance(kernel, Columns):
         return kernel.of(_float_dot_general(x, kernel.whole, dimension_numbers, precision, preferred_element_type))
+    if isinstance(kernel, FloatMatrix):
+        return float_matmul(x, kernel, precision, preferred_element_type)
     if isinstance(kernel, PackedWeight | GpuWeight):
         return packed_matmul(x, kernel).astype(preferred_element_type or x.dtype)
     return jax.lax.dot_general(x, kernel, dimension_numbers, precision, preferred_element_type)

@@ -77,6 +77,7 @@ class Generator:
         dtype: DTypeLike = jnp.float32,
         cache: str | None = None,
         capacity: int | None = None,
+        kernels: str = "auto",
         attention: str = "auto",
         rounding: ActivationRounding = FLOAT_ACTIVATIONS,
         ranges: Ranges | None = None,
@@ -89,6 +90,7 @@ class Generator:
           dtype: of activations and matmuls.
           cache: a name of `CACHE_KINDS`; None takes what `rounding` says, floats of 32 bits without.
           capacity: see the class.
+          kernels: how matrices lie on the device, see `weights.from_params`.
           attention: how a single token attends, see `step_attention.chosen_method`.
           rounding: how the model's activations are rounded.
           ranges: the calibrated ones that `rounding` asks for.
@@ -96,13 +98,14 @@ class Generator:
         Raises:
           QuantizerError: a kind that the cache cannot hold, or that the attention asked for cannot read.
           ModelError: inputs that are rounded by ranges of a whole window.
-          ConfigError: a capacity below 1, or attention that is unknown or cannot take the model's heads.
+          ConfigError: a capacity below 1, unknown kernels, or attention that is unknown or does not take these heads.
         """
         rounding.check_causal()
         kind = _kind(cache, rounding)
         method = chosen_method(attention, cfg, kind, dtype)
         decoder = Decoder(cfg, jnp.dtype(dtype).name, kind, "float32", rounding, method, kernel_runs_here())
-        return cls(decoder, from_params(params, dtype, ranges), capacity)
+        weights = from_params(params, dtype, ranges, rounding=rounding, kernels=kernels)
+        return cls(decoder, weights, capacity)
 
     @classmethod
     def from_packed(

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lowbit.generation.floats import FloatLayers, FloatMatrix
 from lowbit.generation.packed import PackedWeight
 from lowbit.llama import LAYER_PREFIX, ActivationRounding
 from lowbit.pallas import GpuWeight
@@ -30,17 +31,18 @@ class Columns:
     """One of the matrices of a joined one.
 
     Attributes:
-      whole: the joined matrix, or a stack of them.
+      whole: the joined matrix, or those of all layers.
       begin: its first output there (static).
       size: its outputs (static).
     """
 
-    whole: GpuWeight
+    whole: GpuWeight | FloatLayers | FloatMatrix
     begin: int = dataclasses.field(metadata={"static": True})
     size: int = dataclasses.field(metadata={"static": True})
 
-    def of_layer(self, layer: jax.Array) -> "Columns":
-        """Returns one matrix i32[] of a stack, which stays where it is."""
+    def of_layer(self, layer: Any) -> "Columns":
+        """Returns those of one layer, which stay where they are: i32[] of a stack, or a number known to the program."""
+        assert not isinstance(self.whole, FloatMatrix)
         return dataclasses.replace(self, whole=self.whole.of_layer(layer))
 
     def of(self, product: jax.Array) -> jax.Array:
@@ -51,14 +53,14 @@ class Columns:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Joined:
-    """A stack of joined matrices, and whose they are.
+    """The joined matrices of all layers, and whose they are.
 
     Attributes:
-      whole: the stack.
+      whole: a stack of them, or an array a layer.
       outputs: (path of the kernel, its outputs) in their order (static).
     """
 
-    whole: GpuWeight
+    whole: GpuWeight | FloatLayers
     outputs: tuple[tuple[str, int], ...] = dataclasses.field(metadata={"static": True})
 
     def columns(self) -> dict[str, Columns]:
@@ -80,20 +82,25 @@ def families(paths: Iterable[str]) -> list[tuple[str, ...]]:
 
 
 def may_be_joined(members: Mapping[str, Any], rounding: ActivationRounding) -> bool:
-    """Returns whether parameters by their paths are packed matrices that one product can serve, exactly.
+    """Returns whether parameters by their paths are matrices that one product can serve, exactly.
 
-    They have the same grid, groups, zeros or none, and no factors of inputs. Their inputs are rounded alike, and not by
-    calibrated ranges, which each layer has for itself.
+    All are floats, or all are packed with the same grid, groups, zeros or none, and no factors of inputs. Their inputs
+    are rounded alike, and not by calibrated ranges, which each layer has for itself.
     """
-    kinds, inputs = set(), set()
     rounded = dict(rounding.inputs)
-    for path, w in members.items():
-        if not isinstance(w, PackedWeight) or w.in_scale is not None:
-            return False
-        kinds.add((w.levels, w.k, w.packed.shape[:-2], w.scale.shape[-2], w.zero is None))
-        inputs.add(rounded.get(path.removesuffix("/kernel")))
+    kinds = {_kind(w) for w in members.values()}
+    inputs = {rounded.get(path.removesuffix("/kernel")) for path in members}
     static = any(one is not None and one.range == "static" for one in inputs)
-    return len(members) > 1 and len(kinds) == len(inputs) == 1 and not static
+    return len(members) > 1 and len(kinds) == len(inputs) == 1 and None not in kinds and not static
+
+
+def _kind(w: Any) -> tuple[Any, ...] | None:
+    """What matrices have to share to be joined; None for one that stays alone."""
+    if not isinstance(w, PackedWeight):
+        return ("floats",)
+    if w.in_scale is not None:
+        return None
+    return (w.levels, w.k, w.packed.shape[:-2], w.scale.shape[-2], w.zero is None)
 
 
 def join(members: Sequence[PackedWeight]) -> PackedWeight:

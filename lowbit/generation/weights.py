@@ -1,5 +1,6 @@
 """A model's weights on the device, as floats of the compute dtype or packed as in the file."""
 
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -9,10 +10,11 @@ from jax.typing import DTypeLike
 
 from lowbit.errors import ConfigError, ModelError, QuantizerError, nearest
 from lowbit.formats import PackedModel, PackedTensor, StoredTensor, decode
-from lowbit.generation.joined import Joined, families, join, may_be_joined
+from lowbit.generation.floats import FloatLayers, FloatMatrix, lay_out
+from lowbit.generation.joined import Columns, Joined, families, join, may_be_joined
 from lowbit.generation.packed import PackedWeight, for_gpu
 from lowbit.kernels import unstacked_shapes
-from lowbit.llama import LAYER_PREFIX, LlamaConfig, param_shapes
+from lowbit.llama import FLOAT_ACTIVATIONS, LAYER_PREFIX, ActivationRounding, LlamaConfig, param_shapes
 from lowbit.llama.activations import Ranges, from_meta
 from lowbit.models.activations import range_variables
 from lowbit.models.packed import packed_name
@@ -24,15 +26,16 @@ from lowbit.tree.paths import Tree
 EMBEDDING, HEAD = "embed/embedding", "lm_head/kernel"
 
 Kernels = Literal["auto", "gpu", "xla"]
-"""What multiplies packed matrices: `lowbit.pallas`, which lays them out anew, or plain XLA, from the file's bytes."""
+"""What multiplies: "gpu" lays matrices out anew, packed ones for `lowbit.pallas` and floats as `FloatLayers`; "xla" is
+plain XLA, from the file's bytes and from stacks of floats."""
 
 
 class Weights(NamedTuple):
     """What a decoder multiplies by.
 
     Attributes:
-      layers: {"params", "packed", "stacked", "grid"}, and "joined", a tuple of `Joined`: what `variables` is made of;
-        "grid" are calibrated ranges of the inputs of layers.
+      layers: {"params", "packed", "stacked", "grid"}, and "joined", a tuple of `Joined`: what `variables` and
+        `by_layer` are made of; "grid" are calibrated ranges of the inputs of layers.
       embedding: [V d] in the compute dtype, or packed with an output a token.
       head: [d V] in the compute dtype, packed, or None where the embedding is the head as well.
     """
@@ -46,6 +49,11 @@ class Weights(NamedTuple):
         """Bytes on the device."""
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
 
+    @property
+    def loops(self) -> bool:
+        """Whether a loop over the layers can find what each of them multiplies by."""
+        return not any(isinstance(_whole(w), FloatLayers) for w in self._stacked().values())
+
     def variables(self) -> dict[str, Any]:
         """Returns the variables of `CachedLayers`: `layers`, with the number of each layer beside what is stacked.
 
@@ -53,19 +61,74 @@ class Weights(NamedTuple):
         As arguments they would be one for each matrix: a GPU would start a kernel for each of them to take out the
         number of the layer that it is at, and the compiler could not know that products are equal.
         """
-        packed, stacked = flatten(self.layers["packed"]), flatten(self.layers["stacked"])
-        for joined in self.layers["joined"]:
-            stacked |= joined.columns()
+        packed, stacked = flatten(self.layers["packed"]), self._stacked()
         for path, w in stacked.items():
-            whole = w if isinstance(w, GpuWeight) else w.whole
-            packed[path] = jnp.asarray(np.arange(len(whole.scale), dtype=np.int32))
+            packed[path] = jnp.asarray(np.arange(len(_whole(w).scale), dtype=np.int32))
         parts = {"packed": unflatten(packed), "stacked": unflatten(stacked)}
         return {**{name: self.layers[name] for name in ("params", "grid")}, **parts}
 
+    def by_layer(self, count: int) -> list[dict[str, Any]]:
+        """Returns the variables of each of so many layers on its own, for use in a compiled program."""
+        found = []
+        for number in range(count):
+            own = {name: _cut(self.layers[name], number) for name in ("params", "grid", "packed")}
+            packed = flatten(own["packed"])
+            for path, w in self._stacked().items():
+                at = number if isinstance(_whole(w), FloatLayers) else jnp.asarray(number, jnp.int32)
+                packed[path.removeprefix(LAYER_PREFIX)] = w.of_layer(at)
+            found.append(own | {"packed": unflatten(packed)})
+        return found
 
-def from_params(params: Tree, dtype: DTypeLike, ranges: Ranges | None = None) -> Weights:
-    """Returns the weights of a float parameter tree, fake-quantized or not; matrices are cast to `dtype` once."""
-    return _assemble({path: _device(path, w, dtype) for path, w in flatten(params).items()}, ranges or {})
+    def _stacked(self) -> dict[str, Any]:
+        """What knows its layers itself, by the path of the kernel."""
+        stacked = flatten(self.layers["stacked"])
+        for joined in self.layers["joined"]:
+            stacked |= joined.columns()
+        return stacked
+
+
+def _whole(w: Any) -> Any:
+    return w.whole if isinstance(w, Columns) else w
+
+
+def _cut(tree: Tree, layer: int) -> Tree:
+    """One layer of what is stacked under "layers"."""
+    own: Tree = jax.tree.map(lambda leaf: leaf[layer], tree.get("layers", {}))
+    return own
+
+
+def from_params(
+    params: Tree,
+    dtype: DTypeLike,
+    ranges: Ranges | None = None,
+    *,
+    rounding: ActivationRounding = FLOAT_ACTIVATIONS,
+    kernels: str = "auto",
+) -> Weights:
+    """Returns the weights of a float parameter tree, fake-quantized or not; matrices are cast to `dtype` once.
+
+    Args:
+      params: what is computed with.
+      dtype: of matrices.
+      ranges: calibrated ones that `rounding` asks for.
+      rounding: of the inputs of layers: matrices whose inputs are rounded apart are not joined.
+      kernels: "gpu" or "xla", see `Kernels`; "auto" is the first on a GPU that `lowbit.pallas` was made for.
+
+    Raises:
+      ConfigError: unknown kernels.
+    """
+    _check(kernels)
+    given = flatten(params)
+    flat: dict[str, Any] = {}
+    joined: list[Joined] = []
+    lays_out = kernels == "gpu" or (kernels == "auto" and kernel_runs_here())
+    for family in families(given):
+        members = {path: given[path] for path in family}
+        if lays_out:
+            flat |= _floats_laid_out(members, dtype, rounding, joined)
+        else:
+            flat |= {path: _device(path, w, dtype) for path, w in members.items()}
+    return _assemble(flat, ranges or {}, tuple(joined))
 
 
 def from_packed(cfg: LlamaConfig, packed: PackedModel, dtype: DTypeLike, kernels: str = "auto") -> Weights:
@@ -75,9 +138,9 @@ def from_packed(cfg: LlamaConfig, packed: PackedModel, dtype: DTypeLike, kernels
       cfg: sizes and constants.
       packed: the model.
       dtype: of what is not packed.
-      kernels: "gpu" lays matrices out for the kernel of `lowbit.pallas`, "xla" leaves them as they are in the file, and
-        "auto" lays out those that the kernel takes, on a GPU that it was made for, where `dtype` is bfloat16: the
-        kernel knows no other float activations.
+      kernels: "gpu" lays matrices out, "xla" leaves them as they are in the file, see `Kernels`, and "auto" lays out
+        those that the kernel of `lowbit.pallas` takes, and floats, on a GPU that it was made for, where `dtype` is
+        bfloat16: the kernel knows no other float activations.
 
     Raises:
       ConfigError: unknown kernels.
@@ -86,8 +149,7 @@ def from_packed(cfg: LlamaConfig, packed: PackedModel, dtype: DTypeLike, kernels
       ModelError: tensors that are not those of the config, layers of one matrix that differ in grid or groups, or an
         embedding packed along the vocabulary.
     """
-    if kernels not in get_args(Kernels):
-        raise ConfigError(f"unknown kernels {kernels!r}", nearest(kernels, get_args(Kernels)))
+    _check(kernels)
     shapes = unstacked_shapes(cfg)
     if odd := sorted(shapes.keys() ^ packed.tensors.keys()):
         raise ModelError(
@@ -99,23 +161,30 @@ def from_packed(cfg: LlamaConfig, packed: PackedModel, dtype: DTypeLike, kernels
     joined: list[Joined] = []
     # One family after another, each from the file to where it stays: what is on the way is one of them, not the model.
     for family in families(param_shapes(cfg)):
-        members: dict[str, Any] = {path: _read(cfg, packed, path, dtype) for path in family}
-        if lays_out and may_be_joined(members, rounding):
+        members: dict[str, Any] = {path: _read(cfg, packed, path) for path in family}
+        if not lays_out:
+            flat |= {path: _as_it_is(path, w, dtype) for path, w in members.items()}
+            continue
+        if may_be_joined(members, rounding) and isinstance(members[family[0]], PackedWeight):
             whole = _laid_out(join(list(members.values())), kernels)
             if isinstance(whole, GpuWeight):
                 outputs = tuple((path, w.packed.shape[-2]) for path, w in members.items())
                 joined.append(Joined(whole, outputs))
                 continue
-        for path, w in members.items():
-            if isinstance(w, PackedWeight):
-                flat[path] = _laid_out(w, kernels) if lays_out else jax.tree.map(jnp.asarray, w)
-            else:
-                flat[path] = w
+        codes = {path: w for path, w in members.items() if isinstance(w, PackedWeight)}
+        flat |= {path: _laid_out(w, kernels) for path, w in codes.items()}
+        floats = {path: w for path, w in members.items() if path not in codes}
+        flat |= _floats_laid_out(floats, dtype, rounding, joined)
     return _assemble(flat, ranges, tuple(joined))
 
 
-def _read(cfg: LlamaConfig, packed: PackedModel, path: str, dtype: DTypeLike) -> PackedWeight | jax.Array:
-    """A parameter of the file, its layers in one: packed and in numpy, or floats on the device."""
+def _check(kernels: str) -> None:
+    if kernels not in get_args(Kernels):
+        raise ConfigError(f"unknown kernels {kernels!r}", nearest(kernels, get_args(Kernels)))
+
+
+def _read(cfg: LlamaConfig, packed: PackedModel, path: str) -> PackedWeight | np.ndarray:
+    """A parameter of the file, its layers in one, in numpy: packed, or floats."""
     names = layer_names(cfg, path, packed_name)
     tensors = [packed.tensors[name] for name in names]
     layered = path.startswith(LAYER_PREFIX)
@@ -123,7 +192,31 @@ def _read(cfg: LlamaConfig, packed: PackedModel, path: str, dtype: DTypeLike) ->
         stacked = _stack(path, tensors)
         return stacked if layered else _single(stacked)
     floats = [decode(tensor) for tensor in tensors]
-    return _device(path, np.stack(floats) if layered else floats[0], dtype)
+    return np.stack(floats) if layered else floats[0]
+
+
+def _as_it_is(path: str, w: Any, dtype: DTypeLike) -> Any:
+    """A parameter on the device, for plain XLA."""
+    return jax.tree.map(jnp.asarray, w) if isinstance(w, PackedWeight) else _device(path, w, dtype)
+
+
+def _floats_laid_out(
+    members: Mapping[str, Any], dtype: DTypeLike, rounding: ActivationRounding, joined: list[Joined]
+) -> dict[str, Any]:
+    """Floats of a family by their paths, matrices outputs first; what is one matrix now is added to `joined`."""
+    if may_be_joined(members, rounding):
+        outputs = tuple((path, w.shape[-1]) for path, w in members.items())
+        joined.append(Joined(lay_out(list(members.values()), dtype), outputs))
+        return {}
+    flat: dict[str, Any] = {}
+    for path, w in members.items():
+        if path == HEAD:
+            flat[path] = FloatMatrix(jnp.asarray(w).astype(dtype).T)
+        elif path.startswith(LAYER_PREFIX) and path.endswith("/kernel"):
+            flat[path] = lay_out([w], dtype)
+        else:
+            flat[path] = _device(path, w, dtype)
+    return flat
 
 
 def _laid_out(w: PackedWeight, kernels: str) -> PackedWeight | GpuWeight:
@@ -139,9 +232,9 @@ def _laid_out(w: PackedWeight, kernels: str) -> PackedWeight | GpuWeight:
 
 def _assemble(flat: dict[str, Any], ranges: Ranges, joined: tuple[Joined, ...] = ()) -> Weights:
     embedding, head = flat.pop(EMBEDDING), flat.pop(HEAD, None)
-    stacked = {path: w for path, w in flat.items() if isinstance(w, GpuWeight)}
+    stacked = {path: w for path, w in flat.items() if isinstance(w, GpuWeight | FloatLayers)}
     parts = {
-        "params": {path: w for path, w in flat.items() if not isinstance(w, PackedWeight | GpuWeight)},
+        "params": {path: w for path, w in flat.items() if path not in stacked and not isinstance(w, PackedWeight)},
         "packed": {path: w for path, w in flat.items() if isinstance(w, PackedWeight)},
         "stacked": stacked,
     }

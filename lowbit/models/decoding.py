@@ -3,6 +3,7 @@
 As the model knows nothing of quantized weights, it knows nothing of how a store holds what it is given.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
@@ -86,15 +87,12 @@ class CachedLayers(nn.Module):
       dtype: of activations and matmuls.
       dot_general: what multiplies activations with kernels.
       hooks: `around` of them stands around `dot_general`; keys and values are the store's.
-      unroll: layers in one round of the loop over them. All of them, and there is no loop: no counter, and nothing to
-        be taken out of a stack by it, each of which is a kernel that a GPU starts; but a program as long to compile.
     """
 
     cfg: LlamaConfig
     dtype: DTypeLike
     dot_general: DotGeneral
     hooks: ActivationHooks = UNTOUCHED
-    unroll: int = 1
 
     def setup(self) -> None:
         """Names the parts as the model does."""
@@ -105,7 +103,6 @@ class CachedLayers(nn.Module):
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast),
             length=self.cfg.num_layers,
-            unroll=self.unroll,
         )
         self.layers = scanned(self.cfg, self.dtype, self.dot_general, self.hooks)
         self.norm = RMSNorm(self.cfg.rms_norm_eps, self.dtype)
@@ -117,3 +114,33 @@ class CachedLayers(nn.Module):
         numbers = jnp.asarray(np.arange(self.cfg.num_layers, dtype=np.int32))  # constants, where nothing loops
         (x, store), _ = self.layers((x, store), numbers, cos, sin)
         return self.norm(x), store
+
+
+def one_after_another(
+    block: CachedBlock,
+    layers: Sequence[Mapping[str, Any]],
+    x: jax.Array,
+    cos: jax.Array,
+    sin: jax.Array,
+    store: KeyValueStore,
+) -> tuple[jax.Array, KeyValueStore]:
+    """Returns what the layers of `CachedLayers` do, written out: (last states [b t d], not normed, store).
+
+    There is no loop: no counter, and nothing to be taken out of a stack by it, each of which is a kernel that a GPU
+    starts; and what a layer multiplies by may be an array of its own. But a program as long to compile as there are
+    layers.
+
+    Args:
+      block: of any layer.
+      layers: variables of each.
+      x: embedded tokens [b t d].
+      cos: f32[b t h/2], of the angles of their positions.
+      sin: likewise.
+      store: keys and values so far.
+    """
+    # Jitted, it is traced once for all layers; the compiler writes it out.
+    apply = jax.jit(block.apply)
+    for number, variables in enumerate(layers):
+        result: Any = apply(variables, (x, store), jnp.asarray(number, jnp.int32), cos, sin)
+        (x, store), _ = result
+    return x, store
