@@ -114,5 +114,7 @@ def _spelt(value: Any) -> Any:
 
 
 def _tuples(value: Any) -> Any:
-    """JSON knows lists only; configs hold tuples."""
+    """JSON knows lists only; configs hold tuples, also inside of the mappings of overrides."""
+    if isinstance(value, Mapping):
+        return {key: _tuples(inner) for key, inner in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value

@@ -4,7 +4,7 @@ What a kernel reads is divided by s, input by input, where it arises, and the ke
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -61,7 +61,11 @@ def fold(flat: dict[str, Array], place: Place, s: Float[Array, " k"]) -> dict[st
 
 
 def smoothquant_fold(
-    flat: dict[str, Array], moments: dict[str, Moments], target: Target, options: Options, multi_head: bool
+    flat: dict[str, Array],
+    moments: dict[str, Moments],
+    targets: Mapping[str, Target],
+    options: Options,
+    multi_head: bool,
 ) -> dict[str, Array]:
     """SmoothQuant (arXiv 2211.10438, eq. 4): outliers of activations move into weights, wherever a scale can be folded.
 
@@ -72,7 +76,7 @@ def smoothquant_fold(
     it knows with static ranges. alpha 0.5 balances both. Made for 8-bit activations: of the weights alone it makes the
     rounding harder, not easier. Cost: one pass of activations.
     """
-    del target, multi_head
+    del targets, multi_head
     for place in (*NORMS, *KERNELS):
         reach = moments[place.readers[0]].max_abs
         weight = functools.reduce(jnp.maximum, [jnp.max(jnp.abs(flat[path]), axis=1) for path in place.readers])
@@ -91,7 +95,11 @@ def check_alpha(target: Target, options: Options, inputs: Sequence[int]) -> None
 
 
 def awq_fold(
-    flat: dict[str, Array], moments: dict[str, Moments], target: Target, options: Options, multi_head: bool
+    flat: dict[str, Array],
+    moments: dict[str, Moments],
+    targets: Mapping[str, Target],
+    options: Options,
+    multi_head: bool,
 ) -> dict[str, Array]:
     """AWQ (arXiv 2306.00978, section 3.2): inputs of large magnitude get scales that protect their weights.
 
@@ -102,22 +110,22 @@ def awq_fold(
     pass of activations, and 20 roundings with a product k^2 n each.
     """
     del options
-    assert target.quantizer is not None
     for place in (*NORMS, *KERNELS, *(VALUES if multi_head else ())):
         seen = moments[place.readers[0]]
         kernels = tuple(flat[path] for path in place.readers)
-        flat = fold(flat, place, awq_scale(kernels, seen.gram, seen.mean_abs, target.quantizer))
+        quantizers = tuple(targets[path].quantizer for path in place.readers)
+        flat = fold(flat, place, awq_scale(kernels, seen.gram, seen.mean_abs, quantizers))
     return flat
 
 
-@functools.partial(jit, static_argnames=("quantizer",))
+@functools.partial(jit, static_argnames=("quantizers",))
 def awq_scale(
     kernels: tuple[Float[Array, "..."], ...],
     gram: Float[Array, "k k"],
     mean_abs: Float[Array, " k"],
-    quantizer: Quantizer,
+    quantizers: tuple[Quantizer, ...],
 ) -> Float[Array, " k"]:
-    """Returns the scale of least error for kernels [k n] that read the same inputs; see `awq_fold`."""
+    """Returns the scale of least error for kernels [k n] that read the same inputs, a quantizer for each."""
 
     def scale(ratio: Float[Array, ""]) -> Float[Array, " k"]:
         s = jnp.maximum(jnp.power(mean_abs, ratio), LEAST)
@@ -125,7 +133,8 @@ def awq_scale(
 
     def loss(ratio: Float[Array, ""]) -> Float[Array, ""]:
         s = scale(ratio)[:, None]
-        errors = [output_error(gram, w - quantizer.fake(w * s, quantizer.init(w * s)) / s) for w in kernels]
+        rounded = [q.fake(w * s, q.init(w * s)) / s for w, q in zip(kernels, quantizers, strict=True)]
+        errors = [output_error(gram, w - w_hat) for w, w_hat in zip(kernels, rounded, strict=True)]
         return sum((jnp.sum(error) for error in errors), start=jnp.float32(0))
 
     ratios = jnp.asarray(RATIOS, jnp.float32)

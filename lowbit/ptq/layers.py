@@ -28,17 +28,21 @@ class QuantizedKernel:
       bits: bits/weight where no quantizer holds the kernel; None where one does.
       error: squared error relative to the square of the output, on the calibration inputs; of the weights, where the
         method saw no data.
+      width: of its codes, where kernels differ in it; None where it has the target's.
     """
 
     state: dict[str, np.ndarray]
     levels: tuple[str, tuple[float, ...]] | None
     bits: float | None
     error: float
+    width: float | None = None
 
     def quantizer(self, target: Target) -> Quantizer | None:
         """Returns what rounds the masters to the kernel; None where no grid does."""
         if self.bits is not None:
             return None
+        if self.width is not None:
+            target = target.at(self.width)
         return target.quantizer if self.levels is None else codebook(*self.levels, target.granularity, SCALE_DTYPE)
 
 
@@ -127,6 +131,7 @@ class FinishedLayers:
                     None if kept["levels"] is None else (kept["levels"][0], tuple(kept["levels"][1])),
                     kept["bits"],
                     kept["error"],
+                    kept["width"],
                 )
                 for path, kept in json.loads(str(arrays["kernels"])).items()
             }

@@ -1,7 +1,7 @@
 """What a post-training method is: how one kernel is rounded, perhaps after scales are folded through its layer."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float
@@ -57,9 +57,9 @@ class Rounded(NamedTuple):
 Round = Callable[[str, Float[Array, "k n"], Moments | None, Target, Options], Rounded]
 """`(path in the layer, w [k n], moments of its inputs or None, target, options) -> Rounded`."""
 
-Fold = Callable[[dict[str, Array], dict[str, Moments], Target, Options, bool], dict[str, Array]]
-"""`(flat layer, moments by the first path of each stage, target, options, whether each query head has its value head)
--> flat layer` of equal function."""
+Fold = Callable[[dict[str, Array], dict[str, Moments], Mapping[str, Target], Options, bool], dict[str, Array]]
+"""`(flat layer, moments by the first path of each stage, targets of its kernels, options, whether each query head has
+its value head) -> flat layer` of equal function."""
 
 Check = Callable[[Target, Options, Sequence[int]], None]
 """Raises QuantizerError for what the method cannot do; the sequence holds the inputs k of all kernels."""

@@ -23,6 +23,7 @@ from lowbit.ptq.methods import check
 from lowbit.ptq.moments import Moments, advance, attention_weights, moments, output_error
 from lowbit.ptq.programs import jit
 from lowbit.ptq.target import Target
+from lowbit.ptq.widths import Widths
 from lowbit.train.quantization import EMBEDDING
 from lowbit.train.teacher import fingerprint
 from lowbit.tree import unflatten
@@ -37,10 +38,11 @@ class Plan:
 
     Attributes:
       method: how.
-      target: to what.
+      target: to what; its width is that of all kernels, or where they have `widths` of their own of none.
       options: of the method.
       calibration: what it looks at; None for a method that needs no data.
       activations: how the inputs of the kernels are rounded; None leaves them float.
+      widths: of each kernel; None gives all of them the target's.
     """
 
     method: Method
@@ -48,6 +50,11 @@ class Plan:
     options: Options
     calibration: Calibration | None
     activations: Activations | None = None
+    widths: Widths | None = None
+
+    def target_at(self, layer: int, path: str) -> Target:
+        """Returns what one kernel becomes."""
+        return self.target if self.widths is None else self.target.at(self.widths.at(layer, path))
 
     @property
     def needs_data(self) -> bool:
@@ -58,7 +65,7 @@ class Plan:
         """Refuses what cannot be, before any work.
 
         Raises:
-          QuantizerError: see `methods.check`.
+          QuantizerError: see `methods.check` and `Widths.check`.
           DataError: see `Calibration.check`.
         """
         if cfg.linear_norm and self.method.fold is not None:
@@ -67,7 +74,10 @@ class Plan:
                 "take a method that folds nothing, such as gptq",
             )
         inputs = (cfg.hidden_size, cfg.num_heads * cfg.head_dim, cfg.intermediate_size)
-        check(self.method, self.target, self.options, inputs)
+        if self.widths is not None:
+            self.widths.check(cfg.num_layers)
+        for bits in (self.target.bits,) if self.widths is None else self.widths.used:
+            check(self.method, self.target.at(bits), self.options, inputs)
         if self.calibration is not None:
             self.calibration.check(cfg)
         elif self.needs_data:
@@ -77,13 +87,27 @@ class Plan:
                 "give some text or tokens, or take rtn, hqq or kmeans and no static activations: they need none",
             )
 
+    def section(self) -> dict[str, Any]:
+        """Returns what the section `quant` of a config says of the result.
+
+        Raises:
+          QuantizerError: no config can say it.
+        """
+        section = self.target.section()
+        if section is None:
+            raise QuantizerError(
+                f"training has no quantizer with the grid {self.target.grid!r}", "write a packed file, which holds any"
+            )
+        return section if self.widths is None else {**section, "overrides": self.widths.overrides(self.target)}
+
     def record(self) -> dict[str, Any]:
         """Returns it as JSON has it."""
         options = dataclasses.asdict(self.options)
         return {
             "method": self.method.name,
             "grid": self.target.grid,
-            "bits": float(self.target.bits),
+            "bits": float(self.target.bits) if self.widths is None else None,
+            "widths": None if self.widths is None else {path: list(w) for path, w in self.widths.by_path.items()},
             "granularity": self.target.granularity,
             "range": self.target.range,
             "options": {name: options[name] for name in self.method.options},
@@ -141,7 +165,7 @@ def quantize_layers(
         of_float = "" if store is None else fingerprint(flat)
         layer = None if store is None else store.read(index, of_float)
         if layer is None:
-            layer = walk.quantize(flat, f"layer {index}")
+            layer = walk.quantize(flat, index)
             if store is not None:
                 store.write(index, layer, of_float)
         if index + 1 < cfg.num_layers:
@@ -167,27 +191,28 @@ class _Walk:
             if plan.method.follows_float:
                 self.float_hidden = embedded(embedding, plan.calibration, devices)
 
-    def quantize(self, original: dict[str, np.ndarray], name: str) -> QuantizedLayer:
+    def quantize(self, original: dict[str, np.ndarray], index: int) -> QuantizedLayer:
         """Returns one layer, quantized stage by stage."""
-        method, target, options = self.plan.method, self.plan.target, self.plan.options
+        method, options = self.plan.method, self.plan.options
+        targets = {path: self.plan.target_at(index, path) for path in KERNELS}
         flat = jax.device_put(original, self.devices.first)
         if "token_weights" in method.options and options.token_weights == "attention":
             self.weights = self.attention_weights(flat)
         if method.fold is not None:
             seen = {stage[0]: self.moments(stage[0], flat, flat) for stage in LINEAR_STAGES}
-            flat = method.fold(flat, seen, target, options, self.cfg.num_heads == self.cfg.num_kv_heads)
+            flat = method.fold(flat, seen, targets, options, self.cfg.num_heads == self.cfg.num_kv_heads)
         float_flat = flat
         leaves, kernels = dict(flat), {}
         for stage in LINEAR_STAGES:
             known = self.moments(stage[0], flat, float_flat) if method.reads_moments else None
             for path in stage:
                 w = float_flat[path]
-                rounded = method.round(path, w, known, target, options)
+                rounded = method.round(path, w, known, targets[path], options)
                 if rounded.valid is not None:
-                    check_valid(rounded.valid, f"{path} of {name}", options)
+                    check_valid(rounded.valid, f"{path} of layer {index}", options)
                 flat = {**flat, path: rounded.w_hat}
                 leaves[path] = rounded.masters
-                kernels[path] = _kept(rounded, w, known, target)
+                kernels[path] = _kept(rounded, w, known, targets[path], self.plan.widths is not None)
         layer = QuantizedLayer({path: np.asarray(leaf) for path, leaf in leaves.items()}, kernels)
         return dataclasses.replace(layer, inputs=self.input_states(layer))
 
@@ -227,14 +252,17 @@ class _Walk:
             self.float_hidden = advance(self.cfg, block, self.float_hidden)
 
 
-def _kept(rounded: Rounded, w: jax.Array, known: Moments | None, target: Target) -> QuantizedKernel:
+def _kept(
+    rounded: Rounded, w: jax.Array, known: Moments | None, target: Target, has_own_width: bool
+) -> QuantizedKernel:
     error = relative_error(w, rounded.w_hat, None if known is None else known.gram)
     levels = None
     if rounded.quantizer is not None and rounded.quantizer is not target.quantizer:
         assert rounded.quantizer.grid is not None
         levels = (rounded.quantizer.grid.name, rounded.quantizer.grid.levels)
     state = {key: np.asarray(leaf) for key, leaf in rounded.state.items()}
-    return QuantizedKernel(state, levels, rounded.bits, float(error))
+    width = target.bits if has_own_width else None
+    return QuantizedKernel(state, levels, rounded.bits, float(error), width)
 
 
 @jit

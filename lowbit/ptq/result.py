@@ -29,8 +29,8 @@ from lowbit.ptq.target import Target
 from lowbit.train.checkpoints import Progress, opened
 from lowbit.train.quantization import quantization_rules
 from lowbit.train.run_folder import RunFolder
-from lowbit.train.state import TrainState
-from lowbit.tree import Rule, fake_quant, unflatten
+from lowbit.train.state import TrainState, merge
+from lowbit.tree import Rule, assign, fake_quant, flatten, init_state, unflatten
 
 FLOAT_DTYPE = jnp.float16
 """What embedding, head, norms and biases are stored as."""
@@ -88,7 +88,8 @@ def assemble(source: LayerSource, layers: Iterable[QuantizedLayer], target: Targ
     for path, each in quantizers.items():
         own = [quantizer for quantizer in each if quantizer is not None]
         if own:
-            rules.append(Rule(re.escape(f"layers/{path}"), _layered(own) if has_own_levels else own[0]))
+            differ = has_own_levels or any(quantizer is not own[0] for quantizer in own)
+            rules.append(Rule(re.escape(f"layers/{path}"), _layered(own) if differ else own[0]))
     rules.append(Rule(".*", stored_as(FLOAT_DTYPE)))
     state = {"quant": unflatten({path: jnp.asarray(leaf) for path, leaf in quant.items()}), "grid": {}}
     return QuantizedModel(cfg, unflatten(params), tuple(rules), state, ranges, tally.summary(KERNELS))
@@ -149,7 +150,7 @@ def _put(stacked: dict[str, Any], path: str, index: int, leaf: np.ndarray, layer
 
 
 def _layered(quantizers: Sequence[Quantizer]) -> Quantizer:
-    """One quantizer for `[L k n]` whose layers have levels of their own."""
+    """One quantizer for `[L k n]` whose layers have levels or widths of their own."""
 
     def init(w: jax.Array) -> State:
         states = [quantizer.init(w[i]) for i, quantizer in enumerate(quantizers)]
@@ -161,7 +162,7 @@ def _layered(quantizers: Sequence[Quantizer]) -> Quantizer:
         )
 
     def encode(w: jax.Array, state: State) -> jax.Array:
-        raise QuantizerError("layers with levels of their own have no common grid", "encode layer by layer")
+        raise QuantizerError("layers with levels or widths of their own have no common grid", "encode layer by layer")
 
     first = quantizers[0]
     return Quantizer("own_levels", None, init, encode, fake, first.granularity, at_layer=lambda i: quantizers[i])
@@ -183,14 +184,33 @@ def write_run(model: QuantizedModel, folder: Path, config: ConfigDict, tokenizer
       RunFolderError: the folder cannot be written.
       DiskFullError: there is no room.
     """
-    named = {rule.value.name for rule in quantization_rules(config.quant)}
-    made = {rule.value.name for rule in model.rules}
+    rules = quantization_rules(config.quant)
+    named, made = _names(rules, model), _names(model.rules, model)
     assert named == made, (named, made)
     run = RunFolder(folder)
     run.check(resume=False)
     run.create(config, model.cfg, tokenizer_files)
     variables = jax.device_put({"params": model.params, "quant": model.state["quant"]}, jax.local_devices()[0])
-    state = TrainState.create(variables, {"grid": range_variables(model.ranges)}, optax.identity())
+    state = TrainState.create(
+        variables, {"grid": merge(_grids(rules, model), range_variables(model.ranges))}, optax.identity()
+    )
     with opened(run.checkpoints) as checkpoints:
         checkpoints.save(state, Progress(0, 0, 0.0, ""), config)
         checkpoints.wait()
+
+
+def _names(rules: Sequence[Rule[Any]], model: QuantizedModel) -> dict[str, tuple[str, ...]]:
+    """The quantizers that rules give the layers of each parameter."""
+    layers = range(model.cfg.num_layers)
+    return {
+        path: tuple(quantizer.layer(index).name for index in layers)
+        for path, quantizer in assign(rules, flatten(model.params)).items()
+    }
+
+
+def _grids(rules: Sequence[Rule[Any]], model: QuantizedModel) -> dict[str, Any]:
+    """The collection "grid" of quantizers whose layers differ in width; {} where none does."""
+    if all(rule.value.at_layer is None for rule in rules):
+        return {}
+    # Compiled, nothing is computed of the scales that stand beside.
+    return jax.jit(lambda params: init_state(rules, params)["grid"])(model.params)

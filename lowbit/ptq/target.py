@@ -1,6 +1,7 @@
 """What a method rounds to: a grid by name, a width and a granularity, as a quantizer and as the config's section."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -59,6 +60,10 @@ class Target:
         """How many values a code has."""
         return 3 if self.bits == TERNARY_BITS else 2 ** int(self.bits)
 
+    def at(self, bits: float) -> "Target":
+        """Returns the same at another width; raises as `make_target`."""
+        return self if bits == self.bits else make_target(self.grid, bits, self.granularity, self.range)
+
     def section(self) -> dict[str, Any] | None:
         """Returns what the section `quant` of a config says of this target; None where no config can name the grid."""
         if self.grid not in ("integer", "zero_point", "paretoq"):
@@ -72,6 +77,7 @@ class Target:
         }
 
 
+@functools.cache  # a quantizer is its functions: programs compiled for one target would not serve an equal one
 def make_target(grid: str, bits: float, granularity: Granularity, range: str) -> Target:
     """Returns the target that these names describe.
 

@@ -31,6 +31,7 @@ FLOAT = "float"
 
 _FAMILY = LlamaConfig(2, 2, 2, 1, num_heads=1, num_kv_heads=1, head_dim=2, tie_embeddings=False, qkv_bias=True)
 _OTHER_PATHS = tuple(path for path in param_shapes(_FAMILY) if path != EMBEDDING)
+_KERNEL_PATHS = tuple(path for path in _OTHER_PATHS if lookup([Rule(LINEAR_KERNELS, True), Rule(".*", False)], path))
 
 OF_ONE_METHOD = {
     "layer_bits": ("paretoq", ()),
@@ -70,7 +71,9 @@ def quantization_rules(quant: ConfigDict) -> list[Rule]:
         if changes.get("method", settings["method"]) != settings["method"]:
             inherited = settings | {key: neutral for key, (_, neutral) in OF_ONE_METHOD.items()}
         rules += _override(str(pattern), make_quantizer({**inherited, **changes}), rules)
-    if settings["method"] != FLOAT:
+    # Where overrides take every kernel, as an allocation of widths does, nothing is left for this rule to reach.
+    fallen_through: Rule[Quantizer | None] = Rule(".*", None)
+    if settings["method"] != FLOAT and not all(lookup([*rules, fallen_through], path) for path in _KERNEL_PATHS):
         rules.append(Rule(LINEAR_KERNELS, make_quantizer(settings)))
     return [*rules, Rule(".*", stored_as(_dtype(settings["float_dtype"])))]
 

@@ -124,7 +124,8 @@ def test_folded_layers_compute_the_same(name, which, request, block_of):
     hidden = jnp.asarray(params["embed"]["embedding"][TOKENS.reshape(4, 4, 24)])
     seen = {stage[0]: moments(cfg, stage[0], block, hidden) for stage in LINEAR_STAGES}
     target = make_target("integer", 3, "channel", "max")
-    folded = METHODS[name].fold(flatten(block), seen, target, Options(), which == "multi_head_model")
+    targets = dict.fromkeys(flatten(block), target)
+    folded = METHODS[name].fold(flatten(block), seen, targets, Options(), which == "multi_head_model")
     changed = {path for path, leaf in flatten(block).items() if not jnp.array_equal(leaf, folded[path])}
     assert {"attn_norm/scale", "mlp_norm/scale", "attn/q_proj/kernel"} <= changed
     assert ("attn/o_proj/kernel" in changed) == (name == "awq" and which == "multi_head_model")
