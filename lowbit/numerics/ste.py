@@ -125,6 +125,54 @@ def _learned_scale_bwd(
 learned_scale.defvjp(_learned_scale_fwd, _learned_scale_bwd)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def learned_zero(
+    w: Float[Array, "*s k n"], scale: Float[Array, "*s g m"], zero: Float[Array, "*s g m"], top: float
+) -> Float[Array, "*s k n"]:
+    """Rounds w to codes 0 .. top about a whole zero point; w, scale and zero point learn.
+
+    Forward, with `z = round(w/scale) + zero`: `(clip(z, 0, top) - zero) * scale`.
+    Backward, with the incoming gradient c (EfficientQAT's Block-AP, arXiv 2407.11062):
+
+      to w:      c where 0 <= z <= top, else 0
+      to scale:  sum over its weights of c * (clip(z, 0, top) - zero - w/scale where 0 <= z <= top, else
+                 clip(z, 0, top) - zero)
+      to zero:   sum over its weights of 0 where 0 <= z <= top, else -c * scale
+
+    Args:
+      w: weights `[*s k n]`, any float dtype; the arithmetic is float32.
+      scale: positive, float32.
+      zero: whole numbers, float32; like the scale.
+      top: the largest code.
+
+    Returns:
+      The quantized weights in the dtype of w.
+    """
+    codes = jnp.round(in_units_of(scale, w)) + zero[..., None, :]
+    return groups.merge((jnp.clip(codes, 0.0, top) - zero[..., None, :]) * scale[..., None, :]).astype(w.dtype)
+
+
+def _learned_zero_fwd(w: Array, scale: Array, zero: Array, top: float) -> tuple[Array, tuple[Array, Array, Array]]:
+    return learned_zero(w, scale, zero, top), (w, scale, zero)
+
+
+def _learned_zero_bwd(
+    top: float, residuals: tuple[Array, Array, Array], cotangent: Array
+) -> tuple[Array, Array, Array]:
+    w, scale, zero = residuals
+    u, wide_zero = in_units_of(scale, w), zero[..., None, :]
+    c = groups.split_like(cotangent.astype(jnp.float32), scale)
+    codes = jnp.round(u) + wide_zero
+    outside = (codes < 0.0) | (codes > top)
+    offset = jnp.clip(codes, 0.0, top) - wide_zero - jnp.where(outside, 0.0, u)
+    grad_zero = groups.reduce_to(jnp.where(outside, -c * scale[..., None, :], 0.0), scale)
+    grad_w = groups.merge(jnp.where(outside, 0.0, c)).astype(w.dtype)
+    return grad_w, groups.reduce_to(c * offset, scale), grad_zero
+
+
+learned_zero.defvjp(_learned_zero_fwd, _learned_zero_bwd)
+
+
 @jax.custom_vjp
 def signs_between(
     w: Float[Array, "*s k n"], scale: Float[Array, "*s g m"], in_scale: Float[Array, "*s k 1"]

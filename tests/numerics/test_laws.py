@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from lowbit.numerics.activations import dynamic, static
-from lowbit.numerics.quantizers import QUANTIZERS, absmean_ternary, llmqat, onebit, paretoq, rtn, transposed
+from lowbit.numerics.quantizers import QUANTIZERS, absmean_ternary, fixed, llmqat, onebit, paretoq, rtn, transposed
 
 CASES = {
     **{f"paretoq{b:g}": functools.partial(paretoq, b) for b in (1, 1.58, 2, 3, 4)},
@@ -19,7 +19,8 @@ CASES = {
     "paretoq2_bf16_scales": functools.partial(paretoq, 2, scale_dtype=jnp.bfloat16),
     **{f"rtn{b:g}": functools.partial(rtn, b) for b in (1, 1.58, 2, 3, 4, 8)},
     **{f"rtn{b:g}_minmax": functools.partial(rtn, b, symmetric=False) for b in (2, 3, 4, 8)},
-    "rtn3_mse": functools.partial(rtn, 3, scale_init="mse"),
+    "rtn3_mse": functools.partial(rtn, 3, scale_init="mse", learns=True),
+    "rtn2_minmax_learns": functools.partial(rtn, 2, symmetric=False, learns=True),
     **{f"llmqat{b:g}": functools.partial(llmqat, b) for b in (2, 4, 8)},
     "llmqat4_reference": functools.partial(llmqat, 4, variant="reference"),
     "absmean_ternary": absmean_ternary,
@@ -49,8 +50,19 @@ ACTIVATIONS = {
     "activations8_static": activations(static, 8),
     "activations4_static_minmax": activations(static, 4, symmetric=False),
 }
+
+
+def fixed_codes(*args, **kwargs):
+    return lambda **others: fixed(functools.partial(*args, **kwargs)(**others))
+
+
+FIXED = {
+    "fixed_paretoq2": fixed_codes(paretoq, 2, scale_init="max"),
+    "fixed_rtn3": fixed_codes(rtn, 3),
+    "fixed_rtn4_minmax": fixed_codes(rtn, 4, symmetric=False),
+}
 GRANULARITIES = ["channel", "tensor", 8]
-EVERY, EVERY_OF_ONE_SCALE = CASES | ACTIVATIONS, ONE_SCALE | ACTIVATIONS
+EVERY, EVERY_OF_ONE_SCALE = CASES | ACTIVATIONS | FIXED, ONE_SCALE | ACTIVATIONS | FIXED
 every_case = pytest.mark.parametrize("make", EVERY.values(), ids=EVERY.keys())
 every_case_with_groups = pytest.mark.parametrize("make", CASES.values(), ids=CASES.keys())
 every_case_of_one_scale = pytest.mark.parametrize("make", EVERY_OF_ONE_SCALE.values(), ids=EVERY_OF_ONE_SCALE.keys())
@@ -253,7 +265,7 @@ def test_sharding_is_kept_and_changes_no_bit(make):
 @every_case_of_one_scale
 def test_gradients_are_finite_at_zeros_ties_and_clip_edges(make):
     q = make()
-    state = {key: jnp.ones_like(value) for key, value in q.init(weights()).items()}
+    state = jax.tree.map(jnp.ones_like, q.init(weights()))
     edges = jnp.asarray([0.0, -0.0, 0.5, -0.5, 1.0, -1.0, 0.99, -0.99, 1.5, -1.5, 7.0, -8.0], jnp.float32)
     w = jnp.tile(edges[None], (32, 1))
     grads = jax.grad(lambda w, s: jnp.sum(q.fake(w, s)), argnums=(0, 1))(w, state)

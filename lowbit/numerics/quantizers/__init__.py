@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from lowbit.errors import QuantizerError, nearest
 from lowbit.numerics.quantizers.base import Quantizer, State, transposed
+from lowbit.numerics.quantizers.fixed import fixed
 from lowbit.numerics.quantizers.onebit import onebit
 from lowbit.numerics.quantizers.paretoq import paretoq
 from lowbit.numerics.quantizers.rounding import absmean_ternary, llmqat, rtn
@@ -38,6 +39,7 @@ __all__ = [
     "State",
     "absmean_ternary",
     "by_name",
+    "fixed",
     "llmqat",
     "onebit",
     "paretoq",

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from lowbit.numerics import groups
@@ -16,7 +17,8 @@ from lowbit.numerics.standing import Standing
 State = dict[str, Any]
 """What a quantizer keeps of one parameter: `{"scale": [*s g n], ...}`, a pytree of arrays.
 
-The key "grid", where present, holds an `AffineGrid` of arrays `[*s 1 1]`: constant, never learned.
+The key "grid", where present, is constant, never learned: an `AffineGrid` of arrays `[*s 1 1]`, or, where codes are
+fixed, the whole state that made them (`fixed`).
 """
 
 
@@ -38,6 +40,10 @@ class Quantizer(NamedTuple):
       at_layer: where stacked layers differ, the quantizer of layer i (for `[k n]`); None where they are all alike.
       standing: `(w, state) -> Standing`, for statistics; None where the parameter stays float.
       masters: `w -> w`, what the float weights become when training starts, after `init`; None leaves them.
+      levels: `(w, state) -> level of each weight's code`, f32 `[*s k n]` in units of the grid; None where a decoded
+        weight is not `(level - zero) * scale`.
+      scale_dtype: in which the file stores scales and zero points; None where nothing learns of them.
+      fixed: codes are those of the start, whatever is learned: masters have no gradient.
     """
 
     name: str
@@ -50,6 +56,9 @@ class Quantizer(NamedTuple):
     at_layer: Callable[[int], "Quantizer"] | None = None
     standing: Callable[[Array, State], Standing] | None = None
     masters: Callable[[Array], Array] | None = None
+    levels: Callable[[Array, State], Array] | None = None
+    scale_dtype: DTypeLike | None = None
+    fixed: bool = False
 
     def layer(self, index: int) -> "Quantizer":
         """The quantizer of one layer of a stacked parameter."""
@@ -68,7 +77,10 @@ def swap(w: Float[Array, "*s a b"]) -> Float[Array, "*s b a"]:
 
 
 def transposed(quantizer: Quantizer) -> Quantizer:
-    """Quantizes arrays `[*s n k]`, such as an embedding `[V d]` with one scale a vocabulary row."""
+    """Quantizes arrays `[*s n k]`, such as an embedding `[V d]` with one scale a vocabulary row.
+
+    Codes are fixed before they are turned: `transposed(fixed(q))`.
+    """
 
     def encode(w: Array, state: State) -> QTensor | Array:
         q = quantizer.encode(swap(w), state)
@@ -84,4 +96,5 @@ def transposed(quantizer: Quantizer) -> Quantizer:
         fake=lambda w, state: swap(quantizer.fake(swap(w), state)),
         standing=None if standing is None else lambda w, state: standing(swap(w), state),
         masters=None if masters is None else lambda w: swap(masters(swap(w))),
+        levels=None,
     )

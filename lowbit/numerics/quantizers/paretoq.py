@@ -94,7 +94,12 @@ def _learned(
     def standing(w: Float[Array, "*s k n"], state: State) -> Standing:
         return affine_standing(w, state["scale"], affine, granularity, scale_dtype)
 
-    return Quantizer(name, grid, init, encode, fake, granularity, standing=standing)
+    def levels(w: Float[Array, "*s k n"], state: State) -> Float[Array, "*s k n"]:
+        return affine_levels(w, state["scale"], affine, scale_dtype)
+
+    return Quantizer(
+        name, grid, init, encode, fake, granularity, standing=standing, levels=levels, scale_dtype=scale_dtype
+    )
 
 
 def _traced(
@@ -129,7 +134,12 @@ def _traced(
     def standing(w: Float[Array, "layers k n"], state: State) -> Standing:
         return affine_standing(w, state["scale"], AffineGrid(*state["grid"]), granularity, scale_dtype)
 
-    return Quantizer(name, None, init, encode, fake, granularity, standing=standing)
+    def levels(w: Float[Array, "*s k n"], state: State) -> Float[Array, "*s k n"]:
+        return affine_levels(w, state["scale"], AffineGrid(*state["grid"]), scale_dtype)
+
+    return Quantizer(
+        name, None, init, encode, fake, granularity, standing=standing, levels=levels, scale_dtype=scale_dtype
+    )
 
 
 def encode_affine(
@@ -144,3 +154,11 @@ def encode_affine(
     wide = per_group(affine)
     codes = groups.merge(wide.integers(scales.in_units_of(kept, w)) - wide.first).astype(jnp.uint8)
     return QTensor(codes, kept.astype(scale_dtype), None, grid)
+
+
+def affine_levels(
+    w: Float[Array, "*s k n"], scale: Float[Array, "*s g m"], affine: AffineGrid, scale_dtype: DTypeLike
+) -> Float[Array, "*s k n"]:
+    """Levels nearest to w, in units of the grid, by the arithmetic that `ste.learned_scale` uses."""
+    wide = per_group(affine)
+    return groups.merge(wide.level(wide.integers(scales.in_units_of(scales.stored(scale, scale_dtype), w))))

@@ -1,4 +1,4 @@
-"""Quantizers whose scale is computed from the weights rather than learned: RTN, LLM-QAT, absmean ternary."""
+"""Quantizers whose scale is computed from the weights: RTN (it may go on to learn), LLM-QAT, absmean ternary."""
 
 import math
 
@@ -22,7 +22,7 @@ from lowbit.numerics.grids import (
 from lowbit.numerics.groups import Granularity
 from lowbit.numerics.qtensor import QTensor
 from lowbit.numerics.quantizers.base import Quantizer, State
-from lowbit.numerics.quantizers.paretoq import encode_affine
+from lowbit.numerics.quantizers.paretoq import affine_levels, encode_affine
 from lowbit.numerics.standing import Standing, affine_standing
 
 
@@ -32,6 +32,7 @@ def rtn(
     symmetric: bool = True,
     scale_init: str | scales.ScaleInit = "max",
     scale_dtype: DTypeLike = jnp.float16,
+    learns: bool = False,
 ) -> Quantizer:
     """Round to nearest: what a model becomes without any training.
 
@@ -40,7 +41,8 @@ def rtn(
     `(max - min) / (2^b-1)` over a range that includes 0, and an integer zero point, so that 0 is a level. A scale taken
     from max - min without the zero point clips: that text-book shortcut is not offered.
 
-    Gradient of `fake`: passes to w where w is inside the range of the levels, else 0; the scale does not learn.
+    Gradient of `fake`: passes to w where w is inside the range of the levels, else 0; the scale does not learn, unless
+    `learns` asks for the gradients of `ste.learned_scale` and, min-max, `ste.learned_zero`.
 
     Args:
       bits: 1, 1.58, or an integer from 2 to 8.
@@ -48,12 +50,13 @@ def rtn(
       symmetric: False for the min-max grid.
       scale_init: start for the symmetric grid: "max", "mse", ... (`scales.SCALE_INITS`).
       scale_dtype: what the file stores, zero points included.
+      learns: whether scales and zero points have gradients.
 
     Raises:
       QuantizerError: another width, min-max below 2 bits, or a scale dtype that no file holds.
     """
     if not symmetric:
-        return _minmax(bits, granularity, scale_dtype)
+        return _minmax(bits, granularity, scale_dtype, learns)
     if bits == 1:
         affine, count, name = elastic_binary(), 2, "binary"
         start = scales.paretoq_reference if scale_init == "max" else scales.by_name(scale_init)
@@ -61,7 +64,7 @@ def rtn(
         affine, count, name = _signed(bits)
         start = scales.by_name(scale_init)
     grid = freeze(name, count, affine)
-    return _affine(f"rtn{bits:g}", grid, affine, granularity, start, scale_dtype)
+    return _affine(f"rtn{bits:g}", grid, affine, granularity, start, scale_dtype, learns=learns)
 
 
 def _signed(bits: float) -> tuple[AffineGrid, int, str]:
@@ -81,8 +84,9 @@ def _affine(
     scale_dtype: DTypeLike,
     dynamic: bool = False,
     ste_limit: float | None = None,
+    learns: bool = False,
 ) -> Quantizer:
-    """An affine grid whose scale does not learn; gradients outside `|w| < ste_limit`, or the grid's range, are 0."""
+    """An affine grid; gradients to weights outside `|w| < ste_limit`, or the grid's range, are 0."""
     groups.check_granularity(granularity)
     scales.check_dtype(scale_dtype, "a scale")
 
@@ -93,8 +97,8 @@ def _affine(
         return encode_affine(w, state["scale"], affine, grid, scale_dtype)
 
     def fake(w: Float[Array, "*s k n"], state: State) -> Float[Array, "*s k n"]:
-        scale = scales.stored(jax.lax.stop_gradient(state["scale"]), scale_dtype)
-        w_hat = ste.learned_scale(w, scale, affine)
+        scale = state["scale"] if learns else jax.lax.stop_gradient(state["scale"])
+        w_hat = ste.learned_scale(w, ste.stored_scale(scale, scale_dtype), affine)
         if ste_limit is None:
             return w_hat
         return ste.passthrough_inside(w, jax.lax.stop_gradient(w_hat), jnp.abs(w) < ste_limit)
@@ -102,10 +106,15 @@ def _affine(
     def standing(w: Float[Array, "*s k n"], state: State) -> Standing:
         return affine_standing(w, state["scale"], affine, granularity, scale_dtype)
 
-    return Quantizer(name, grid, init, encode, fake, granularity, dynamic, standing=standing)
+    def levels(w: Float[Array, "*s k n"], state: State) -> Float[Array, "*s k n"]:
+        return affine_levels(w, state["scale"], affine, scale_dtype)
+
+    return Quantizer(
+        name, grid, init, encode, fake, granularity, dynamic, standing=standing, levels=levels, scale_dtype=scale_dtype
+    )
 
 
-def _minmax(bits: float, granularity: Granularity, scale_dtype: DTypeLike) -> Quantizer:
+def _minmax(bits: float, granularity: Granularity, scale_dtype: DTypeLike, learns: bool) -> Quantizer:
     """Asymmetric rounding with an integer zero point."""
     if bits not in range(2, 9):
         raise QuantizerError(f"min-max rounding has no {bits!r}-bit grid", "choose an integer from 2 to 8")
@@ -134,12 +143,18 @@ def _minmax(bits: float, granularity: Granularity, scale_dtype: DTypeLike) -> Qu
 
     def fake(w: Float[Array, "*s k n"], state: State) -> Float[Array, "*s k n"]:
         codes, scale, zero = parts(*jax.lax.stop_gradient((w, state)))
+        if learns:
+            learned = ste.passthrough(state["scale"], scale), ste.passthrough(state["zero"], zero)
+            return ste.learned_zero(w, *learned, top)
         wide_scale, wide_zero = scale[..., None, :], zero[..., None, :]
         w_hat = groups.merge((codes - wide_zero) * wide_scale).astype(w.dtype)
         return ste.passthrough_inside(w, w_hat, inside(w, scale, zero))
 
     def inside(w: Float[Array, "*s k n"], scale: Array, zero: Array) -> Bool[Array, "*s k n"]:
         wide_scale, wide_zero = scale[..., None, :], zero[..., None, :]
+        if learns:  # as `ste.learned_zero` has it: half a step further on either side
+            codes = jnp.round(scales.in_units_of(scale, w)) + wide_zero
+            return groups.merge((codes >= 0.0) & (codes <= top))
         grouped = groups.split_like(w.astype(jnp.float32), scale)
         return groups.merge((grouped >= (0.0 - wide_zero) * wide_scale) & (grouped <= (top - wide_zero) * wide_scale))
 
@@ -147,7 +162,20 @@ def _minmax(bits: float, granularity: Granularity, scale_dtype: DTypeLike) -> Qu
         codes, scale, zero = parts(w, state)
         return Standing(groups.merge(codes).astype(jnp.uint8), ~inside(w, scale, zero), None)
 
-    return Quantizer(f"rtn{bits:g}_minmax", grid, init, encode, fake, granularity, standing=standing)
+    def levels(w: Float[Array, "*s k n"], state: State) -> Float[Array, "*s k n"]:
+        return groups.merge(parts(w, state)[0])
+
+    return Quantizer(
+        f"rtn{bits:g}_minmax",
+        grid,
+        init,
+        encode,
+        fake,
+        granularity,
+        standing=standing,
+        levels=levels,
+        scale_dtype=scale_dtype,
+    )
 
 
 def llmqat(
