@@ -34,6 +34,8 @@ PROGRAMS = 1024
 """As many as keep the 132 processors of an H100 busy: fewer heads than that are cut along their slots."""
 SPLIT_SLOTS = 128
 """Shortest piece that slots are cut into."""
+LONG = 1024
+"""Slots of a cache whose reading takes longer than what surrounds it."""
 NEVER = float(jnp.finfo(jnp.float32).min)
 
 
@@ -197,11 +199,12 @@ def _tile(stored: Stored) -> Tile:
     """8 KiB of keys and as much of values are read together, which three stages keep coming; up to 128 slots.
 
     Less where planes are 16 numbers: the compiler shares out rows then, which are one tile, so that each warp makes all
-    products. One alone takes half the instructions of two, and for 32 slots its registers suffice. Floats of heads of 64
-    have nothing to decode: two warps and half of it were a tenth faster (docs/results/attention_tiles_h100.json).
+    products. One alone takes half the instructions of two, and for 32 slots its registers suffice. Floats of heads of
+    64 have nothing to decode: two warps and half of it are a tenth faster (docs/results/attention_tiles_h100.json), but
+    in caches of a few hundred slots, where they take a sixth longer.
     """
-    span = stored.codes.shape[-1]
-    if span == 64 and jnp.issubdtype(stored.codes.dtype, jnp.floating):
+    span, slots = stored.codes.shape[-1], stored.codes.shape[3]
+    if span == 64 and slots >= LONG and jnp.issubdtype(stored.codes.dtype, jnp.floating):
         return Tile(32, 2, 3)
     if span < 2 * LEAST:
         return Tile(32, 1, 3)
