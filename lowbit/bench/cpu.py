@@ -25,7 +25,8 @@ from lowbit.version import __version__
 FLOAT_BITS = 32
 PAUSE = 0.1
 """Seconds before each timing. Threads of the task before it, of whatever engine, still wait for work on processors that
-this one needs: 1 bit on 2 threads, which comes behind llama.cpp, took twice as long without."""
+this one needs: 1 bit on 2 threads, which comes behind llama.cpp, took twice as long without. Then the task runs once
+untimed: processors that slept are slow for some milliseconds, as long as all copies of a small matrix take."""
 
 Progress = Callable[[str], None]
 
@@ -208,6 +209,7 @@ def _in_turns(tasks: dict[Any, Callable[[], float]], repeats: int) -> dict[Any, 
     for _ in range(repeats):
         for key, task in tasks.items():
             time.sleep(PAUSE)
+            task()
             times[key].append(task())
     return times
 
