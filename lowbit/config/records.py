@@ -46,6 +46,7 @@ ADDED: dict[str, Any] = {
     "optimizer.name": "adamw",
     "optimizer.scale_schedule": "same",
     "optimizer.scale_until": 1.0,
+    "quant.codes": "moving",
     "quant.estimator": "clipped",
     "quant.latent": 0.0,
     "quant.layer_bits": (),

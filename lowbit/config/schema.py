@@ -74,6 +74,9 @@ def base() -> ConfigDict:
                 "estimator": "clipped",  # paretoq: of the gradient to weights: "clipped", "identity", "dsq"
                 # paretoq and symmetric rtn: "mse", "mean", "max", "reference"; onebit: "mse", "svd", "nmf", "mean"
                 "scale_init": "mse",
+                # paretoq and rtn: "fixed" keeps the codes of the start, by frozen masters: of the kernels scales alone
+                # learn, and zero points where there are any
+                "codes": "moving",
                 "latent": 0.0,  # onebit: magnitude that all masters start at, with their signs; 0 leaves them
                 "scale_dtype": "float16",  # as stored in the packed file
                 "float_dtype": "float16",  # stored dtype of what is not quantized

@@ -20,10 +20,10 @@ from lowbit.train.activations import activation_rounding
 from lowbit.train.limits import check_limits
 from lowbit.train.optimization import check_optimizer, make_optimizer, make_scale_schedule, parameter_groups
 from lowbit.train.optimizers import frozen_paths
-from lowbit.train.quantization import quantization_rules
+from lowbit.train.quantization import fixed_codes, quantization_rules
 from lowbit.train.schedules import Schedule, make_schedule
 from lowbit.train.state import Tree
-from lowbit.tree import Rule, init_state, resolve, unflatten
+from lowbit.tree import Rule, init_state, unflatten
 
 
 class Plan(NamedTuple):
@@ -79,11 +79,12 @@ def make_learner(config: ConfigDict, cfg: LlamaConfig, plan: Plan) -> Learner:
     """
     model = make_model(config, cfg, plan.rules, plan.rounding)
     shapes = unflatten({path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in param_shapes(cfg).items()})
-    resolve(plan.rules, shapes)
+    still = fixed_codes(plan.rules, shapes)
     groups = parameter_groups(
         config.optimizer,
         {"params": shapes, "quant": jax.eval_shape(functools.partial(init_state, plan.rules), shapes)["quant"]},
         plan.scale_schedule,
+        still,
     )
     optimizer = make_optimizer(config.optimizer, plan.schedule, groups)
     return Learner(shapes, model, optimizer, frozen_paths(groups))

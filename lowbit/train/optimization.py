@@ -1,7 +1,8 @@
 """From the sections `optimizer` and `schedule` of a config to parameter groups and the optimizer that reads them."""
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 
 import optax
 
@@ -10,7 +11,7 @@ from lowbit.config import ConfigDict, choose
 from lowbit.train.optimizers import Group, adamw, assign_groups, default_groups, leaf_paths, muon
 from lowbit.train.schedules import SHAPES, Schedule, make_schedule, stop_after
 from lowbit.train.state import Tree
-from lowbit.tree import Rule
+from lowbit.tree import Rule, lookup
 
 OPTIMIZERS = {"adamw": adamw, "muon": muon}
 """By the name that a config gives."""
@@ -38,14 +39,25 @@ def make_scale_schedule(config: ConfigDict, schedule: Schedule) -> Schedule | No
     return None if own is schedule else own
 
 
-def parameter_groups(settings: ConfigDict, shapes: Tree, scale_schedule: Schedule | None = None) -> dict[str, Group]:
+def parameter_groups(
+    settings: ConfigDict, shapes: Tree, scale_schedule: Schedule | None = None, still: Collection[str] = ()
+) -> dict[str, Group]:
     """Returns the optimizer group of each path of {"params", "quant"}, from `config.optimizer`.
+
+    Args:
+      settings: the section.
+      shapes: of {"params", "quant"}.
+      scale_schedule: of "quant"; None follows the run's own.
+      still: parameters that no gradient reaches, whatever the section says; paths without "params/".
 
     Raises:
       RuleError: a pattern of `frozen` that nothing matches.
       ConfigError: a negative or infinite factor, or nothing left to train.
     """
     frozen = [Rule(pattern, Group(frozen=True)) for pattern in settings.frozen]
+    taken = [*(Rule(rule.pattern, True) for rule in frozen), Rule(".*", False)]
+    masters = [path for path in sorted(f"params/{path}" for path in still) if not lookup(taken, path)]
+    frozen += [Rule(re.escape(path), Group(frozen=True)) for path in masters]
     usual = default_groups(
         leaf_paths(shapes),
         settings.weight_decay,

@@ -12,6 +12,7 @@ from lowbit.numerics.quantizers import (
     QUANTIZERS,
     Quantizer,
     absmean_ternary,
+    fixed,
     llmqat,
     onebit,
     paretoq,
@@ -19,6 +20,8 @@ from lowbit.numerics.quantizers import (
     stored_as,
     transposed,
 )
+from lowbit.tree.apply import resolve
+from lowbit.tree.paths import Tree
 from lowbit.tree.rules import Rule, lookup
 
 LINEAR_KERNELS = r"layers/(attn|mlp)/.*_proj/kernel"
@@ -33,21 +36,25 @@ _FAMILY = LlamaConfig(2, 2, 2, 1, num_heads=1, num_kv_heads=1, head_dim=2, tie_e
 _OTHER_PATHS = tuple(path for path in param_shapes(_FAMILY) if path != EMBEDDING)
 _KERNEL_PATHS = tuple(path for path in _OTHER_PATHS if lookup([Rule(LINEAR_KERNELS, True), Rule(".*", False)], path))
 
-OF_ONE_METHOD = {
-    "layer_bits": ("paretoq", ()),
-    "symmetric": ("rtn", True),
-    "variant": ("llmqat", "fixed"),
-    "estimator": ("paretoq", "clipped"),
-    "latent": ("onebit", 0.0),
+OF_SOME_METHODS: dict[str, tuple[tuple[str, ...], Any]] = {
+    "layer_bits": (("paretoq",), ()),
+    "symmetric": (("rtn",), True),
+    "variant": (("llmqat",), "fixed"),
+    "estimator": (("paretoq",), "clipped"),
+    "codes": (("paretoq", "rtn"), "moving"),
+    "latent": (("onebit",), 0.0),
 }
-"""Choices that only one method has, and the value that stands where there is no choice."""
+"""Choices that only some methods have, and the value that stands where there is no choice."""
+
+CODES = ("moving", "fixed")
+"""Whether codes follow masters that learn, or stay those of the start."""
 
 
 def quantization_rules(quant: ConfigDict) -> list[Rule]:
     """Returns the rules of `config.quant`: overrides first, then the linear kernels, then everything else.
 
     An override `(pattern, {"bits": 4})` takes what it does not name from `quant` itself; one that names another method
-    leaves choices that only the old method has behind. The embedding is quantized along its rows (`transposed`).
+    leaves choices that it does not have behind. The embedding is quantized along its rows (`transposed`).
 
     Raises:
       ConfigError: a key is missing (written by another version); an override of another form, or with an unknown key.
@@ -68,8 +75,9 @@ def quantization_rules(quant: ConfigDict) -> list[Rule]:
             if key not in settings:
                 raise ConfigError(f"quant.overrides sets an unknown key {key!r}", nearest(key, settings))
         inherited = settings
-        if changes.get("method", settings["method"]) != settings["method"]:
-            inherited = settings | {key: neutral for key, (_, neutral) in OF_ONE_METHOD.items()}
+        if (method := changes.get("method", settings["method"])) != settings["method"]:
+            left = {key: neutral for key, (owners, neutral) in OF_SOME_METHODS.items() if method not in owners}
+            inherited = settings | left
         rules += _override(str(pattern), make_quantizer({**inherited, **changes}), rules)
     # Where overrides take every kernel, as an allocation of widths does, nothing is left for this rule to reach.
     fallen_through: Rule[Quantizer | None] = Rule(".*", None)
@@ -78,22 +86,36 @@ def quantization_rules(quant: ConfigDict) -> list[Rule]:
     return [*rules, Rule(".*", stored_as(_dtype(settings["float_dtype"])))]
 
 
+def fixed_codes(rules: Sequence[Rule[Quantizer | None]], params: Tree) -> frozenset[str]:
+    """Returns the paths of the parameters (or shapes) whose codes stay those of the start; raises as `resolve`."""
+    return frozenset(path for path, q in resolve(rules, params).items() if q is not None and q.fixed)
+
+
 def make_quantizer(settings: Mapping[str, Any]) -> Quantizer:
-    """Returns the quantizer that `method`, `bits` or `layer_bits`, `granularity`, `scale_init` and the dtypes describe.
+    """Returns the quantizer that a section `quant` describes.
 
     Raises:
-      ConfigError: a width a layer, a symmetry, a variant or an estimator for a method that has no such choice.
+      ConfigError: a width a layer, a symmetry, a variant, an estimator or fixed codes for a method that has no such
+        choice, or codes that are neither moving nor fixed.
       QuantizerError: see `quantization_rules`.
     """
-    method, bits = settings["method"], settings["bits"]
-    layer_bits = tuple(settings["layer_bits"])
-    for key, (owner, neutral) in OF_ONE_METHOD.items():
+    method = settings["method"]
+    for key, (owners, neutral) in OF_SOME_METHODS.items():
         given = tuple(settings[key]) if key == "layer_bits" else settings[key]
-        if method in (*QUANTIZERS, FLOAT) and method != owner and given != neutral:
+        if method in (*QUANTIZERS, FLOAT) and method not in owners and given != neutral:
             raise ConfigError(
                 f"quant.{key}={given!r} is set, and quant.method {method!r} has no such choice",
-                f"set quant.method={owner}, or leave quant.{key} at {neutral!r}",
+                f"set quant.method={' or '.join(owners)}, or leave quant.{key} at {neutral!r}",
             )
+    if settings["codes"] not in CODES:
+        raise ConfigError(f"unknown quant.codes {settings['codes']!r}", nearest(str(settings["codes"]), CODES))
+    quantizer = _of_method(settings)
+    return fixed(quantizer) if settings["codes"] == "fixed" else quantizer
+
+
+def _of_method(settings: Mapping[str, Any]) -> Quantizer:
+    """The quantizer of a method, whose codes follow its masters."""
+    method, bits, layer_bits = settings["method"], settings["bits"], tuple(settings["layer_bits"])
     shared = {"granularity": settings["granularity"], "scale_dtype": _dtype(settings["scale_dtype"])}
     match method:
         case "paretoq":

@@ -28,7 +28,7 @@ from lowbit.train import sharding
 from lowbit.train.activations import calibrate
 from lowbit.train.learner import check_length, make_learner, make_model, make_plan
 from lowbit.train.objectives import next_token
-from lowbit.train.sources import load_masters, load_scales
+from lowbit.train.sources import load_scales, load_source
 from lowbit.train.state import TrainState, Tree, merge, split
 from lowbit.train.step import Objective
 from lowbit.train.teacher import asks_for_teacher, check_distill, load_teacher, make_mix
@@ -57,7 +57,7 @@ class Experiment:
       byte_lengths: UTF-8 bytes of each token, None without a tokenizer or with one that can lose text.
       tokenizer_files: what the run folder keeps of the tokenizer.
       teacher: fingerprint of the teacher among the constants; "" where none teaches.
-      scales: collection "quant" that the run starts with; None makes it of the masters.
+      scales: collections "quant" and "grid" that the run starts with; None makes them of the masters.
       ranges: static ranges of activations, which stand in the collection "grid".
     """
 
@@ -84,12 +84,12 @@ class Experiment:
 
         Args:
           params: the masters.
-          scales: collection "quant"; None makes it of the masters.
+          scales: collections "quant" and "grid"; None makes them of the masters.
           ranges: `range_variables` of what was calibrated; None takes those of this experiment, as literals under jit.
         """
         variables = {"params": start_masters(self.rules, params), **init_state(self.rules, params)}
         if scales is not None:
-            variables["quant"] = scales
+            variables |= scales
         frozen, trained = split({name: variables[name] for name in ("params", "quant")}, self.frozen)
         grid = merge(variables["grid"], range_variables(self.ranges) if ranges is None else ranges)
         constants = {"grid": grid, **frozen, **self.constants}
@@ -139,7 +139,7 @@ def prepare(config: ConfigDict) -> Experiment:
     check_distill(config)
     check_names(config.data.train, config.data.valid)
 
-    source = load_masters(config.model.source) if config.model.source else None
+    source = load_source(config) if config.model.source else None
     cfg, make_params, tokenizer_files = _start(config, source)
     check_heads(cfg, mesh)
     check_length(config, cfg)

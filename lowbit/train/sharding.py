@@ -25,18 +25,19 @@ REPLICATED = PartitionSpec()
 AnyMesh = Mesh | AbstractMesh
 """Devices, or the shape that devices elsewhere will have: what lies where is a matter of the shape alone."""
 
-# Kernels [L k n] and what a quantizer keeps of them, [L g n], share a line: groups are cut as their inputs are.
+# Kernels [L k n] and what a quantizer keeps of them, [L g n], share a line: groups are cut as their inputs are. In
+# "grid" that is what fixed codes were made with (the numbers of a traced grid are [L 1 1], and lie everywhere).
 # The first matrix of a pair is cut along n by "tensor" and the second along k, so that between the two nothing moves.
 PARTITION_RULES: tuple[Rule, ...] = (
     Rule(r"params/embed/embedding", PartitionSpec("tensor", "fsdp")),
-    Rule(r"quant/embed/embedding/\w+", PartitionSpec("fsdp", "tensor")),  # of the transposed array [d V]
+    Rule(r"(quant|grid)/embed/embedding/\w+", PartitionSpec("fsdp", "tensor")),  # of the transposed array [d V]
     Rule(
-        r"(params|quant)/layers/(attn/[qkv]|mlp/(gate|up))_proj/kernel(/\w+)?",
+        r"(params|quant|grid)/layers/(attn/[qkv]|mlp/(gate|up))_proj/kernel(/\w+)*",
         PartitionSpec(None, "fsdp", "tensor"),
     ),
-    Rule(r"(params|quant)/layers/(attn/o|mlp/down)_proj/kernel(/\w+)?", PartitionSpec(None, "tensor", "fsdp")),
+    Rule(r"(params|quant|grid)/layers/(attn/o|mlp/down)_proj/kernel(/\w+)*", PartitionSpec(None, "tensor", "fsdp")),
     Rule(r"params/layers/attn/[qkv]_proj/bias", PartitionSpec(None, "tensor")),
-    Rule(r"(params|quant)/lm_head/kernel(/\w+)?", PartitionSpec("fsdp", "tensor")),
+    Rule(r"(params|quant|grid)/lm_head/kernel(/\w+)?", PartitionSpec("fsdp", "tensor")),
     Rule(r"params/(layers/)?\w*norm/scale", REPLICATED),
     Rule(r"grid/.*", REPLICATED),
 )
@@ -203,7 +204,7 @@ def _shares(owners: np.ndarray) -> dict[int, tuple[int, ...]]:
 def _fitted(mesh: AnyMesh, path: str, shape: tuple[int, ...], spec: PartitionSpec) -> PartitionSpec:
     if len(spec) > len(shape):
         raise ConfigError(f"{path} of shape {shape} cannot be cut as {spec}", "mend the partition rules")
-    is_scale = path.startswith("quant/")
+    is_scale = path.startswith(("quant/", "grid/"))
     axes: list[str | None] = []
     for dim, (size, axis) in enumerate(zip(shape, spec, strict=False)):
         if axis is None or (is_scale and size == 1):  # one scale for all of an axis: every shard has it

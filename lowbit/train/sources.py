@@ -1,7 +1,9 @@
 """What a run starts from, or learns from: a pretrained model, or a run of this package."""
 
 import functools
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,17 +11,19 @@ import numpy as np
 from lowbit import formats
 from lowbit.config import ConfigDict
 from lowbit.errors import ConfigError
-from lowbit.llama import FLOAT_ACTIVATIONS, ActivationRounding, LlamaConfig
+from lowbit.llama import FLOAT_ACTIVATIONS, ActivationRounding, LlamaConfig, param_shapes
 from lowbit.llama.activations import from_meta
 from lowbit.models import pretrained
 from lowbit.models.layerwise import LayerSource, ModelInMemory, open_model
 from lowbit.models.pretrained import Pretrained
+from lowbit.numerics.quantizers import State
 from lowbit.train.activations import activation_rounding
-from lowbit.train.quantization import FLOAT
+from lowbit.train.quantization import FLOAT, fixed_codes, quantization_rules
 from lowbit.train.run_folder import RunFolder
 from lowbit.train.state import Tree
-from lowbit.train.trained import load_trained
-from lowbit.tree import fake_quant
+from lowbit.train.trained import Trained, load_trained
+from lowbit.tree import fake_quant, flatten, resolve, unflatten
+from lowbit.tree.apply import state_at
 
 DECIDES_SCALES = ("method", "bits", "layer_bits", "granularity", "symmetric", "scale_dtype", "overrides")
 """Keys of the section `quant` that two runs must share for the scales of one to mean the same in the other."""
@@ -32,11 +36,15 @@ def load_sizes(source: str) -> LlamaConfig:
     return RunFolder(Path(source).expanduser()).read()[1]
 
 
-def load_masters(source: str) -> Pretrained:
+def load_masters(source: str, still: Collection[str] = ()) -> Pretrained:
     """Loads float weights to go on from: of a run folder, the float32 masters of its newest checkpoint.
+
+    Where a run's codes are fixed, its masters hold nothing of what it learned, and the weights that it computes with
+    stand in their place.
 
     Args:
       source: a run folder, or what `lowbit.models.pretrained.load` takes.
+      still: paths whose codes stay fixed: their masters are needed as they are, to make the same codes again.
 
     Raises:
       LowbitError: as `lowbit.train.load_trained` and `lowbit.models.pretrained.load`.
@@ -44,7 +52,27 @@ def load_masters(source: str) -> Pretrained:
     if not is_run(source):
         return pretrained.load(source)
     run = load_trained(Path(source).expanduser())
-    return Pretrained(run.cfg, jax.tree.map(np.asarray, run.params), run.tokenizer_files)
+    params = flatten(run.params)
+    if decoded := fixed_codes(run.rules, run.params) - set(still):
+        computed = flatten(_decoded(run))
+        params |= {path: computed[path] for path in decoded}
+    return Pretrained(
+        run.cfg, unflatten({path: np.asarray(leaf) for path, leaf in params.items()}), run.tokenizer_files
+    )
+
+
+def load_source(config: ConfigDict) -> Pretrained:
+    """Loads the masters that a run of this config starts from, of `config.model.source`; raises as `load_masters`."""
+    source = config.model.source
+    if not config.model.source_scales or not is_run(source):
+        return load_masters(source)
+    sizes = param_shapes(load_sizes(source)).items()
+    shapes = unflatten({path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in sizes})
+    return load_masters(source, fixed_codes(quantization_rules(config.quant), shapes))
+
+
+def _decoded(run: Trained) -> Any:
+    return jax.jit(functools.partial(fake_quant, run.rules))(run.params, run.state)
 
 
 def open_masters(source: str) -> LayerSource:
@@ -56,10 +84,14 @@ def open_masters(source: str) -> LayerSource:
 
 
 def load_scales(config: ConfigDict) -> Tree:
-    """Returns the quantizers' learned state, collection "quant", of the run that `config.model.source` names.
+    """Returns the quantizers' state, collections "quant" and "grid", of the run that `config.model.source` names.
+
+    Where this config's codes are fixed, they are the source's: those that were fixed there, or what its scales make of
+    its masters.
 
     Raises:
-      ConfigError: the source is no run, is turned on its way here, or rounds to other grids than this config.
+      ConfigError: the source is no run, is turned on its way here, rounds to other grids than this config, or has zero
+        points between the levels on which this config's codes move.
       LowbitError: as `lowbit.train.load_trained`.
     """
     source = config.model.source
@@ -81,7 +113,27 @@ def load_scales(config: ConfigDict) -> Tree:
             + ", quant.".join(f"{key}={theirs[key]!r} (here {ours[key]!r})" for key in odd),
             "give both the same grid, or leave model.source_scales out",
         )
-    return jax.tree.map(np.asarray, run.state["quant"])
+    grid, theirs_fixed = {}, fixed_codes(run.rules, run.params)
+    for path, quantizer in resolve(quantization_rules(config.quant), run.params).items():
+        state = state_at(run.state, path)
+        moving = state["grid"] if path in theirs_fixed else state
+        if quantizer is not None and quantizer.fixed:
+            grid[path] = moving
+            continue
+        if "grid" in moving:
+            grid[path] = moving["grid"]
+        if path in theirs_fixed:
+            _check_whole(state, source, path)
+    return jax.tree.map(np.asarray, {"quant": run.state["quant"], "grid": unflatten(grid)})
+
+
+def _check_whole(state: State, source: str, path: str) -> None:
+    """Raises ConfigError where zero points that learned under fixed codes are no whole numbers."""
+    if "zero" in state and not np.array_equal(state["zero"], np.round(state["zero"])):
+        raise ConfigError(
+            f"zero points of {path} in {source} learned, and codes that move stand on whole ones",
+            "set quant.codes=fixed here too, or leave model.source_scales out",
+        )
 
 
 def load_as_it_predicts(source: str) -> Pretrained:
@@ -97,8 +149,7 @@ def load_as_it_predicts(source: str) -> Pretrained:
     if not is_run(source):
         return pretrained.load(source)
     run = load_trained(Path(source).expanduser())
-    decoded = jax.jit(functools.partial(fake_quant, run.rules))(run.params, run.state)
-    return Pretrained(run.cfg, jax.tree.map(np.asarray, decoded), run.tokenizer_files)
+    return Pretrained(run.cfg, jax.tree.map(np.asarray, _decoded(run)), run.tokenizer_files)
 
 
 def source_rounding(source: str) -> ActivationRounding:
