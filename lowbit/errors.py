@@ -38,6 +38,10 @@ class RuleError(LowbitError):
     """A rule table that leaves a parameter uncovered or holds a rule that nothing uses."""
 
 
+class AllocationError(LowbitError):
+    """A budget that no widths keep, or a record of widths that cannot be read."""
+
+
 class ModelError(LowbitError):
     """A model folder, hub name or GGUF file that is missing, incomplete or of a family not supported."""
 

@@ -1,5 +1,6 @@
 """The commands and their arguments, as data: parsers, `--help` and docs/commands.md are all made of it."""
 
+from lowbit.cli.allocate_command import ALLOCATE
 from lowbit.cli.bench_command import BENCH
 from lowbit.cli.command import Command, positive, whole
 from lowbit.cli.command import argument as _argument
@@ -61,6 +62,7 @@ TRAIN = Command(
     (
         _CONFIG,
         _OVERRIDES,
+        _argument("--allocation", metavar="FILE", help="widths of each matrix that allocate wrote"),
         _argument("--resume", action="store_true", help="go on from the newest checkpoint of the run folder"),
         *_DISTRIBUTED,
     ),
@@ -340,7 +342,7 @@ REPORT = Command(
 COMMANDS: dict[str, Command] = {
     c.name: c
     for c in (
-        *(TOKENIZE, SYNTHESIZE, ESTIMATE, CACHE_TEACHER, TRAIN, SWEEP, QUANTIZE),
+        *(TOKENIZE, SYNTHESIZE, ESTIMATE, CACHE_TEACHER, ALLOCATE, TRAIN, SWEEP, QUANTIZE),
         *(EVAL, REPORT, EXPORT, VERIFY, INSPECT, GENERATE, BENCH),
     )
 }

@@ -77,6 +77,10 @@ def _execute(name: str, values: argparse.Namespace) -> int:
             from lowbit.cli import cache_teacher
 
             return cache_teacher.run(values)
+        case "allocate":
+            from lowbit.cli import allocate
+
+            return allocate.run(values)
         case "train":
             from lowbit.cli import train
 

@@ -23,10 +23,12 @@ from lowbit.cli.tables import fields
 from lowbit.cli.usage import UsageError, check_output
 from lowbit.config import ConfigDict
 from lowbit.data import TextTokenizer, open_windows
+from lowbit.errors import QuantizerError
 from lowbit.evals import Evaluation, evaluate, jax_predictor
 from lowbit.evals.predictor import Predictor
 from lowbit.llama import FLOAT_ACTIVATIONS
 from lowbit.locks import sole_writer
+from lowbit.mixed.record import read_widths
 from lowbit.models.layerwise import LayerSource
 from lowbit.numerics.grids import TERNARY_BITS
 from lowbit.ptq import (
@@ -46,6 +48,7 @@ from lowbit.ptq import (
     write_run,
 )
 from lowbit.ptq.memory import available_host_memory, check_host_memory, host_memory
+from lowbit.ptq.widths import Widths
 from lowbit.report.table import format_bytes, format_seconds
 from lowbit.strict_json import finite
 from lowbit.train.provenance import provenance
@@ -65,8 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Quantizes, writes the result and its record, and prints what it costs and, if asked, what it lost."""
     output = Path(arguments.output).expanduser()
     packs = output.suffix in PACKED_SUFFIXES
-    method, target, options = method_by_name(arguments.method), _target(arguments), _options(arguments)
-    plan = Plan(method, target, options, None, _activations(arguments))
+    method, (target, widths), options = method_by_name(arguments.method), _target(arguments), _options(arguments)
+    plan = Plan(method, target, options, None, _activations(arguments), widths)
     _check_output(output, packs, plan, arguments)
     _check_source(arguments)
     source = open_masters(arguments.source)
@@ -109,13 +112,23 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _target(arguments: argparse.Namespace) -> Target:
+def _target(arguments: argparse.Namespace) -> tuple[Target, Widths | None]:
+    """What kernels become, and their widths where an allocation says them."""
     method = method_by_name(arguments.method)
+    range_ = method.ranges[0] if arguments.range is None else arguments.range
+    if (arguments.bits is None) == (arguments.allocation is None):
+        raise UsageError("one of --bits and --allocation says to what width", "give the one or the other")
+    if arguments.allocation is not None:
+        for flag, given in (("--grid", arguments.grid), ("--granularity", arguments.granularity)):
+            if given is not None:
+                raise UsageError(f"the allocation says what {flag} is", f"leave out {flag}, or allocate with it")
+        widths, target = read_widths(Path(arguments.allocation).expanduser())
+        return make_target(target.grid, target.bits, target.granularity, range_), widths
     bits = configs.parse(arguments.bits, float, "--bits")
     grid = method.grids[0] if arguments.grid is None else arguments.grid
-    granularity = configs.parse(arguments.granularity, object, "--granularity")
+    granularity = configs.parse(arguments.granularity or "channel", object, "--granularity")
     width = bits if bits == TERNARY_BITS or not bits.is_integer() else int(bits)
-    return make_target(grid, width, granularity, method.ranges[0] if arguments.range is None else arguments.range)
+    return make_target(grid, width, granularity, range_), None
 
 
 def _options(arguments: argparse.Namespace) -> Options:
@@ -179,11 +192,12 @@ def _check_output(output: Path, packs: bool, plan: Plan, arguments: argparse.Nam
     if arguments.overwrite:
         raise UsageError("--overwrite replaces packed files, and a folder is asked for", "give a folder of a new name")
     RunFolder(output).check(resume=False)
-    if plan.target.section() is None:
+    try:
+        plan.section()
+    except QuantizerError as error:
         raise UsageError(
-            f"training has no quantizer with the grid {plan.target.grid!r}, so no run folder can hold it",
-            f"write a packed file: -o {output}{PACKED_SUFFIXES[0]}",
-        )
+            f"{error.cause}, so no run folder can hold it", f"write a packed file: -o {output}{PACKED_SUFFIXES[0]}"
+        ) from error
 
 
 def _calibration(arguments: argparse.Namespace, plan: Plan, source: LayerSource) -> Calibration | None:
@@ -265,7 +279,7 @@ def _write_packed(
     arguments: argparse.Namespace,
 ) -> Written:
     # Bytes of the file depend on neither when nor where nor how fast it was made.
-    kept = ("source", "method", "grid", "bits", "granularity", "range", "options", "calibration", "activations")
+    kept = ("source", *plan.record())
     meta = {"quantization": {key: record[key] for key in kept}}
     packed, summary = pack_layers(source, layers, plan.target, meta, plan.activations)
     formats.write(output, packed, overwrite=arguments.overwrite)
@@ -289,10 +303,8 @@ def _write_run(
 
 def _config(plan: Plan, record: Mapping[str, Any], output: Path, seed: int) -> ConfigDict:
     config = configs.base()
-    section = plan.target.section()
-    assert section is not None
     with config.unlocked():
-        config.quant.update(section)
+        config.quant.update(plan.section())
         if plan.activations is not None:
             config.activations.update(plan.activations.section())
         config.model.source = record["source"]

@@ -26,11 +26,10 @@ QUANTIZE = Command(
             required=True,
             help="rtn, gptq, awq, hqq, gpfq, smoothquant, zeroquant, lkd, int8_outliers, kmeans, product, residual",
         ),
-        _argument("--bits", metavar="B", required=True, help="width: 1, 1.58, 2 to 8 (or what the grid has)"),
+        _argument("--bits", metavar="B", help="width: 1, 1.58, 2 to 8 (or what the grid has)"),
+        _argument("--allocation", metavar="FILE", help="in its place: widths of each matrix that allocate wrote"),
         _argument("-o", "--output", metavar="OUTPUT", required=True, help="packed file (.lowbit) or run folder"),
-        _argument(
-            "--granularity", metavar="G", default="channel", help="one scale a channel (default), tensor, or G inputs"
-        ),
+        _argument("--granularity", metavar="G", help="one scale a channel (default), tensor, or G inputs"),
         _argument(
             "--grid",
             metavar="NAME",

@@ -2,12 +2,14 @@
 
 import argparse
 import json
+from pathlib import Path
 
 from lowbit import config as configs
 from lowbit.cli.commands import PROGRAM
 from lowbit.cli.eval_texts import evaluation_table
 from lowbit.cli.parsing import UsageError
 from lowbit.cli.tables import fields
+from lowbit.mixed.record import read_widths
 from lowbit.report.table import format_seconds
 from lowbit.train import Result, processes
 from lowbit.train import run as run_config
@@ -20,6 +22,9 @@ STOPPED = 143  # what a process that SIGTERM ended reports
 def run(arguments: argparse.Namespace) -> int:
     """Trains, and prints what it came to and where it lies."""
     config = configs.load(arguments.config, arguments.overrides)
+    if arguments.allocation is not None:
+        widths, target = read_widths(Path(arguments.allocation).expanduser())
+        config.quant.overrides = (*widths.overrides(target), *config.quant.overrides)
     _connect(arguments)
     result = run_config(config, resume=arguments.resume)
     if not processes.is_first():

@@ -57,7 +57,7 @@ def test_every_kernel_has_its_width_in_the_file(name, model):
 
 
 def test_one_width_for_all_is_what_the_target_says(model):
-    alike = Widths({path: (3.0, 3.0) for path in PATHS})
+    alike = Widths(dict.fromkeys(PATHS, (3.0, 3.0)))
     one = dataclasses.replace(plan("gptq", widths=None), target=make_target("integer", 3, "channel", "mse"))
     _, ours = quantized(model, plan("gptq", widths=alike))
     _, theirs = quantized(model, one)
@@ -67,7 +67,7 @@ def test_one_width_for_all_is_what_the_target_says(model):
 
 def test_finished_layers_keep_their_widths(model, tmp_path):
     settings = plan("rtn", calibrated=False)
-    source, kept = quantized(model, settings, finished=tmp_path / "layers")
+    _source, kept = quantized(model, settings, finished=tmp_path / "layers")
     _, fresh = quantized(model, settings)
     for a, b in zip(kept, fresh, strict=True):
         assert {path: kernel.width for path, kernel in a.kernels.items()} == {
@@ -95,7 +95,7 @@ def test_a_run_holds_them_and_is_the_packed_file(model, tmp_path):
 
 def test_what_training_cannot_hold_is_refused():
     with pytest.raises(QuantizerError, match=r"no quantizer with the grid 'nf4'"):
-        Widths({path: (4.0, 4.0) for path in PATHS}).overrides(make_target("nf4", 4, 64, "max"))
+        Widths(dict.fromkeys(PATHS, (4.0, 4.0))).overrides(make_target("nf4", 4, 64, "max"))
     with pytest.raises(
         QuantizerError, match=r"the layers of attn/q_proj/kernel differ in width, and training has only"
     ):
@@ -103,11 +103,11 @@ def test_what_training_cannot_hold_is_refused():
 
 
 def test_widths_of_another_model_are_refused(model):
-    short = Widths({path: (4.0,) for path in PATHS})
+    short = Widths(dict.fromkeys(PATHS, (4.0,)))
     with pytest.raises(QuantizerError, match="widths are given for 1 layers, and the model has 2"):
         quantized(model, plan("rtn", widths=short, calibrated=False))
     with pytest.raises(QuantizerError, match="for other kernels than a layer has: see attn/q_proj/kernel"):
-        quantized(model, plan("rtn", widths=Widths({path: (4.0, 4.0) for path in PATHS[1:]}), calibrated=False))
-    odd = Widths({path: (4.0, 5.0) for path in PATHS})
+        quantized(model, plan("rtn", widths=Widths(dict.fromkeys(PATHS[1:], (4.0, 4.0))), calibrated=False))
+    odd = Widths(dict.fromkeys(PATHS, (4.0, 5.0)))
     with pytest.raises(QuantizerError, match="the grid 'paretoq' has no 5 bits"):
         quantized(model, plan("rtn", "paretoq", widths=odd, calibrated=False))

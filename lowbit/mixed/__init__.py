@@ -1,0 +1,21 @@
+"""Mixed precision: what each matrix loses at each width, and the widths that lose least under a budget of bytes."""
+
+from lowbit.mixed.allocation import Allocation, allocate, allocated_bytes, uniform
+from lowbit.mixed.finished import FinishedRows
+from lowbit.mixed.measures import MEASURES, measure_by_name
+from lowbit.mixed.record import read_widths, to_record
+from lowbit.mixed.trial import Sensitivities, Trial
+
+__all__ = [
+    "MEASURES",
+    "Allocation",
+    "FinishedRows",
+    "Sensitivities",
+    "Trial",
+    "allocate",
+    "allocated_bytes",
+    "measure_by_name",
+    "read_widths",
+    "to_record",
+    "uniform",
+]
