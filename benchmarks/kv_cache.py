@@ -163,8 +163,14 @@ def largest_batch(run: Run, weights: Weights, memory: float) -> dict[str, Any]:
     batch = predicted
     while batch >= 1:
         trial = run._replace(batch=batch)
+        program = _compiled(trial, weights)
+        # What a large batch takes beside its cache may grow faster than what a small one does: a count is seconds, a
+        # run that does not fit many of them.
+        if (total := _total(_counted(program))) > memory:
+            batch = min(batch - 1, int(batch * memory / total))
+            continue
         try:
-            _seconds(_compiled(trial, weights), trial, weights)
+            _seconds(program, trial, weights)
         except jax.errors.JaxRuntimeError:
             batch = min(batch - 1, int(batch * SHRINK))
             continue
