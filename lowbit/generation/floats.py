@@ -1,8 +1,8 @@
-"""Float matrices as a GPU reads them fastest: outputs first, and those of each layer in an array of their own.
+"""Matrices of layers in arrays of their own: floats as a GPU reads them fastest, and layers that are unlike each other.
 
 XLA hands a layer of a stack to a library's product only after it has copied it, which writes it and reads it twice: a
-token of a model with a billion weights took four times as long on an H100. What is an array of its own is read where
-it lies. Outputs first, as products of one token are sums along what lies side by side.
+token of a model with a billion weights took more than twice as long on an H100. What is an array of its own is read
+where it lies. Outputs come first, as products of one token are sums along what lies side by side.
 """
 
 import dataclasses
@@ -32,24 +32,25 @@ class FloatMatrix:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class FloatLayers:
-    """The matrices [k n] of all layers.
+class OwnLayers:
+    """One matrix a layer, which no loop over the layers can choose from.
 
     Attributes:
-      rows: [n k] of each.
+      matrices: of any form that a decoder multiplies by.
     """
 
-    rows: tuple[Any, ...]
+    matrices: tuple[Any, ...]
 
-    def of_layer(self, layer: int) -> FloatMatrix:
+    def of_layer(self, layer: int) -> Any:
         """Returns one of them."""
-        return FloatMatrix(self.rows[layer])
+        return self.matrices[layer]
 
 
-def lay_out(members: Sequence[Any], dtype: DTypeLike) -> FloatLayers:
+def lay_out(members: Sequence[Any], dtype: DTypeLike) -> OwnLayers:
     """Returns stacks [L k n] with the same inputs as matrices [k n1+n2+...] in `dtype`, one layer after another."""
     layers = range(len(members[0]))
-    return FloatLayers(tuple(_joined(tuple(w[layer] for w in members), jnp.dtype(dtype)) for layer in layers))
+    rows = [_joined(tuple(w[layer] for w in members), jnp.dtype(dtype)) for layer in layers]
+    return OwnLayers(tuple(map(FloatMatrix, rows)))
 
 
 @functools.partial(jax.jit, static_argnames="dtype")

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lowbit.generation.floats import FloatLayers, FloatMatrix
+from lowbit.generation.floats import FloatMatrix, OwnLayers
 from lowbit.generation.packed import PackedWeight
 from lowbit.llama import LAYER_PREFIX, ActivationRounding
 from lowbit.pallas import GpuWeight
@@ -36,7 +36,7 @@ class Columns:
       size: its outputs (static).
     """
 
-    whole: GpuWeight | FloatLayers | FloatMatrix
+    whole: GpuWeight | OwnLayers | FloatMatrix
     begin: int = dataclasses.field(metadata={"static": True})
     size: int = dataclasses.field(metadata={"static": True})
 
@@ -60,7 +60,7 @@ class Joined:
       outputs: (path of the kernel, its outputs) in their order (static).
     """
 
-    whole: GpuWeight | FloatLayers
+    whole: GpuWeight | OwnLayers
     outputs: tuple[tuple[str, int], ...] = dataclasses.field(metadata={"static": True})
 
     def columns(self) -> dict[str, Columns]:
@@ -96,10 +96,10 @@ def may_be_joined(members: Mapping[str, Any], rounding: ActivationRounding) -> b
 
 def _kind(w: Any) -> tuple[Any, ...] | None:
     """What matrices have to share to be joined; None for one that stays alone."""
+    if isinstance(w, OwnLayers) or (isinstance(w, PackedWeight) and w.in_scale is not None):
+        return None
     if not isinstance(w, PackedWeight):
         return ("floats",)
-    if w.in_scale is not None:
-        return None
     return (w.levels, w.k, w.packed.shape[:-2], w.scale.shape[-2], w.zero is None)
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from lowbit.errors import ConfigError, ModelError, QuantizerError, nearest
-from lowbit.formats import PackedModel, PackedTensor, StoredTensor, decode
-from lowbit.generation.floats import FloatLayers, FloatMatrix, lay_out
+from lowbit.formats import PackedModel, PackedTensor, decode
+from lowbit.generation.floats import FloatMatrix, OwnLayers, lay_out
 from lowbit.generation.joined import Columns, Joined, families, join, may_be_joined
 from lowbit.generation.packed import PackedWeight, for_gpu
 from lowbit.kernels import unstacked_shapes
@@ -26,8 +26,8 @@ from lowbit.tree.paths import Tree
 EMBEDDING, HEAD = "embed/embedding", "lm_head/kernel"
 
 Kernels = Literal["auto", "gpu", "xla"]
-"""What multiplies: "gpu" lays matrices out anew, packed ones for `lowbit.pallas` and floats as `FloatLayers`; "xla" is
-plain XLA, from the file's bytes and from stacks of floats."""
+"""What multiplies: "gpu" lays matrices out anew, packed ones for `lowbit.pallas` and floats as `floats.lay_out` does;
+"xla" is plain XLA, from the file's bytes and from stacks of floats."""
 
 
 class Weights(NamedTuple):
@@ -52,7 +52,7 @@ class Weights(NamedTuple):
     @property
     def loops(self) -> bool:
         """Whether a loop over the layers can find what each of them multiplies by."""
-        return not any(isinstance(_whole(w), FloatLayers) for w in self._stacked().values())
+        return not any(isinstance(_whole(w), OwnLayers) for w in self._stacked().values())
 
     def variables(self) -> dict[str, Any]:
         """Returns the variables of `CachedLayers`: `layers`, with the number of each layer beside what is stacked.
@@ -74,7 +74,7 @@ class Weights(NamedTuple):
             own = {name: _cut(self.layers[name], number) for name in ("params", "grid", "packed")}
             packed = flatten(own["packed"])
             for path, w in self._stacked().items():
-                at = number if isinstance(_whole(w), FloatLayers) else jnp.asarray(number, jnp.int32)
+                at = number if isinstance(_whole(w), OwnLayers) else jnp.asarray(number, jnp.int32)
                 packed[path.removeprefix(LAYER_PREFIX)] = w.of_layer(at)
             found.append(own | {"packed": unflatten(packed)})
         return found
@@ -146,8 +146,8 @@ def from_packed(cfg: LlamaConfig, packed: PackedModel, dtype: DTypeLike, kernels
       ConfigError: unknown kernels.
       QuantizerError: a matrix that the kernel does not take, if it was asked for.
       FormatError: a record of activations that cannot be read.
-      ModelError: tensors that are not those of the config, layers of one matrix that differ in grid or groups, or an
-        embedding packed along the vocabulary.
+      ModelError: tensors that are not those of the config, or a matrix packed across the direction in which it is
+        multiplied, such as an embedding along the vocabulary.
     """
     _check(kernels)
     shapes = unstacked_shapes(cfg)
@@ -165,14 +165,14 @@ def from_packed(cfg: LlamaConfig, packed: PackedModel, dtype: DTypeLike, kernels
         if not lays_out:
             flat |= {path: _as_it_is(path, w, dtype) for path, w in members.items()}
             continue
-        if may_be_joined(members, rounding) and isinstance(members[family[0]], PackedWeight):
-            whole = _laid_out(join(list(members.values())), kernels)
+        if isinstance(members[family[0]], PackedWeight) and may_be_joined(members, rounding):
+            whole = _laid_out(join(list(members.values())), dtype, kernels)
             if isinstance(whole, GpuWeight):
                 outputs = tuple((path, w.packed.shape[-2]) for path, w in members.items())
                 joined.append(Joined(whole, outputs))
                 continue
-        codes = {path: w for path, w in members.items() if isinstance(w, PackedWeight)}
-        flat |= {path: _laid_out(w, kernels) for path, w in codes.items()}
+        codes = {path: w for path, w in members.items() if isinstance(w, PackedWeight | OwnLayers)}
+        flat |= {path: _laid_out(w, dtype, kernels) for path, w in codes.items()}
         floats = {path: w for path, w in members.items() if path not in codes}
         flat |= _floats_laid_out(floats, dtype, rounding, joined)
     return _assemble(flat, ranges, tuple(joined))
@@ -183,21 +183,49 @@ def _check(kernels: str) -> None:
         raise ConfigError(f"unknown kernels {kernels!r}", nearest(kernels, get_args(Kernels)))
 
 
-def _read(cfg: LlamaConfig, packed: PackedModel, path: str) -> PackedWeight | np.ndarray:
-    """A parameter of the file, its layers in one, in numpy: packed, or floats."""
-    names = layer_names(cfg, path, packed_name)
-    tensors = [packed.tensors[name] for name in names]
-    layered = path.startswith(LAYER_PREFIX)
-    if any(isinstance(tensor, PackedTensor) for tensor in tensors):
-        stacked = _stack(path, tensors)
-        return stacked if layered else _single(stacked)
-    floats = [decode(tensor) for tensor in tensors]
-    return np.stack(floats) if layered else floats[0]
+def _read(cfg: LlamaConfig, packed: PackedModel, path: str) -> PackedWeight | OwnLayers | np.ndarray:
+    """A parameter of the file, its layers in one, in numpy: packed, or floats, or each as it is where they differ."""
+    tensors = [packed.tensors[name] for name in layer_names(cfg, path, packed_name)]
+    if not path.startswith(LAYER_PREFIX):
+        return _codes(path, tensors[0]) if isinstance(tensors[0], PackedTensor) else decode(tensors[0])
+    if not any(isinstance(tensor, PackedTensor) for tensor in tensors):
+        return np.stack([decode(tensor) for tensor in tensors])
+    found = [_codes(path, tensor) if isinstance(tensor, PackedTensor) else decode(tensor) for tensor in tensors]
+    if len({_form(w) for w in found}) > 1:
+        return OwnLayers(tuple(found))
+    stacked: PackedWeight = jax.tree.map(lambda *leaves: np.stack(leaves), *found)
+    return stacked
+
+
+def _codes(path: str, tensor: PackedTensor) -> PackedWeight:
+    """A packed matrix, outputs first, in numpy."""
+    if tensor.transposed == is_transposed(path):
+        raise ModelError(
+            f"{path} is packed across the direction in which it is multiplied",
+            "run it with decoded weights, or export it with one scale for each output",
+        )
+    levels = tuple(float(level) for level in tensor.levels)
+    return PackedWeight(tensor.packed, tensor.scale, tensor.zero, tensor.in_scale, levels, tensor.shape[0])
+
+
+def _form(w: Any) -> Any:
+    """What layers have to share to be one stack."""
+    return jax.tree.structure(w), tuple((leaf.shape, leaf.dtype.str) for leaf in jax.tree.leaves(w))
 
 
 def _as_it_is(path: str, w: Any, dtype: DTypeLike) -> Any:
     """A parameter on the device, for plain XLA."""
+    if isinstance(w, OwnLayers):
+        return OwnLayers(tuple(_own(one, dtype) for one in w.matrices))
     return jax.tree.map(jnp.asarray, w) if isinstance(w, PackedWeight) else _device(path, w, dtype)
+
+
+def _own(w: Any, dtype: DTypeLike) -> PackedWeight | FloatMatrix:
+    """The matrix of one layer on the device."""
+    if isinstance(w, PackedWeight):
+        packed: PackedWeight = jax.tree.map(jnp.asarray, w)
+        return packed
+    return FloatMatrix(jnp.asarray(w).astype(dtype).T)
 
 
 def _floats_laid_out(
@@ -219,20 +247,23 @@ def _floats_laid_out(
     return flat
 
 
-def _laid_out(w: PackedWeight, kernels: str) -> PackedWeight | GpuWeight:
+def _laid_out(w: Any, dtype: DTypeLike, kernels: str) -> Any:
     """A matrix for the GPU's kernel; what this does not take is left to XLA, unless the kernel was asked for."""
+    if isinstance(w, OwnLayers):
+        return OwnLayers(tuple(_laid_out(one, dtype, kernels) for one in w.matrices))
+    if not isinstance(w, PackedWeight):
+        return _own(w, dtype)
     try:
         return for_gpu(w)
     except QuantizerError:
         if kernels == "gpu":
             raise
-        on_device: PackedWeight = jax.tree.map(jnp.asarray, w)
-        return on_device
+        return _own(w, dtype)
 
 
 def _assemble(flat: dict[str, Any], ranges: Ranges, joined: tuple[Joined, ...] = ()) -> Weights:
     embedding, head = flat.pop(EMBEDDING), flat.pop(HEAD, None)
-    stacked = {path: w for path, w in flat.items() if isinstance(w, GpuWeight | FloatLayers)}
+    stacked = {path: w for path, w in flat.items() if isinstance(w, GpuWeight | OwnLayers)}
     parts = {
         "params": {path: w for path, w in flat.items() if path not in stacked and not isinstance(w, PackedWeight)},
         "packed": {path: w for path, w in flat.items() if isinstance(w, PackedWeight)},
@@ -246,41 +277,3 @@ def _device(path: str, w: Any, dtype: DTypeLike) -> jax.Array:
     """Matrices in the dtype that multiplies them; norms and biases in float32, as they are used."""
     is_matrix = path == EMBEDDING or path.endswith("/kernel")
     return jnp.asarray(w).astype(dtype if is_matrix else jnp.float32)
-
-
-def _stack(path: str, tensors: list[StoredTensor]) -> PackedWeight:
-    """The layers of one matrix, outputs first, in numpy."""
-    packed = [tensor for tensor in tensors if isinstance(tensor, PackedTensor)]
-    kinds = {
-        (t.levels.tobytes(), t.shape, t.scale.shape, t.scale.dtype.str, t.zero is None, t.in_scale is None)
-        for t in packed
-    }
-    if len(packed) < len(tensors) or len(kinds) > 1:
-        raise ModelError(
-            f"the layers of {path} are packed in different ways, and one program cannot serve them all",
-            "run it with decoded weights",
-        )
-    first = packed[0]
-    if first.transposed == is_transposed(path):
-        raise ModelError(
-            f"{path} is packed across the direction in which it is multiplied",
-            "run it with decoded weights, or export it with one scale for each output",
-        )
-
-    def stacked(parts: list[np.ndarray | None]) -> np.ndarray | None:
-        present = [part for part in parts if part is not None]
-        return np.stack(present) if present else None
-
-    return PackedWeight(
-        packed=stacked([t.packed for t in packed]),
-        scale=stacked([t.scale for t in packed]),
-        zero=stacked([t.zero for t in packed]),
-        in_scale=stacked([t.in_scale for t in packed]),
-        levels=tuple(float(level) for level in first.levels),
-        k=first.shape[0],
-    )
-
-
-def _single(stacked: PackedWeight) -> PackedWeight:
-    first: PackedWeight = jax.tree.map(lambda leaf: leaf[0], stacked)
-    return first

@@ -9,7 +9,7 @@ from lowbit.errors import ConfigError
 from lowbit.export.packed import unpack_params
 from lowbit.formats import decode
 from lowbit.generation import Generator, from_params, loop
-from lowbit.generation.floats import FloatLayers, FloatMatrix
+from lowbit.generation.floats import FloatMatrix, OwnLayers
 from lowbit.llama import ActivationRounding, LlamaConfig
 from lowbit.llama.activations import INT8
 from lowbit.tree import flatten, unflatten
@@ -91,7 +91,7 @@ def test_a_packed_model_s_floats_are_laid_out_beside_its_codes(make):
         packed.tensors[name] = decode(packed.tensors[name])
     stacked, laid_out = (Generator.from_packed(packed, kernels=kernels) for kernels in ("xla", "gpu"))
     down = laid_out.weights.layers["stacked"]["layers"]["mlp"]["down_proj"]["kernel"]
-    assert isinstance(down, FloatLayers)
+    assert isinstance(down, OwnLayers)
     first, second = (logits(one, [3, 4, 5]) for one in (stacked, laid_out))
     # The kernel for codes takes bfloat16 activations: 8 bits, in each of 14 products.
     np.testing.assert_allclose(second, first, rtol=0, atol=14 * 2**-8 * float(jnp.max(jnp.abs(first))))
