@@ -59,7 +59,7 @@ def allocate(cfg: LlamaConfig, target: Target, sensitivities: Sensitivities, bud
     losses = [list(sensitivities.losses[path][layer]) for path, layer in paths]
     weights = _weights(cfg, sensitivities)
     least = sum(map(min, costs))
-    allowed = int(budget * weights / 8)
+    allowed = int(budget * weights / 8 + 1e-6)  # bits/weight of so many bytes are to hold so many bytes
     if least > allowed:
         # Rounded up, so that what is said to be possible is.
         bits = -(-8000 * least // weights) / 1000
