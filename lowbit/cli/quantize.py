@@ -141,6 +141,10 @@ def _options(arguments: argparse.Namespace) -> Options:
         "token_weights": arguments.token_weights,
         "alpha": arguments.alpha,
         "threshold": arguments.threshold,
+        "epochs": arguments.epochs,
+        "batch_size": arguments.batch_size,
+        "weight_rate": arguments.weight_rate,
+        "scale_rate": arguments.scale_rate,
     }
     chosen = {name: value for name, value in given.items() if value is not None}
     for name in chosen:

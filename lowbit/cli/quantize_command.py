@@ -24,7 +24,8 @@ QUANTIZE = Command(
             "--method",
             metavar="NAME",
             required=True,
-            help="rtn, gptq, awq, hqq, gpfq, smoothquant, zeroquant, lkd, int8_outliers, kmeans, product, residual",
+            help="rtn, gptq, awq, hqq, gpfq, smoothquant, zeroquant, lkd, block_ap, int8_outliers, kmeans, product, "
+            "residual",
         ),
         _argument("--bits", metavar="B", help="width: 1, 1.58, 2 to 8 (or what the grid has)"),
         _argument("--allocation", metavar="FILE", help="in its place: widths of each matrix that allocate wrote"),
@@ -63,6 +64,12 @@ QUANTIZE = Command(
         ),
         _argument("--alpha", metavar="X", type=float, help="smoothquant: share that weights take over (default: 0.5)"),
         _argument("--threshold", metavar="X", type=float, help="int8_outliers: magnitude of an outlier (default: 6)"),
+        _argument("--epochs", metavar="N", type=positive, help="block_ap: passes over calibration (default: 20)"),
+        _argument("--batch-size", metavar="N", type=positive, help="block_ap: sequences in a step (default: 8)"),
+        _argument("--weight-rate", metavar="X", type=float, help="block_ap: Adam's rate for weights (default: 1e-4)"),
+        _argument(
+            "--scale-rate", metavar="X", type=float, help="block_ap: the same for scales and zeros (default: 1e-4)"
+        ),
         _argument("--eval", metavar="FILE", nargs="+", default=[], help="texts on which to compare before and after"),
         _argument("--windows", metavar="N", type=positive, help="only the first N windows of each (default: all)"),
         _argument("--overwrite", action="store_true", help="replace an existing packed file"),

@@ -20,6 +20,9 @@ PROGRAM, PROGRAM_BESIDE_DEVICE = 600_000_000, 3_000_000_000
 LAYER_COPIES = 5
 """Of a layer in float32: as read, on the device, folded, its masters, and what they round to."""
 
+LEARNING_COPIES = 5
+"""Besides, where a layer's kernels learn together: gradients, two moments, rounded kernels, and an update."""
+
 SQUARES = 5
 """Of k x k, while one kernel is rounded from second moments: sums, damped, turned round, factor, inverse."""
 
@@ -91,9 +94,14 @@ def host_memory(cfg: LlamaConfig, plan: Plan, *, packs: bool, windows: tuple[int
         streams = 2 if plan.method.follows_float else 1
         activations = 2 * streams * FLOAT_BYTES * sequences * length * cfg.hidden_size
         work = max(_forward(cfg, max(1, BATCH_TOKENS // length), length), _rounding(cfg, plan))
+    copies = LAYER_COPIES
+    if plan.calibration is not None and plan.method.learn is not None:
+        copies += LEARNING_COPIES
+        # What the forward pass of a step leaves for the backward pass, and the gradients of that.
+        work = max(work, 2 * _forward(cfg, min(plan.options.batch_size, sequences), length))
     return HostMemory(
         activations=activations if on_host else activations // 2,
-        layer=layer * (LAYER_COPIES if on_host else 2),
+        layer=layer * (copies if on_host else 2),
         work=work if on_host else 0,
         result=packed if packs else 3 * whole,
         evaluation=_evaluation(cfg, whole, *windows, on_host=on_host),

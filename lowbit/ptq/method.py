@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float
 
+from lowbit.llama import LlamaConfig
 from lowbit.numerics.quantizers import Quantizer
-from lowbit.ptq.moments import Moments
+from lowbit.ptq.moments import Hidden, Moments
 from lowbit.ptq.target import Target
 
 
@@ -22,7 +23,11 @@ class Options:
       token_weights: gptq: of `moments.TOKEN_WEIGHTS`: how much each token of calibration counts.
       alpha: smoothquant: how much of the activations' range moves into the weights, 0 to 1.
       threshold: int8_outliers: inputs that exceed it keep 16-bit weights.
-      seed: kmeans, product, residual: of the first centroids.
+      seed: kmeans, product, residual: of the first centroids; block_ap: of the order of sequences.
+      epochs: block_ap: how often it sees each sequence of calibration.
+      batch_size: block_ap: sequences in a step, or all where there are fewer.
+      weight_rate: block_ap: Adam's rate for masters, at its peak; 0 leaves them.
+      scale_rate: block_ap: the same for scales and zero points.
     """
 
     damping: float = 0.01
@@ -32,6 +37,10 @@ class Options:
     alpha: float = 0.5
     threshold: float = 6.0
     seed: int = 0
+    epochs: int = 20
+    batch_size: int = 8
+    weight_rate: float = 1e-4
+    scale_rate: float = 1e-4
 
 
 class Rounded(NamedTuple):
@@ -61,6 +70,12 @@ Fold = Callable[[dict[str, Array], dict[str, Moments], Mapping[str, Target], Opt
 """`(flat layer, moments by the first path of each stage, targets of its kernels, options, whether each query head has
 its value head) -> flat layer` of equal function."""
 
+Learn = Callable[
+    [LlamaConfig, str, dict[str, Array], Hidden, Hidden, Mapping[str, Target], Options], dict[str, Rounded]
+]
+"""`(sizes, name of the layer, flat layer, its inputs, those in the float model, targets of its kernels, options) ->
+kernels by path`."""
+
 Check = Callable[[Target, Options, Sequence[int]], None]
 """Raises QuantizerError for what the method cannot do; the sequence holds the inputs k of all kernels."""
 
@@ -75,10 +90,12 @@ class Method(NamedTuple):
 
     Attributes:
       name: as the command line has it.
-      round: rounds one kernel.
+      round: rounds one kernel; where a method learns, this is what it starts from.
       grids: names of `lowbit.ptq.target.GRIDS` that it can do, the usual one first.
       ranges: of `lowbit.ptq.ranges.RANGES`, the usual one first; how scales begin.
       fold: what it does to a layer first; None for nothing.
+      learn: makes all kernels of a layer at once, in place of one after another; None for the latter. Such a method
+        follows the float model.
       reads_moments: whether `round` looks at its kernel's inputs; `fold` always does.
       follows_float: whether it compares with the float model's inputs (`Moments.cross`).
       options: fields of `Options` that it reads.
@@ -90,6 +107,7 @@ class Method(NamedTuple):
     grids: tuple[str, ...]
     ranges: tuple[str, ...]
     fold: Fold | None = None
+    learn: Learn | None = None
     reads_moments: bool = True
     follows_float: bool = False
     options: tuple[str, ...] = ()

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from lowbit.errors import QuantizerError, nearest
 from lowbit.numerics import groups
+from lowbit.ptq.block_ap import block_ap_learn, check_block_ap
 from lowbit.ptq.clipping import awq_round
 from lowbit.ptq.distillation import distilled_round
 from lowbit.ptq.folding import awq_fold, check_alpha, smoothquant_fold
@@ -37,6 +38,16 @@ METHODS: dict[str, Method] = {
             _RANGES,
             options=("damping", "act_order", "static_groups", "token_weights"),
             check=check_gptq,
+        ),
+        Method(
+            "block_ap",
+            nearest_round,
+            ("zero_point", "integer", "paretoq"),
+            ("mse", "max"),
+            learn=block_ap_learn,
+            follows_float=True,
+            options=("epochs", "batch_size", "weight_rate", "scale_rate", "seed"),
+            check=check_block_ap,
         ),
         Method("gpfq", gpfq_round, _ANY_LEVELS, _RANGES, follows_float=True),
         Method("awq", awq_round, ("zero_point", "integer", "paretoq", "nf4", "power"), ("max",), fold=awq_fold),

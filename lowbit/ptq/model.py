@@ -201,6 +201,8 @@ class _Walk:
         if method.fold is not None:
             seen = {stage[0]: self.moments(stage[0], flat, flat) for stage in LINEAR_STAGES}
             flat = method.fold(flat, seen, targets, options, self.cfg.num_heads == self.cfg.num_kv_heads)
+        if method.learn is not None:
+            return self.learned(flat, targets, index)
         float_flat = flat
         leaves, kernels = dict(flat), {}
         for stage in LINEAR_STAGES:
@@ -213,6 +215,26 @@ class _Walk:
                 flat = {**flat, path: rounded.w_hat}
                 leaves[path] = rounded.masters
                 kernels[path] = _kept(rounded, w, known, targets[path], self.plan.widths is not None)
+        layer = QuantizedLayer({path: np.asarray(leaf) for path, leaf in leaves.items()}, kernels)
+        return dataclasses.replace(layer, inputs=self.input_states(layer))
+
+    def learned(self, flat: dict[str, jax.Array], targets: dict[str, Target], index: int) -> QuantizedLayer:
+        """Returns one layer whose kernels learn together, with their errors on the inputs that they then have."""
+        learn, options = self.plan.method.learn, self.plan.options
+        assert learn is not None
+        assert self.hidden is not None
+        assert self.float_hidden is not None
+        block = jax.device_put(flat, self.devices.everywhere)
+        made = learn(self.cfg, f"layer {index}", block, self.hidden, self.float_hidden, targets, options)
+        rounded = {path: jax.device_put(each.w_hat, self.devices.first) for path, each in made.items()}
+        seen = {path: self.moments(stage[0], {**flat, **rounded}, flat) for stage in LINEAR_STAGES for path in stage}
+        kernels = {
+            path: _kept(
+                each._replace(w_hat=rounded[path]), flat[path], seen[path], targets[path], self.plan.widths is not None
+            )
+            for path, each in made.items()
+        }
+        leaves = {**flat, **{path: each.masters for path, each in made.items()}}
         layer = QuantizedLayer({path: np.asarray(leaf) for path, leaf in leaves.items()}, kernels)
         return dataclasses.replace(layer, inputs=self.input_states(layer))
 
