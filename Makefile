@@ -20,8 +20,10 @@ help: ## list the targets
 quickstart: $(USE_STAMP) ## fine-tune the shipped model to 4, 3, 2, 1.58 and 1 bit, pack it, report (minutes)
 	$(BIN)/python -m experiments.quickstart
 
+# Dozens of processes import jax, none of whose files was compiled when it was installed: the first one keeps what it
+# made of them, even where the environment says that Python keeps nothing.
 test: $(DEV_STAMP) ## lint, types, layers, docs and behaviour: everything but the slow tests
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
 
 test-slow: $(DEV_STAMP) ## the tests that take minutes or need a model the repository does not ship
 	$(BIN)/python -m pytest -m slow

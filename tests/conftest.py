@@ -6,12 +6,14 @@ import os
 from pathlib import Path
 
 # Programs here are small and run a few times: compiling them is most of what the suite does. The emitters that
-# fuse through MLIR take three times as long as those before them. XLA ends a process over a flag that it does not
-# know, so this one is given to versions that are known to have it.
+# fuse through MLIR take three times as long as those before them, and cutting a program into parts that are compiled
+# side by side is wasted where every core has a worker. XLA ends a process over a flag that it does not know, so these
+# are given to versions that are known to have them.
 FUSES = "xla_cpu_use_fusion_emitters"
-HAS_FUSES = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11)
+PARTS = "xla_cpu_parallel_codegen_split_count"
+HAS_THEM = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11)
 
-FLAGS = ["--xla_force_host_platform_device_count=8", *([f"--{FUSES}=false"] if HAS_FUSES else [])]
+FLAGS = ["--xla_force_host_platform_device_count=8", *([f"--{FUSES}=false", f"--{PARTS}=1"] if HAS_THEM else [])]
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -40,7 +42,7 @@ def pytest_collection_finish():
 @pytest.fixture(scope="session")
 def fused():
     """Gives the `compiler_options` that fuse as users' programs do: for gradients that are compared to the last bit."""
-    return {FUSES: True} if HAS_FUSES else {}
+    return {FUSES: True} if HAS_THEM else {}
 
 
 @pytest.fixture(scope="module")
