@@ -13,7 +13,10 @@ sys.path.insert(0, str(ROOT))
 from experiments.quickstart import main, put_aside, quickstart  # noqa: E402
 from lowbit import formats  # noqa: E402
 
-SMALL = ["train.tokens=8192", "evaluation.windows=16", "log.every_steps=2"]
+SMALL = [
+    *("train.tokens=4096", "train.batch_size=8", "log.every_steps=2"),
+    *("evaluation.windows=8", "evaluation.batch_size=8"),
+]
 
 
 @pytest.fixture(scope="module")
