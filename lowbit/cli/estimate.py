@@ -106,6 +106,7 @@ def _method(config: ConfigDict) -> str:
     quant = config.quant
     widths = quant.layer_bits or (quant.bits,)
     method = quant.method if quant.method == "float" else f"{quant.method}, {', '.join(f'{b:g}' for b in widths)} bits"
+    method += ", codes fixed" if quant.codes == "fixed" else ""
     return method + (f", distilled ({config.distill.weight:g})" if config.distill.weight else "")
 
 
