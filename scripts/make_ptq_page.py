@@ -202,7 +202,7 @@ def draw(record: dict[str, Any]) -> Figure:
         panel.set_yscale("log")
         panel.set_xlabel("bits per weight of the layers' matrices, scales included")
         panel.set_ylabel(f"nats per token above float ({text})")
-        panel.legend(frameon=False)
+        panel.legend(frameon=False, loc="lower left")  # where no line can come: few bits lose much
     return figure
 
 
