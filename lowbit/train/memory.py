@@ -91,7 +91,8 @@ def count_memory(
     experiment = blueprint(traced, cfg, alone, teacher)
     state = jax.eval_shape(experiment.make_state, experiment.params)
     places = sharding.state_shardings(mesh, state)
-    masters, scales = (_placed_bytes(state.params[name], places.params[name]) for name in ("params", "quant"))
+    trained = {name: _placed_bytes(tree, places.params[name]) for name, tree in state.params.items()}
+    masters, scales = (trained.pop(name, 0) for name in ("params", "quant"))
     constants = {name: _placed_bytes(tree, places.constants[name]) for name, tree in state.constants.items()}
     fixed, fixed_scales = (constants.pop(name, 0) for name in ("params", "quant"))
 

@@ -151,6 +151,13 @@ def test_nothing_is_kept_of_masters_that_stand_still(make):
     assert before.optimizer - after_.optimizer == 2 * 4 * kernels
     assert before.gradients - after_.gradients == 4 * kernels
     assert before.masters == after_.masters
+    # What PEQA trains: scales and zero points alone.
+    alone = count_memory(make("alone", *MINMAX, *FIXED), cfg, mesh)
+    scales = sum(leaf.size for leaf in flatten(fixed.abstract_state().params["quant"]).values())
+    assert alone.gradients == 4 * scales
+    # Two moments of each, a count, and the number, the peak and the rate of steps.
+    assert alone.optimizer == 2 * 4 * scales + 4 * 4
+    assert alone.masters == before.masters
 
 
 @pytest.mark.parametrize(
