@@ -160,6 +160,17 @@ def test_nothing_is_kept_of_masters_that_stand_still(make):
     assert alone.masters == before.masters
 
 
+def test_what_made_the_codes_lies_where_scales_lie(make):
+    config = make("cut", *MINMAX, "quant.codes=fixed", "mesh.fsdp=2", "mesh.tensor=2")
+    state = prepare(config).abstract_state()
+    scales, starts = (
+        {path: leaf.sharding.spec for path, leaf in flatten(tree).items()}
+        for tree in (state.params["quant"], state.constants["grid"])
+    )
+    assert scales == starts
+    assert scales["layers/mlp/up_proj/kernel/zero"] == jax.sharding.PartitionSpec(None, "fsdp", "tensor")
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
