@@ -32,7 +32,7 @@ from lowbit.data import TextTokenizer, TokenWindows, open_windows
 from lowbit.evals import jax_predictor
 from lowbit.evals.perplexity import window_sums
 from lowbit.llama import LlamaConfig
-from lowbit.mixed import MEASURES, Sensitivities, Trial, allocate, allocated_bytes, measure_by_name
+from lowbit.mixed import Sensitivities, Trial, allocate, allocated_bytes, measure_by_name
 from lowbit.models import pretrained
 from lowbit.models.layerwise import ModelInMemory
 from lowbit.ptq import Calibration, Options, Plan, Target, assemble, draw, make_target, method_by_name, quantize_layers
@@ -44,6 +44,14 @@ UNTRAINED = {"rounding": "rtn", "GPTQ": "gptq"}
 """Ways that need no training, and their methods."""
 
 QAT = "QAT"
+
+MEASUREMENTS = {
+    "gradient": ("gradient", 8),
+    "gradient, few": ("gradient", 1),
+    "hessian": ("hessian", 1),
+    "kl": ("kl", 1),
+}
+"""Of losses: by what, and on how many times the sequences of calibration. A gradient is a sample for each of them."""
 
 BATCH = 8
 
@@ -57,7 +65,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", metavar="FILE", help="to train by, with the variant bits; its data and its budget")
     parser.add_argument("--budgets", type=float, nargs="+", default=[3.0, 2.5], help="bits/weight of codes")
     parser.add_argument("--widths", type=float, nargs="+", default=[2, 3, 4], help="to choose from")
-    parser.add_argument("--by", nargs="+", default=list(MEASURES), help="measures of loss")
+    parser.add_argument("--by", nargs="+", default=list(MEASUREMENTS), help="measures of loss")
     parser.add_argument("--granularity", default="channel")
     parser.add_argument("--ways", nargs="+", default=[*UNTRAINED, QAT], help="what becomes of each choice")
     parser.add_argument("--sequences", type=int, default=32, help="of calibration")
@@ -134,20 +142,24 @@ class Bench:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path, (json.dumps(self.record, indent=1, allow_nan=False) + "\n").encode())
 
-    def sensitivities(self, by: str) -> Sensitivities:
+    def sensitivities(self, name: str) -> Sensitivities:
         """Measures what rounding each matrix by itself loses, or reads what was measured before."""
+        by, times = MEASUREMENTS[name]
         widths = tuple(sorted(map(float, self.options.widths)))
-        if by not in self.record["measures"]:
-            trial = Trial(Plan(method_by_name("rtn"), self.target, Options(), self.calibration), widths)
+        if name not in self.record["measures"]:
+            sequences = times * self.options.sequences
+            calibration = draw(self._windows(self.options.data), sequences, 0, self.calibration.source)
+            trial = Trial(Plan(method_by_name("rtn"), self.target, Options(), calibration), widths)
             began = time.monotonic()
             found = measure_by_name(by)(self.source, trial, None, None)
             layers = [
                 {path: losses[index].tolist() for path, losses in found.losses.items()}
                 for index in range(self.cfg.num_layers)
             ]
-            self.record["measures"][by] = {"seconds": time.monotonic() - began, "losses": layers}
+            seconds = time.monotonic() - began
+            self.record["measures"][name] = {"sequences": sequences, "seconds": seconds, "losses": layers}
             self.save()
-        return Sensitivities.of_rows(by, widths, self.record["measures"][by]["losses"])
+        return Sensitivities.of_rows(by, widths, self.record["measures"][name]["losses"])
 
     def row(self, choice: Mapping[str, Any], way: str, seed: int, make: Callable[[], Any]) -> None:
         """Adds how well the parameters that `make` returns predict the text, unless that is known."""
@@ -210,6 +222,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for way in options.ways:
         for seed in options.seeds if way == QAT else [0]:
             for choice, widths in chosen:
+                if way == QAT and choice["name"] == "by gradient, few":
+                    continue  # training is the longest of all, and its choice is known from the other ways
                 if way == QAT:
                     bench.row(choice, way, seed, lambda w=widths, c=choice, s=seed: bench.trained(w, c["budget"], s))
                 else:

@@ -18,10 +18,20 @@ from lowbit.cli.usage import UsageError, check_output
 from lowbit.data import TextTokenizer, open_windows
 from lowbit.llama import LlamaConfig
 from lowbit.locks import sole_writer
-from lowbit.mixed import Allocation, FinishedRows, Sensitivities, Trial, allocate, measure_by_name, to_record, uniform
+from lowbit.mixed import (
+    SEQUENCES,
+    Allocation,
+    FinishedRows,
+    Sensitivities,
+    Trial,
+    allocate,
+    measure_by_name,
+    to_record,
+    uniform,
+)
 from lowbit.mixed.allocation import kernel_bytes
 from lowbit.models.layerwise import LayerSource, outside_paths
-from lowbit.ptq import Calibration, Options, Plan, draw, make_target, method_by_name
+from lowbit.ptq import Options, Plan, draw, make_target, method_by_name
 from lowbit.report.kernel_figures import save
 from lowbit.report.table import format_bytes, format_seconds
 from lowbit.report.width_figure import draw_widths
@@ -83,7 +93,8 @@ def _calibrated(plan: Plan, arguments: argparse.Namespace, source: LayerSource) 
     has_tokenizer = "tokenizer.json" in source.tokenizer_files
     tokenizer = TextTokenizer.load(source.tokenizer_files, vocab_size=size) if has_tokenizer else None
     windows = open_windows(arguments.data, length=arguments.length, vocab_size=size, tokenizer=tokenizer)
-    calibration: Calibration = draw(windows, arguments.sequences, arguments.seed, ", ".join(arguments.data))
+    sequences = SEQUENCES[arguments.by] if arguments.sequences is None else arguments.sequences
+    calibration = draw(windows, sequences, arguments.seed, ", ".join(arguments.data))
     return Plan(plan.method, plan.target, plan.options, calibration)
 
 

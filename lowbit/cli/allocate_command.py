@@ -47,7 +47,9 @@ ALLOCATE = Command(
             "--granularity", metavar="G", default="channel", help="one scale a channel (default), tensor, or G inputs"
         ),
         _argument("--range", metavar="NAME", help="where scales begin: mse (default where there is a choice), max"),
-        _argument("--sequences", metavar="N", type=positive, default=64, help="of calibration (default: 64)"),
+        _argument(
+            "--sequences", metavar="N", type=positive, help="of calibration (default: 256 by gradient, otherwise 64)"
+        ),
         _argument("--length", metavar="T", type=positive, default=512, help="tokens in each (default: 512)"),
         _argument("--seed", metavar="N", type=whole, default=0, help="of the sequences drawn (default: 0)"),
         _argument("--overwrite", action="store_true", help="replace an existing output"),

@@ -2,12 +2,13 @@
 
 from lowbit.mixed.allocation import Allocation, allocate, allocated_bytes, uniform
 from lowbit.mixed.finished import FinishedRows
-from lowbit.mixed.measures import MEASURES, measure_by_name
+from lowbit.mixed.measures import MEASURES, SEQUENCES, measure_by_name
 from lowbit.mixed.record import read_widths, to_record
 from lowbit.mixed.trial import Sensitivities, Trial
 
 __all__ = [
     "MEASURES",
+    "SEQUENCES",
     "Allocation",
     "FinishedRows",
     "Sensitivities",

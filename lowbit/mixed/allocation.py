@@ -10,7 +10,7 @@ from lowbit.errors import AllocationError
 from lowbit.formats.packing import packing_for, row_bytes
 from lowbit.llama import LAYER_PREFIX, LlamaConfig, param_shapes
 from lowbit.mixed.knapsack import choose
-from lowbit.mixed.trial import Sensitivities
+from lowbit.mixed.trial import Sensitivities, kernel_weights
 from lowbit.numerics.qtensor import QTensor
 from lowbit.ptq import Target
 from lowbit.ptq.widths import Widths
@@ -57,7 +57,7 @@ def allocate(cfg: LlamaConfig, target: Target, sensitivities: Sensitivities, bud
     paths = [(path, layer) for path, losses in sensitivities.losses.items() for layer in range(len(losses))]
     costs = [[kernel_bytes(cfg, target.at(bits), path) for bits in sensitivities.widths] for path, _ in paths]
     losses = [list(sensitivities.losses[path][layer]) for path, layer in paths]
-    weights = _weights(cfg, sensitivities)
+    weights = kernel_weights(cfg)
     least = sum(map(min, costs))
     allowed = int(budget * weights / 8 + 1e-6)  # bits/weight of so many bytes are to hold so many bytes
     if least > allowed:
@@ -83,7 +83,7 @@ def uniform(cfg: LlamaConfig, target: Target, sensitivities: Sensitivities) -> d
         widths = Widths({path: (bits,) * len(losses) for path, losses in sensitivities.losses.items()})
         loss = float(sum(losses[:, index].sum() for losses in sensitivities.losses.values()))
         nbytes = allocated_bytes(cfg, target, widths)
-        found[bits] = Allocation(widths, target.at(bits), nbytes, _weights(cfg, sensitivities), loss)
+        found[bits] = Allocation(widths, target.at(bits), nbytes, kernel_weights(cfg), loss)
     return found
 
 
@@ -107,8 +107,3 @@ def _packed_bytes(target: Target, k: int, n: int) -> int:
     scales = [part for part in (kept.scale, kept.zero, kept.in_scale) if part is not None]
     codes = n * row_bytes(packing_for(len(kept.grid.levels)), k)
     return codes + sum(part.size * part.dtype.itemsize for part in scales)
-
-
-def _weights(cfg: LlamaConfig, sensitivities: Sensitivities) -> int:
-    shapes = param_shapes(cfg)
-    return sum(layers * k * n for layers, k, n in (shapes[LAYER_PREFIX + path] for path in sensitivities.losses))

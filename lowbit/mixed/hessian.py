@@ -3,14 +3,11 @@
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from lowbit.mixed.finished import FinishedRows
-from lowbit.mixed.trial import Progress, Rows, Sensitivities, Trial, float_layers
+from lowbit.mixed.trial import Progress, Rows, Sensitivities, Trial, float_layers, kernel_weights
 from lowbit.models.layerwise import LayerSource
-from lowbit.ptq.moments import output_error
-from lowbit.ptq.programs import jit
+from lowbit.ptq.model import relative_error
 
 
 def output_errors(
@@ -21,13 +18,17 @@ def output_errors(
     progress: Progress | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Sensitivities:
-    """The relative error of each kernel's outputs, `trace(d^T H d) / trace(w^T H w)` with `d = w_hat - w`.
+    """The relative error of each kernel's outputs, times the kernel's share of all weights; with `d = w_hat - w`,
 
-    H are the second moments of its inputs in the float model, so that this is the mean square of `x d` over that of
-    `x w` on the calibration tokens: what GPTQ makes small, and the cheapest of the measures, one pass over the layers
-    with one of them in memory. It says what leaves a kernel, and not what the model makes of it: a matrix whose outputs
-    hardly matter counts as much as one that decides the next token. The division gives matrices whose outputs have
-    other units (scores, gates, the residual stream) the same; without it those of large outputs alone decide.
+      loss = trace(d^T H d) / trace(w^T H w) * k n / (weights of the kernels of all layers)
+
+    H are the second moments of its inputs in the float model, so that the first fraction is the mean square of `x d`
+    over that of `x w` on the calibration tokens: what GPTQ makes small. It is the cheapest of the measures, one pass
+    over the layers with one of them in memory. It says what leaves a kernel, and not what the model makes of it: of
+    matrices of one size, one that hardly matters counts as much as one that decides the next token. The division gives
+    outputs of other units (scores, gates, the residual stream) the same; without it the largest outputs alone decide.
+    The share makes the sum an average over weights, as if each carried as much of the model as any other; without it
+    small matrices take the bits of large ones.
 
     Args:
       source: the float model.
@@ -40,6 +41,7 @@ def output_errors(
       LowbitError: as `Trial.check`, before any work.
     """
     trial.check(source.cfg)
+    everything = kernel_weights(source.cfg)
     layers: list[Rows] = []
     for layer in float_layers(source, trial.calibration, devices):
         rows = None if finished is None else finished.read(layer.index)
@@ -47,22 +49,11 @@ def output_errors(
             rows = {}
             for name, path, w, known in layer.kernels(with_moments=True):
                 assert known is not None
-                rows[path] = [
-                    float(relative_output_error(known.gram, w, w_hat))
-                    for w_hat in trial.roundings(name, path, w, known)
-                ]
+                errors = [relative_error(w, w_hat, known.gram) for w_hat in trial.roundings(name, path, w, known)]
+                rows[path] = [float(error) * w.size / everything for error in errors]
             if finished is not None:
                 finished.write(layer.index, rows)
         layers.append(rows)
         if progress is not None:
             progress(layer.index + 1, source.cfg.num_layers)
     return Sensitivities.of_rows("hessian", trial.widths, layers)
-
-
-@jit
-def relative_output_error(
-    gram: Float[Array, "k k"], w: Float[Array, "k n"], w_hat: Float[Array, "k n"]
-) -> Float[Array, ""]:
-    """Returns `mean |x (w - w_hat)|^2 / mean |x w|^2` for inputs of second moments `gram`; 0 without any output."""
-    error, output = jnp.sum(output_error(gram, w - w_hat)), jnp.sum(output_error(gram, w))
-    return error / jnp.where(output > 0, output, 1.0)

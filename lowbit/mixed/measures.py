@@ -21,7 +21,10 @@ MEASURES: dict[str, Measure] = {
     ),
     "kl": lambda source, trial, finished, progress: divergences(source, trial, finished=finished, progress=progress),
 }
-"""Losses of gradient and kl are in nats/token, those of hessian relative errors without a unit."""
+"""Losses of gradient and kl are in nats/token, those of hessian shares of the outputs' power."""
+
+SEQUENCES = {"gradient": 256, "hessian": 64, "kl": 64}
+"""Of calibration, where nobody says how many: a gradient is one sample a sequence, the others are means over tokens."""
 
 
 def measure_by_name(name: str) -> Measure:

@@ -1,6 +1,7 @@
 """What is tried: every kernel by itself, rounded by one method to each of a few widths, on the float model's inputs."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowbit.errors import AllocationError, QuantizerError
-from lowbit.llama import LlamaConfig
+from lowbit.llama import LAYER_PREFIX, LlamaConfig, param_shapes
 from lowbit.models.blockwise import LINEAR_STAGES
 from lowbit.models.layerwise import LayerSource
 from lowbit.ptq import Calibration, Plan, Target
@@ -98,6 +99,12 @@ class Trial:
         said = self.plan.record()
         kept = ("method", "grid", "granularity", "range", "options", "calibration")
         return {**{key: said[key] for key in kept}, "candidates": list(self.widths)}
+
+
+def kernel_weights(cfg: LlamaConfig) -> int:
+    """Returns how many weights the kernels of all layers have."""
+    shapes = param_shapes(cfg)
+    return sum(math.prod(shapes[LAYER_PREFIX + path]) for stage in LINEAR_STAGES for path in stage)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -3,16 +3,16 @@
 import itertools
 import json
 
-import jax
 import numpy as np
 import pytest
 
 from lowbit.errors import AllocationError, QuantizerError
-from lowbit.formats import PackedTensor
+from lowbit.export import pack_tensor
 from lowbit.llama import LAYER_PREFIX, param_shapes
 from lowbit.mixed import Sensitivities, allocate, allocated_bytes, read_widths, to_record, uniform
+from lowbit.mixed.allocation import kernel_bytes
 from lowbit.models.blockwise import LINEAR_STAGES
-from lowbit.ptq import METHODS, Options, Plan, make_target, pack_layers, quantize_layers
+from lowbit.ptq import make_target
 from lowbit.ptq.widths import Widths
 from lowbit.report.width_figure import draw_widths
 
@@ -27,16 +27,20 @@ def sensitivities(widths=WIDTHS, seed=0):
     )
 
 
-@pytest.mark.parametrize(("grid", "granularity"), [("paretoq", "channel"), ("zero_point", 8)])
-def test_bytes_are_those_of_the_packed_file(source, grid, granularity):
-    """Rows of 16 and 24 codes at 1.58 bits end in bytes that are not full."""
-    narrow = 2.0 if grid == "zero_point" else 1.58
-    widths = Widths(dict.fromkeys(PATHS, (narrow, 3.0)))
-    target = make_target(grid, 3, granularity, "max")
-    plan = Plan(METHODS["rtn"], target, Options(), None, widths=widths)
-    packed, _ = pack_layers(source, quantize_layers(source, plan, devices=jax.devices()[:1]), target, {})
-    held = sum(tensor.nbytes for tensor in packed.tensors.values() if isinstance(tensor, PackedTensor))
-    assert allocated_bytes(source.cfg, target, widths) == held
+@pytest.mark.parametrize(("grid", "bits"), [("paretoq", 1.58), ("zero_point", 3.0), ("integer", 3.0), ("nf4", 4.0)])
+@pytest.mark.parametrize("granularity", ["channel", 8, "tensor"])
+def test_bytes_are_those_of_the_packed_file(source, grid, bits, granularity):
+    """Rows of 24 codes at 1.58 bits end in a byte that is not full."""
+    target, path = make_target(grid, bits, granularity, "max"), "mlp/down_proj/kernel"
+    scales = {"channel": 16, 8: 3 * 16, "tensor": 1}[granularity]
+    w = source.layer(0)[path]
+    state = {"scale": np.full((3 if granularity == 8 else 1, 1 if granularity == "tensor" else 16), 0.1, np.float32)}
+    if grid == "zero_point":
+        state["zero"] = np.zeros_like(state["scale"])
+    held = pack_tensor(w, target.quantizer, state)
+    assert kernel_bytes(source.cfg, target, path) == held.nbytes
+    rows = {1.58: 5, 3.0: 9, 4.0: 12}[bits]
+    assert held.nbytes == 16 * rows + 2 * scales * len(state)
 
 
 @pytest.mark.parametrize("budget", [2.9, 3.3, 4.2])

@@ -12,6 +12,7 @@ from lowbit.mixed import FinishedRows, Sensitivities, measure_by_name
 from lowbit.mixed.divergence import divergences
 from lowbit.mixed.fisher import fisher_losses, projections
 from lowbit.mixed.hessian import output_errors
+from lowbit.mixed.trial import float_layers
 from lowbit.models import Transformer
 from lowbit.models.blockwise import apply_block, linear_inputs
 from lowbit.ptq import make_target
@@ -67,7 +68,7 @@ def test_kl_is_that_of_whole_models(measured, source, make_trial):
         assert found == pytest.approx(expected, rel=1e-3)
 
 
-def test_hessian_is_the_relative_error_of_the_outputs(measured, source, make_trial):
+def test_hessian_is_the_relative_error_of_the_outputs_times_the_share_of_weights(measured, source, make_trial):
     params = source.load().params
     blocks = [jax.tree.map(lambda leaf, i=i: jnp.asarray(leaf[i]), params["layers"]) for i in range(2)]
     hidden = jnp.asarray(params["embed"]["embedding"][make_trial().calibration.tokens])
@@ -75,7 +76,8 @@ def test_hessian_is_the_relative_error_of_the_outputs(measured, source, make_tri
     x = np.asarray(x, np.float64).reshape(-1, x.shape[-1])
     for column, bits in enumerate((2, 3, 4)):
         w, w_hat = (np.asarray(part, np.float64) for part in rounded(source, bits))
-        expected = np.square(x @ (w - w_hat)).sum() / np.square(x @ w).sum()
+        share = w.size / (2 * (2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 24))
+        expected = share * np.square(x @ (w - w_hat)).sum() / np.square(x @ w).sum()
         assert measured["output_errors"].losses[PATH][LAYER, column] == pytest.approx(expected, rel=1e-4)
 
 
@@ -151,11 +153,15 @@ def test_a_killed_measurement_goes_on_to_the_same_losses(measured, source, make_
         FinishedRows(place, {"a": (2,)})
 
 
-def test_gptq_is_tried_with_its_own_rounding(measured, source, make_trial, one_device):
-    by_gptq = output_errors(source, make_trial("gptq", (2.0, 3.0)), devices=one_device)
-    for path, losses in by_gptq.losses.items():
-        # What makes the errors of outputs small leaves smaller ones than rounding does, if not of each kernel.
-        assert losses.sum() < measured["output_errors"].losses[path][:, :2].sum()
+def test_a_kernel_is_tried_as_the_method_rounds_it(source, make_trial, one_device):
+    trial = make_trial("gptq", (2.0, 3.0))
+    layer = next(float_layers(source, trial.calibration, one_device))
+    name, path, w, known = next(layer.kernels(with_moments=True))
+    assert (name, path) == ("attn/q_proj/kernel of layer 0", "attn/q_proj/kernel")
+    for target, w_hat in zip(trial.targets, trial.roundings(name, path, w, known), strict=True):
+        alone = trial.plan.method.round(path, w, known, target, trial.plan.options).w_hat
+        np.testing.assert_array_equal(w_hat, alone)
+        assert len(np.unique(np.asarray(w_hat)[:, 0])) <= target.levels
 
 
 def test_what_cannot_be_tried_is_refused_before_any_work(source, make_trial):
