@@ -23,6 +23,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
+from meshes import on_one_device  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -56,6 +57,13 @@ def optimized(fused):
     yield fused
     jax.config.update("jax_disable_most_optimizations", True)
     jax.clear_caches()
+
+
+@pytest.fixture
+def one_device():
+    """Puts the runs of a test on one device."""
+    with on_one_device():
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

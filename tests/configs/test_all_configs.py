@@ -13,6 +13,8 @@ from lowbit.train import load_trained, run
 from lowbit.train.activations import activation_rounding
 from lowbit.train.quantization import quantization_rules
 
+pytestmark = pytest.mark.usefixtures("one_device")  # meshes are the subject of others
+
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 FIELDS = ("Paper:", "Command:", "Hardware:", "Time:", "Expected:", "Variants:")

@@ -17,6 +17,8 @@ from lowbit.sweep import load_sweep, make_points, run_sweep
 from lowbit.train.teacher import asks_for_teacher, check_distill
 from lowbit.tree import unflatten
 
+pytestmark = pytest.mark.usefixtures("one_device")  # meshes are the subject of others
+
 ROOT = Path(__file__).parents[2]
 SWEEPS = ROOT / "configs" / "sweeps"
 STUDIES = sorted(path.stem for path in SWEEPS.glob("*.py") if path.stem != "quickstart")

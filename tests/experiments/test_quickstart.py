@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from meshes import on_one_device
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -23,7 +24,7 @@ SMALL = [
 def finished(tmp_path_factory):
     """One run for all tests here, which keeps the compilation cache of the suite."""
     cache = jax.config.jax_compilation_cache_dir
-    with pytest.MonkeyPatch.context() as patch:
+    with on_one_device(), pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)  # configs and assets are named from there
         out = tmp_path_factory.mktemp("runs") / "quickstart"
         rows = quickstart(out, (2.0,), SMALL)

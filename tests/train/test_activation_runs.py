@@ -17,6 +17,8 @@ from lowbit.train.learner import make_model
 from lowbit.train.sources import load_as_it_predicts
 from lowbit.tree import fake_quant
 
+pytestmark = pytest.mark.usefixtures("one_device")  # meshes are the subject of others
+
 SIZES = LlamaConfig(
     vocab_size=64, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8
 )

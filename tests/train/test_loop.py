@@ -139,6 +139,7 @@ def test_sigterm_saves_and_the_rest_follows_on_resume(tiny_config, tmp_path):
     assert losses(resumed.run_folder) == losses(whole.run_folder)
 
 
+@pytest.mark.usefixtures("one_device")
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(tiny_config):
     config = tiny_config("train.tokens=2560", "checkpoint.every_steps=2", "log.every_steps=3")
     experiment = prepare(config)
@@ -154,6 +155,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(load_trained(config.run_folder).params))
 
 
+@pytest.mark.usefixtures("one_device")
 def test_an_update_that_breaks_the_model_is_noticed_before_it_is_saved(tiny_config):
     config = tiny_config("train.tokens=256", "optimizer.learning_rate=1e38", "optimizer.clip_norm=inf")
     config.schedule.warmup = 0.0
@@ -165,6 +167,7 @@ def test_an_update_that_breaks_the_model_is_noticed_before_it_is_saved(tiny_conf
     assert list((folder / "checkpoints").iterdir()) == []
 
 
+@pytest.mark.usefixtures("one_device")
 def test_an_interrupted_evaluation_is_made_once_and_damaged_lines_are_written_again(tiny_config):
     settings = ("train.tokens=1024", "evaluation.every_steps=2", "checkpoint.every_steps=2", "checkpoint.keep=9")
     config = tiny_config(*settings)

@@ -12,6 +12,8 @@ from lowbit.models import save_hf
 from lowbit.train import load_trained, prepare, run
 from lowbit.tree import flatten, unflatten
 
+pytestmark = pytest.mark.usefixtures("one_device")  # meshes are the subject of others
+
 SIZES = LlamaConfig(64, 32, 64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, max_positions=64)
 PAPER = (
     "model.linear_norm=true",

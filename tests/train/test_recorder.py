@@ -18,6 +18,8 @@ from lowbit.train.recorder import DIGITS, Recorder, codes, measure, narrowest, r
 from lowbit.train.run_folder import RunFolder
 from lowbit.train.state import TrainState
 
+pytestmark = pytest.mark.usefixtures("one_device")  # meshes are the subject of others
+
 EPS = float(jnp.finfo(jnp.float32).eps)
 LAYERS, INPUTS, OUTPUTS = 3, 16, 8
 

@@ -20,6 +20,8 @@ from lowbit.train.schedules import make_schedule
 from lowbit.train.step import make_train_step
 from lowbit.tree import flatten, unflatten
 
+pytestmark = pytest.mark.usefixtures("one_device")  # meshes are the subject of others
+
 TOKENIZER = Path(__file__).parents[2] / "assets" / "quickstart" / "model"
 
 

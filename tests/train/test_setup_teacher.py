@@ -21,6 +21,8 @@ from lowbit.train.step import make_train_step
 from lowbit.train.teacher import fingerprint, load_teacher
 from lowbit.tree import fake_quant, flatten, unflatten
 
+pytestmark = pytest.mark.usefixtures("one_device")  # meshes are the subject of others
+
 EPS = float(jnp.finfo(jnp.float32).eps)
 SIZES = LlamaConfig(64, 32, 64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, max_positions=64)
 

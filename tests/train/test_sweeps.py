@@ -16,6 +16,8 @@ from lowbit.train.setup import prepare
 from lowbit.train.step import make_train_step
 from lowbit.tree import Rule
 
+pytestmark = pytest.mark.usefixtures("one_device")  # meshes are the subject of others
+
 WIDTHS, RATES = (1, 2, 4), (1e-2, 1e-3, 1e-4)
 
 

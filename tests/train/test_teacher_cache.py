@@ -21,6 +21,8 @@ from lowbit.train.setup import make_lesson
 from lowbit.train.teacher_cache import write_lessons
 from lowbit.tree import unflatten
 
+pytestmark = pytest.mark.usefixtures("one_device")  # meshes are the subject of others
+
 SIZES = LlamaConfig(64, 32, 64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, max_positions=64)
 IDENTITY = Identity("teacher", "text", length=3, vocab_size=64, k=2, temperature=1.0, separator=None)
 

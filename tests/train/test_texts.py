@@ -13,6 +13,8 @@ from lowbit.errors import ConfigError, TokenizerError
 from lowbit.train import prepare, setup
 from lowbit.train.objectives import nll_function
 
+pytestmark = pytest.mark.usefixtures("one_device")  # meshes are the subject of others
+
 TOKENIZER = Path(__file__).parents[2] / "assets" / "quickstart" / "model"
 OWN = (f"model.tokenizer={TOKENIZER}", "model.architecture.vocab_size=4096")
 APART = "data.attend_across_documents=false"
