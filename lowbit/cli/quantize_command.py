@@ -64,11 +64,11 @@ QUANTIZE = Command(
         ),
         _argument("--alpha", metavar="X", type=float, help="smoothquant: share that weights take over (default: 0.5)"),
         _argument("--threshold", metavar="X", type=float, help="int8_outliers: magnitude of an outlier (default: 6)"),
-        _argument("--epochs", metavar="N", type=positive, help="block_ap: passes over calibration (default: 20)"),
+        _argument("--epochs", metavar="N", type=positive, help="block_ap: passes over calibration (default: 10)"),
         _argument("--batch-size", metavar="N", type=positive, help="block_ap: sequences in a step (default: 8)"),
-        _argument("--weight-rate", metavar="X", type=float, help="block_ap: Adam's rate for weights (default: 1e-4)"),
+        _argument("--weight-rate", metavar="X", type=float, help="block_ap: Adam's rate for weights (default: 1e-3)"),
         _argument(
-            "--scale-rate", metavar="X", type=float, help="block_ap: the same for scales and zeros (default: 1e-4)"
+            "--scale-rate", metavar="X", type=float, help="block_ap: the same for scales and zeros (default: 1e-3)"
         ),
         _argument("--eval", metavar="FILE", nargs="+", default=[], help="texts on which to compare before and after"),
         _argument("--windows", metavar="N", type=positive, help="only the first N windows of each (default: all)"),

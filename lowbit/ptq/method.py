@@ -37,10 +37,10 @@ class Options:
     alpha: float = 0.5
     threshold: float = 6.0
     seed: int = 0
-    epochs: int = 20
+    epochs: int = 10
     batch_size: int = 8
-    weight_rate: float = 1e-4
-    scale_rate: float = 1e-4
+    weight_rate: float = 1e-3
+    scale_rate: float = 1e-3
 
 
 class Rounded(NamedTuple):
