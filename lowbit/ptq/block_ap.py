@@ -47,8 +47,8 @@ def block_ap_learn(
     that a layer also makes up for errors that reach it. So the reference code has it (OpenGVLab/EfficientQAT); the
     float layer on x would be an easier aim, and errors would add up. Gradients pass the rounding as each grid's
     estimator has it: `ste.learned_scale`, `ste.learned_zero`. Norms and biases stay. The paper takes 4,096 steps of
-    4,096 tokens at 1e-5 (2e-5 at 2 bits) for weights and 1e-4 for scales; the defaults here go about as far in fewer and
-    larger steps, for a hundredth of the text. Cost: three passes of the layer a token and epoch.
+    4,096 tokens at 1e-5 (2e-5 at 2 bits) for weights and 1e-4 for scales; the defaults here go about as far in fewer
+    and larger steps, for far less text. Cost: three passes of the layer a token and epoch.
 
     Args:
       cfg: the model's sizes.
