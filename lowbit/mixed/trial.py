@@ -54,8 +54,8 @@ class Trial:
         """Refuses what cannot be tried, before any work.
 
         Raises:
-          AllocationError: fewer than two widths or one of them twice, no data, or a method that changes more than the
-            kernel that it rounds.
+          AllocationError: fewer than two widths or one of them twice, no data, or a method that makes several kernels
+            together.
           QuantizerError: see `Plan.check`, for every width; a grid that has other levels in every kernel.
           DataError: see `Calibration.check`.
         """
@@ -67,9 +67,9 @@ class Trial:
         if self.plan.calibration is None:
             raise AllocationError("losses are found on text, and there is none", "give calibration data")
         method = self.plan.method
-        if method.fold is not None:
+        if method.fold is not None or method.learn is not None:
             raise AllocationError(
-                f"{method.name} changes other kernels with the one that it rounds, so none can be tried by itself",
+                f"{method.name} makes several kernels together, so none can be tried by itself",
                 "allocate with rtn or gptq, and quantize to those widths by any method",
             )
         for target in self.targets:
@@ -127,10 +127,11 @@ class FloatLayer:
 
     def kernels(self, with_moments: bool) -> Iterator[tuple[str, str, jax.Array, Moments | None]]:
         """Yields a name for messages, path, `w [k n]` and moments of the inputs of each kernel; None if not asked."""
-        block = jax.device_put(unflatten(self.flat), self.devices.everywhere)
         for stage in LINEAR_STAGES:
-            known = moments(self.cfg, stage[0], block, self.hidden) if with_moments else None
-            known = jax.device_put(known, self.devices.first)
+            known = None
+            if with_moments:
+                block = jax.device_put(unflatten(self.flat), self.devices.everywhere)
+                known = jax.device_put(moments(self.cfg, stage[0], block, self.hidden), self.devices.first)
             for path in stage:
                 yield f"{path} of layer {self.index}", path, self.flat[path], known
 

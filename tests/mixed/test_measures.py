@@ -168,7 +168,7 @@ def test_what_cannot_be_tried_is_refused_before_any_work(source, make_trial):
     refused = {
         r"widths to choose from are 3": {"widths": (3.0,)},
         r"losses are found on text, and there is none": {"calibrated": False},
-        r"smoothquant changes other kernels with the one that it rounds": {"method": "smoothquant"},
+        r"smoothquant makes several kernels together, so none can be tried": {"method": "smoothquant"},
     }
     for message, settings in refused.items():
         with pytest.raises(AllocationError, match=message):
