@@ -9,6 +9,8 @@ from lowbit import formats
 from lowbit.llama import LINEARS, CacheKind, InputRounding, LlamaConfig
 from lowbit.llama.activations import from_meta
 
+pytestmark = pytest.mark.usefixtures("one_device")  # meshes are the subject of others
+
 NUMBERS = ("--windows", 4, "--length", 32)
 
 

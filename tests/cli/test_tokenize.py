@@ -11,6 +11,8 @@ from lowbit.cli.tokenize import _load
 from lowbit.data import Manifest, TextTokenizer, read_documents
 from lowbit.errors import LowbitError
 
+pytestmark = pytest.mark.usefixtures("one_device")  # meshes are the subject of others
+
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = ROOT / "assets" / "quickstart" / "text" / "valid.jsonl"
 TOKENIZER = ROOT / "assets" / "quickstart" / "model"
