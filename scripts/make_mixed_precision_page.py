@@ -1,4 +1,4 @@
-"""Fills the tables of docs/mixed_precision.md and draws its picture, from the record of `benchmarks.mixed_precision`."""
+"""Fills the tables of docs/mixed_precision.md and draws its picture, from what `benchmarks.mixed_precision` wrote."""
 
 import json
 import sys

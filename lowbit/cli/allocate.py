@@ -7,6 +7,7 @@ import math
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ from lowbit.mixed import (
     Sensitivities,
     Trial,
     allocate,
+    allowed_bytes,
     measure_by_name,
+    read_losses,
     to_record,
     uniform,
 )
@@ -49,29 +52,43 @@ def run(arguments: argparse.Namespace) -> int:
         check_output(path, arguments.overwrite)
     if output.suffix != ".json":
         raise UsageError(f"{output} is to hold JSON", "give a name that ends in .json")
-    measure = measure_by_name(arguments.by)
+    measure_by_name(arguments.by)
     plan, widths = _plan(arguments)
     source = open_masters(arguments.source)
     trial = Trial(_calibrated(plan, arguments, source), widths)
     trial.check(source.cfg)
+    allowed_bytes(source.cfg, plan.target, widths, arguments.budget)
 
     began = time.monotonic()
-    origin: dict[str, Any] = {"source": source_path(arguments.source), "source_fingerprint": _fingerprint(source)}
-    partial = output.with_name(f".{output.name}.layers")
-    partial.mkdir(exist_ok=True)
-    with sole_writer(partial):
-        settings = {**origin, **trial.record(), "by": arguments.by, "version": __version__}
-        finished = FinishedRows(partial / "losses.json", settings)
-        found = measure(source, trial, finished, _show_progress)
-        allocation = allocate(source.cfg, plan.target, found, arguments.budget)
-        origin |= {**provenance(arguments.seed), "seconds": time.monotonic() - began}
-        record = to_record(source.cfg, allocation, trial, found, arguments.budget, origin)
-        save(draw_widths(record), picture)
-        write_atomically(output, json.dumps(record, indent=1, allow_nan=False).encode())
-        shutil.rmtree(partial)
+    origin = {"source": source_path(arguments.source), "source_fingerprint": _fingerprint(source)}
+    found = _losses(arguments, output, source, trial, {**origin, **trial.record(), "by": arguments.by})
+    allocation = allocate(source.cfg, plan.target, found, arguments.budget)
+    made = {**origin, **provenance(arguments.seed), "seconds": time.monotonic() - began}
+    record = to_record(source.cfg, allocation, trial, found, arguments.budget, made)
+    save(draw_widths(record), picture)
+    write_atomically(output, json.dumps(record, indent=1, allow_nan=False).encode())
+    shutil.rmtree(_partial(output), ignore_errors=True)
     _print(source.cfg, allocation, found)
     print(f"\nwritten to {output} and {picture} in {format_seconds(record['seconds'])}")
     return 0
+
+
+def _losses(
+    arguments: argparse.Namespace, output: Path, source: LayerSource, trial: Trial, settings: Mapping[str, Any]
+) -> Sensitivities:
+    """What each kernel loses: read, where a file has it, or measured."""
+    if arguments.losses is not None:
+        return read_losses(Path(arguments.losses).expanduser(), settings)
+    partial = _partial(output)
+    partial.mkdir(exist_ok=True)
+    with sole_writer(partial):
+        finished = FinishedRows(partial / "losses.json", {**settings, "version": __version__})
+        return measure_by_name(arguments.by)(source, trial, finished, _show_progress)
+
+
+def _partial(output: Path) -> Path:
+    """The folder of what is measured so far."""
+    return output.with_name(f".{output.name}.layers")
 
 
 def _plan(arguments: argparse.Namespace) -> tuple[Plan, tuple[float, ...]]:

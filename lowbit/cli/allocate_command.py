@@ -51,6 +51,7 @@ ALLOCATE = Command(
             "--sequences", metavar="N", type=positive, help="of calibration (default: 256 by gradient, otherwise 64)"
         ),
         _argument("--length", metavar="T", type=positive, default=512, help="tokens in each (default: 512)"),
+        _argument("--losses", metavar="FILE", help="take the losses of an allocation before, for another budget"),
         _argument("--seed", metavar="N", type=whole, default=0, help="of the sequences drawn (default: 0)"),
         _argument("--overwrite", action="store_true", help="replace an existing output"),
     ),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from lowbit.formats.packing import packing_for, row_bytes
 from lowbit.llama import LAYER_PREFIX, LlamaConfig, param_shapes
 from lowbit.mixed.knapsack import choose
 from lowbit.mixed.trial import Sensitivities, kernel_weights
+from lowbit.models.blockwise import LINEAR_STAGES
 from lowbit.numerics.qtensor import QTensor
 from lowbit.ptq import Target
 from lowbit.ptq.widths import Widths
@@ -57,8 +59,18 @@ def allocate(cfg: LlamaConfig, target: Target, sensitivities: Sensitivities, bud
     paths = [(path, layer) for path, losses in sensitivities.losses.items() for layer in range(len(losses))]
     costs = [[kernel_bytes(cfg, target.at(bits), path) for bits in sensitivities.widths] for path, _ in paths]
     losses = [list(sensitivities.losses[path][layer]) for path, layer in paths]
-    weights = kernel_weights(cfg)
-    least = sum(map(min, costs))
+    found = choose(costs, losses, allowed_bytes(cfg, target, sensitivities.widths, budget))
+    chosen: dict[str, list[float]] = {}
+    for (path, _), option in zip(paths, found.options, strict=True):
+        chosen.setdefault(path, []).append(sensitivities.widths[option])
+    widths = Widths({path: tuple(of_layers) for path, of_layers in chosen.items()})
+    return Allocation(widths, target.at(sensitivities.widths[-1]), found.cost, kernel_weights(cfg), found.loss)
+
+
+def allowed_bytes(cfg: LlamaConfig, target: Target, candidates: Sequence[float], budget: float) -> int:
+    """Returns the bytes that a budget allows all kernels; args and raises as `allocate`."""
+    weights, narrowest = kernel_weights(cfg), target.at(min(candidates))
+    least = cfg.num_layers * sum(kernel_bytes(cfg, narrowest, path) for stage in LINEAR_STAGES for path in stage)
     allowed = int(budget * weights / 8 + 1e-6)  # bits/weight of so many bytes are to hold so many bytes
     if least > allowed:
         # Rounded up, so that what is said to be possible is.
@@ -68,12 +80,7 @@ def allocate(cfg: LlamaConfig, target: Target, sensitivities: Sensitivities, bud
             "included",
             f"give {bits:.3f} bits/weight or more, or narrower widths or larger groups",
         )
-    found = choose(costs, losses, allowed)
-    chosen: dict[str, list[float]] = {}
-    for (path, _), option in zip(paths, found.options, strict=True):
-        chosen.setdefault(path, []).append(sensitivities.widths[option])
-    widths = Widths({path: tuple(of_layers) for path, of_layers in chosen.items()})
-    return Allocation(widths, target.at(sensitivities.widths[-1]), found.cost, weights, found.loss)
+    return allowed
 
 
 def uniform(cfg: LlamaConfig, target: Target, sensitivities: Sensitivities) -> dict[float, Allocation]:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lowbit.errors import AllocationError, LowbitError
 from lowbit.llama import LlamaConfig
 from lowbit.mixed.allocation import Allocation, uniform
@@ -14,6 +16,8 @@ from lowbit.ptq.widths import Widths
 
 VERSION = 1
 """Of the form of the file."""
+
+MEND = "give the JSON file that `allocate` wrote"
 
 
 def to_record(
@@ -53,30 +57,59 @@ def to_record(
     }
 
 
+def read_losses(path: Path, wanted: Mapping[str, Any]) -> Sensitivities:
+    """Reads the losses of an allocation, to choose from them under another budget.
+
+    Args:
+      path: of the file.
+      wanted: what the file must say of source, trial and measure for its losses to be those asked for.
+
+    Raises:
+      AllocationError: no such file, or losses of something else; the message says in what they differ.
+    """
+    record = _read(path)
+    try:
+        odd = [key for key, value in json.loads(json.dumps(wanted)).items() if record[key] != value]
+        if not odd:
+            losses = {name: np.asarray(rows, np.float64) for name, rows in record["losses"].items()}
+            return Sensitivities(record["by"], tuple(record["candidates"]), losses)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise AllocationError(f"{path} holds no losses", MEND) from error
+    raise AllocationError(
+        f"the losses in {path} were found with another {', another '.join(odd)}",
+        "give the same flags, or measure again",
+    )
+
+
 def read_widths(path: Path) -> tuple[Widths, Target]:
     """Reads the widths of an allocation, and the grid and granularity that they are for.
 
     Raises:
       AllocationError: no file, or none that `allocate` wrote with this version of the form.
     """
-    mend = "give the JSON file that `allocate` wrote"
+    record = _read(path)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        version = record["allocation"]
-        if version != VERSION:
-            raise AllocationError(
-                f"{path} is an allocation of version {version}, and this reads version {VERSION}", "allocate again"
-            )
         widths = Widths({name: tuple(map(float, row)) for name, row in record["widths"].items()})
         target = make_target(record["grid"], max(widths.used), record["granularity"], record["range"])
         for bits in widths.used:
             target.at(bits)
-    except OSError as error:
-        raise AllocationError(f"the allocation {path} cannot be read: {error.strerror}", mend) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise AllocationError(f"{path} holds no allocation of widths", mend) from error
-    except AllocationError:
-        raise
+        raise AllocationError(f"{path} holds no allocation of widths", MEND) from error
     except LowbitError as error:
-        raise AllocationError(f"{path} holds widths that cannot be: {error.cause}", mend) from error
+        raise AllocationError(f"{path} holds widths that cannot be: {error.cause}", MEND) from error
     return widths, target
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        version = record["allocation"]
+    except OSError as error:
+        raise AllocationError(f"the allocation {path} cannot be read: {error.strerror}", MEND) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise AllocationError(f"{path} holds no allocation of widths", MEND) from error
+    if version != VERSION:
+        raise AllocationError(
+            f"{path} is an allocation of version {version}, and this reads version {VERSION}", "allocate again"
+        )
+    return record

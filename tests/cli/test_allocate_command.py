@@ -93,14 +93,22 @@ def test_mistakes_are_refused_before_any_work(allocated, float_model, text, lowb
     assert not list(tmp_path.iterdir())
 
 
-def test_a_budget_that_is_too_small_says_the_least(float_model, text, lowbit, tmp_path):
-    arguments = ("--widths", 2, 3, "--budget", 2, "--by", "hessian", "--range", "max", "-o", tmp_path / "w.json")
+def test_a_budget_that_is_too_small_says_the_least_before_any_work(float_model, text, lowbit, tmp_path):
+    arguments = ("--widths", 2, 3, "--budget", 2, "-o", tmp_path / "w.json")
     done = lowbit("allocate", float_model, "--data", text, *CALIBRATION, *arguments)
     assert done.status == 2
     assert "the narrowest widths take" in done.err
     assert "bits/weight or more" in done.err
-    # What was measured is kept: another budget costs nothing.
-    assert [path.name for path in tmp_path.iterdir()] == [".w.json.layers"]
-    again = lowbit("allocate", float_model, "--data", text, *CALIBRATION, *arguments[:3], "--budget", 3, *arguments[5:])
-    assert again.status == 0, again.err
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["w.json", "w.png"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_losses_serve_another_budget_and_no_other_settings(allocated, float_model, text, lowbit, tmp_path):
+    again = ("allocate", float_model, "--data", text, *CALIBRATION, "--widths", 2, 4, "--by", "hessian")
+    more = ("--range", "max", "--losses", allocated, "-o", tmp_path / "w.json")
+    done = lowbit(*again, "--budget", 3.0, *more)
+    assert done.status == 0, done.err
+    first, second = (json.loads(path.read_text()) for path in (allocated, tmp_path / "w.json"))
+    assert second["losses"] == first["losses"]
+    assert second["bits_per_weight"] <= 3.0 < first["bits_per_weight"]
+    done = lowbit(*again, "--budget", 3.0, *more, "--overwrite", "--seed", 1)
+    assert "were found with another calibration" in done.err
