@@ -224,16 +224,23 @@ class _Walk:
         assert learn is not None
         assert self.hidden is not None
         assert self.float_hidden is not None
-        block = jax.device_put(flat, self.devices.everywhere)
-        made = learn(self.cfg, f"layer {index}", block, self.hidden, self.float_hidden, targets, options)
+        everywhere = self.devices.everywhere
+        made = learn(
+            self.cfg,
+            f"layer {index}",
+            jax.device_put(flat, everywhere),
+            self.hidden,
+            self.float_hidden,
+            targets,
+            options,
+        )
         rounded = {path: jax.device_put(each.w_hat, self.devices.first) for path, each in made.items()}
-        seen = {path: self.moments(stage[0], {**flat, **rounded}, flat) for stage in LINEAR_STAGES for path in stage}
-        kernels = {
-            path: _kept(
-                each._replace(w_hat=rounded[path]), flat[path], seen[path], targets[path], self.plan.widths is not None
-            )
-            for path, each in made.items()
-        }
+        block, kernels = jax.device_put(unflatten({**flat, **rounded}), everywhere), {}
+        for stage in LINEAR_STAGES:
+            known = jax.device_put(moments(self.cfg, stage[0], block, self.hidden), self.devices.first)
+            for path in stage:
+                each, own_width = made[path]._replace(w_hat=rounded[path]), self.plan.widths is not None
+                kernels[path] = _kept(each, flat[path], known, targets[path], own_width)
         leaves = {**flat, **{path: each.masters for path, each in made.items()}}
         layer = QuantizedLayer({path: np.asarray(leaf) for path, leaf in leaves.items()}, kernels)
         return dataclasses.replace(layer, inputs=self.input_states(layer))

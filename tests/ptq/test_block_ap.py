@@ -87,24 +87,26 @@ def test_batches_are_drawn_by_the_seed_and_see_every_sequence():
     assert _order(1, 2, options).shape == (3, 2, 2)
 
 
-def test_a_model_learns_layer_by_layer_on_one_device_and_on_eight(model, tmp_path):
+def test_a_model_learns_layer_by_layer_on_one_device_and_on_two(model, tmp_path):
     cfg, params = model
     method, target = METHODS["block_ap"], make_target("zero_point", 2, 8, "mse")
     plan = Plan(method, target, Options(**{**FAST, "epochs": 2}), Calibration(TOKENS, 0, "noise"))
     source = ModelInMemory(Pretrained(cfg, params, {}))
-    (first, second) = quantize_layers(source, plan, devices=jax.devices()[:1])
-    for layer, other in zip((first, second), quantize_layers(source, plan), strict=True):
+
+    def quantized(count, **more):
+        return list(quantize_layers(source, plan, devices=jax.devices()[:count], **more))
+
+    alone = quantized(1, finished=tmp_path / "layers")
+    for layer, other in zip(alone, quantized(2), strict=True):
         for path in KERNELS:
-            # Sums in another order, through a few steps of Adam at a rate of 3e-3.
-            np.testing.assert_allclose(layer.leaves[path], other.leaves[path], atol=1e-3)
+            # Sums in another order, through eight steps of Adam, none of which is longer than its rate.
+            np.testing.assert_allclose(layer.leaves[path], other.leaves[path], atol=FAST["weight_rate"])
             assert 0 < layer.kernels[path].error < 1
     # A killed run goes on: the second layer learns what it would have learned.
-    kept = quantize_layers(source, plan, devices=jax.devices()[:1], finished=tmp_path / "layers")
     (tmp_path / "layers" / "layer_0001.npz").unlink()
-    again = list(quantize_layers(source, plan, devices=jax.devices()[:1], finished=tmp_path / "layers"))
-    assert len(list(kept)) == 2
+    again = quantized(1, finished=tmp_path / "layers")
     for path in KERNELS:
-        np.testing.assert_array_equal(again[1].leaves[path], second.leaves[path])
+        np.testing.assert_array_equal(again[1].leaves[path], alone[1].leaves[path])
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ from lowbit.train.sharding import make_abstract_mesh
 from lowbit.train.sources import load_masters, load_scales
 from lowbit.tree import fake_quant, flatten, lookup
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 KERNEL = "layers/mlp/up_proj/kernel"
 FIXED = ("quant.codes=fixed", "optimizer.frozen=params/.*")
 MINMAX = ("quant.method=rtn", "quant.bits=3", "quant.symmetric=false", "quant.granularity=16")
