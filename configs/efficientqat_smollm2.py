@@ -5,7 +5,8 @@ Paper: EfficientQAT, arXiv 2407.11062: Block-AP, which is `quantize --method blo
     of 2,048 tokens in the first phase and of 4,096 in the second, at 2e-5 (2 bits) and 1e-5; rates and budget are this
     repository's here.
 Command: python -m lowbit quantize SmolLM2-135M-Instruct.Q4_1.gguf --method block_ap --bits 2 --granularity 64
-    --data train.npy --sequences 512 --length 1024 --batch-size 4 --epochs 4 -o runs/smollm2_block_ap_w2
+    --data train.npy --sequences 256 --length 1024 --batch-size 4 --epochs 4 --weight-rate 3e-4 --scale-rate 3e-4
+    -o runs/smollm2_block_ap_w2
     python -m lowbit train configs/efficientqat_smollm2.py:bits=2 --config.run_folder=runs/smollm2_efficientqat_w2
     --config.model.source=runs/smollm2_block_ap_w2 --config.data.train=train.npy --config.data.valid=val.npy
 Hardware: one H100 with 80 GB.
@@ -17,8 +18,8 @@ Variants: bits=2|3|4; group=64|N, inputs a scale, as the first phase had it; dis
 
 from lowbit.config import ConfigDict, base, choose, shrink, variants
 
-LEARNING_RATES = {2.0: 3e-4, 3.0: 2e-4, 4.0: 1e-4}
-"""Of scales, by width."""
+LEARNING_RATES = {2.0: 3e-4, 3.0: 1e-4, 4.0: 5e-5}
+"""Of scales, by width. At 2 bits tried on the quickstart's model."""
 
 SMOKE_GROUP = 16
 
