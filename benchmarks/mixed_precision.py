@@ -8,7 +8,7 @@ every row; rows that it holds already are not made again.
 Command: nice python -m benchmarks.mixed_precision --model assets/quickstart/model
          --data assets/quickstart/text/train.jsonl --eval assets/quickstart/text/valid.jsonl
          --config configs/qat_quickstart.py -o docs/results/mixed_precision_quickstart_cpu.json
-Hardware: any; the quickstart's model takes 2 CPU cores about 40 minutes, most of it training and the measure "kl".
+Hardware: any; the quickstart's model takes two busy CPU cores 40 minutes, most of it training and the measure "kl".
 Expected: docs/mixed_precision.md.
 """
 
@@ -33,6 +33,7 @@ from lowbit.evals import jax_predictor
 from lowbit.evals.perplexity import window_sums
 from lowbit.llama import LlamaConfig
 from lowbit.mixed import Sensitivities, Trial, allocate, allocated_bytes, measure_by_name
+from lowbit.mixed.trial import kernel_weights
 from lowbit.models import pretrained
 from lowbit.models.layerwise import ModelInMemory
 from lowbit.ptq import Calibration, Options, Plan, Target, assemble, draw, make_target, method_by_name, quantize_layers
@@ -202,13 +203,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = {by: bench.sensitivities(by) for by in options.by}
     paths = list(next(iter(found.values())).losses)
     chosen: list[tuple[dict[str, Any], Widths]] = []
-    weights = 0
+    weights = kernel_weights(bench.cfg)
     for budget in options.budgets:
         plain = plain_widths(paths, bench.cfg.num_layers, options.widths, budget)
         first = allocated_bytes(bench.cfg, bench.target, next(iter(plain.values())))
         choices = dict(plain)
         for by, sensitivities in found.items():
-            weights = allocate(bench.cfg, bench.target, sensitivities, max(options.widths) + 16).weights
             choices[f"by {by}"] = allocate(bench.cfg, bench.target, sensitivities, 8 * first / weights).widths
         for name, widths in choices.items():
             nbytes = allocated_bytes(bench.cfg, bench.target, widths)

@@ -44,7 +44,7 @@ def machine(record: dict[str, Any], form: Form) -> str:
 
 def choices(record: dict[str, Any], form: Form) -> str:
     """What each choice of widths takes, and what the measures say that it loses: a line a budget and choice."""
-    names = list(record["measures"])
+    names = _measures(record)
     headings = ["bits", "widths", "bits/weight", "bytes", *(f"loss by {name}" for name in names)]
     lines = [
         [
@@ -61,7 +61,8 @@ def measures(record: dict[str, Any], form: Form) -> str:
     headings = ["measure", "sequences", "seconds", f"correlation of logarithms with {MEASURED}", f"ratio to {MEASURED}"]
     reference = _logarithms(record["measures"][MEASURED])
     lines = []
-    for name, found in record["measures"].items():
+    for name in _measures(record):
+        found = record["measures"][name]
         own = _logarithms(found)
         in_nats = name.startswith(("gradient", MEASURED))
         lines.append(
@@ -93,6 +94,11 @@ def losses(record: dict[str, Any], way: str, form: Form) -> str:
             told = ["", ""] if name == best else [f"{change.mean():+.4f}", f"{error:.4f}"]
             lines.append([f"{budget:g}", name, str(len(rows)), f"{rows.mean():.4f}", *told])
     return lay_out(headings, [True, False, *[True] * 4], lines, form)
+
+
+def _measures(record: dict[str, Any]) -> list[str]:
+    """Their names, in the order in which they were asked for."""
+    return list(record["choices"][0]["predicted"])
 
 
 def _window_nats(record: dict[str, Any], budget: float, name: str, way: str) -> np.ndarray:

@@ -61,6 +61,12 @@ def test_page_of_methods_without_training_is_current():
     assert all((module.IMAGES / f"{name}.png").exists() for name in module.records())
 
 
+def test_mixed_precision_page_is_current():
+    module = script("make_mixed_precision_page")
+    assert module.PAGE.read_text(encoding="utf-8") == module.filled_page(), "run `make docs`"
+    assert module.PICTURE.exists()
+
+
 def test_recipe_page_is_current():
     module = script("make_recipe_page")
     assert module.PAGE.read_text(encoding="utf-8") == module.filled_page(), "run `make docs`"
