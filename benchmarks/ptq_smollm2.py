@@ -84,6 +84,7 @@ ROWS = (
     Row("GPTQ, one scale a channel", "gptq", "integer", "channel", None, EVEN),
     Row("GPTQ, ParetoQ's grid a channel", "gptq", "paretoq", "channel", None, EVEN),
     Row("GPTQ, ParetoQ's grid, attended tokens", "gptq", "paretoq", "channel", None, ATTENDED),
+    Row("Block-AP", "block_ap", "zero_point", 64),
     Row("GPFQ", "gpfq", "zero_point", 64),
     Row("AWQ", "awq", "zero_point", 64),
     Row("HQQ", "hqq", "float_zero", 64),
