@@ -45,7 +45,7 @@ def block_of_layer():
     return lambda params, index: jax.tree.map(lambda leaf: jnp.asarray(leaf[index]), params["layers"])
 
 
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("grid", ["zero_point", pytest.param("integer", marks=pytest.mark.slow)])
 def test_the_output_comes_nearer_to_that_of_the_float_model(grid, layer):
     cfg, flat, x, y = layer
     wanted = targets(grid, *GRIDS[grid])
