@@ -7,8 +7,8 @@ every row; rows that it holds already are not made again.
 
 Command: nice python -m benchmarks.mixed_precision --model assets/quickstart/model
          --data assets/quickstart/text/train.jsonl --eval assets/quickstart/text/valid.jsonl
-         --config configs/qat_quickstart.py -o docs/results/mixed_precision_quickstart_cpu.json
-Hardware: any; the quickstart's model takes two busy CPU cores 40 minutes, most of it training and the measure "kl".
+         --config configs/qat_quickstart.py --seeds 0 1 -o docs/results/mixed_precision_quickstart_cpu.json
+Hardware: any; the quickstart's model takes two busy CPU cores an hour, most of it training and the measure "kl".
 Expected: docs/mixed_precision.md.
 """
 
