@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 from lowbit.report.cache_figures import draw
-from lowbit.report.cache_tables import float_layouts, tables
+from lowbit.report.cache_tables import tables
 from lowbit.report.kernel_figures import save
+from lowbit.report.layout_table import float_layouts
 from lowbit.report.table import fill_tables
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -202,10 +202,8 @@ def _decoding(plan: Plan, peer: Peer | None, shape: str, embedding_bits: int) ->
 
 
 def _in_turns(tasks: dict[Any, Callable[[], float]], repeats: int) -> dict[Any, list[float]]:
-    """Runs each task once to warm up, then all in turn: a slow minute of the machine meets all of them."""
+    """Runs all tasks in turn, each once untimed before each timing: a slow minute of the machine meets all of them."""
     times: dict[Any, list[float]] = {key: [] for key in tasks}
-    for task in tasks.values():
-        task()
     for _ in range(repeats):
         for key, task in tasks.items():
             time.sleep(PAUSE)

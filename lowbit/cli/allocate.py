@@ -1,6 +1,7 @@
 """`allocate`: the width of each matrix, under a budget of bytes."""
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import math
@@ -13,10 +14,10 @@ from typing import Any
 
 from lowbit import config as configs
 from lowbit.atomic import write_atomically
+from lowbit.cli.calibration_text import calibration_of
 from lowbit.cli.origin import source_path
 from lowbit.cli.tables import fields, table
 from lowbit.cli.usage import UsageError, check_output
-from lowbit.data import TextTokenizer, open_windows
 from lowbit.llama import LlamaConfig
 from lowbit.locks import sole_writer
 from lowbit.mixed import (
@@ -34,7 +35,7 @@ from lowbit.mixed import (
 )
 from lowbit.mixed.allocation import kernel_bytes
 from lowbit.models.layerwise import LayerSource, outside_paths
-from lowbit.ptq import Options, Plan, draw, make_target, method_by_name
+from lowbit.ptq import Options, Plan, make_target, method_by_name
 from lowbit.report.kernel_figures import save
 from lowbit.report.table import format_bytes, format_seconds
 from lowbit.report.width_figure import draw_widths
@@ -106,13 +107,11 @@ def _plan(arguments: argparse.Namespace) -> tuple[Plan, tuple[float, ...]]:
 
 
 def _calibrated(plan: Plan, arguments: argparse.Namespace, source: LayerSource) -> Plan:
-    size = source.cfg.vocab_size
-    has_tokenizer = "tokenizer.json" in source.tokenizer_files
-    tokenizer = TextTokenizer.load(source.tokenizer_files, vocab_size=size) if has_tokenizer else None
-    windows = open_windows(arguments.data, length=arguments.length, vocab_size=size, tokenizer=tokenizer)
     sequences = SEQUENCES[arguments.by] if arguments.sequences is None else arguments.sequences
-    calibration = draw(windows, sequences, arguments.seed, ", ".join(arguments.data))
-    return Plan(plan.method, plan.target, plan.options, calibration)
+    calibration = calibration_of(
+        source, arguments.data, sequences=sequences, length=arguments.length, seed=arguments.seed
+    )
+    return dataclasses.replace(plan, calibration=calibration)
 
 
 def _fingerprint(source: LayerSource) -> str:

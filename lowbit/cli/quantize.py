@@ -16,13 +16,14 @@ from lowbit import config as configs
 from lowbit import formats
 from lowbit.atomic import write_atomically
 from lowbit.cli.activation_flags import cache_of
+from lowbit.cli.calibration_text import calibration_of, tokenizer_of
 from lowbit.cli.eval_texts import LONGEST_WINDOW, evaluation_table
 from lowbit.cli.origin import source_path
 from lowbit.cli.sources import PACKED_SUFFIXES
 from lowbit.cli.tables import fields
 from lowbit.cli.usage import UsageError, check_output
 from lowbit.config import ConfigDict
-from lowbit.data import TextTokenizer, open_windows
+from lowbit.data import open_windows
 from lowbit.errors import QuantizerError
 from lowbit.evals import Evaluation, evaluate, jax_predictor
 from lowbit.evals.predictor import Predictor
@@ -40,7 +41,6 @@ from lowbit.ptq import (
     Summary,
     Target,
     assemble,
-    draw,
     make_target,
     method_by_name,
     pack_layers,
@@ -213,21 +213,14 @@ def _calibration(arguments: argparse.Namespace, plan: Plan, source: LayerSource)
     if not arguments.data:
         who = who if plan.method.needs_data else f"--activations {arguments.activations}"
         raise UsageError(f"{who} needs calibration data", "add --data FILE (text or .npy tokens)")
-    windows = open_windows(
-        arguments.data, length=arguments.length, vocab_size=source.cfg.vocab_size, tokenizer=_tokenizer(source)
+    return calibration_of(
+        source, arguments.data, sequences=arguments.sequences, length=arguments.length, seed=arguments.seed
     )
-    return draw(windows, arguments.sequences, arguments.seed, ", ".join(arguments.data))
-
-
-def _tokenizer(source: LayerSource) -> TextTokenizer | None:
-    if "tokenizer.json" not in source.tokenizer_files:
-        return None
-    return TextTokenizer.load(source.tokenizer_files, vocab_size=source.cfg.vocab_size)
 
 
 def _texts(arguments: argparse.Namespace, source: LayerSource) -> dict[str, Any]:
     length = min(source.cfg.max_positions, LONGEST_WINDOW)
-    tokenizer = _tokenizer(source)
+    tokenizer = tokenizer_of(source)
     return {
         path: open_windows([path], length=length, vocab_size=source.cfg.vocab_size, tokenizer=tokenizer)
         for path in arguments.eval

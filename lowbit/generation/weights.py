@@ -69,11 +69,11 @@ class Weights(NamedTuple):
 
     def by_layer(self, count: int) -> list[dict[str, Any]]:
         """Returns the variables of each of so many layers on its own, for use in a compiled program."""
-        found = []
+        found, stacked = [], self._stacked()
         for number in range(count):
             own = {name: _cut(self.layers[name], number) for name in ("params", "grid", "packed")}
             packed = flatten(own["packed"])
-            for path, w in self._stacked().items():
+            for path, w in stacked.items():
                 at = number if isinstance(_whole(w), OwnLayers) else jnp.asarray(number, jnp.int32)
                 packed[path.removeprefix(LAYER_PREFIX)] = w.of_layer(at)
             found.append(own | {"packed": unflatten(packed)})

@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, Int32
 
 from lowbit.evals.jax_predictor import LOGITS_AT_ONCE
 from lowbit.llama import LlamaConfig
-from lowbit.mixed.finished import FinishedRows
-from lowbit.mixed.trial import FloatLayer, Progress, Rows, Sensitivities, Trial, float_layers
+from lowbit.mixed.finished import FinishedRows, layer_by_layer
+from lowbit.mixed.trial import FloatLayer, Progress, Rows, Sensitivities, Trial
 from lowbit.models.blockwise import apply_block
 from lowbit.models.chunks import cut
 from lowbit.models.layers import RMSNorm
@@ -56,20 +56,10 @@ def divergences(
 
     Args and raises: as `lowbit.mixed.hessian.output_errors`.
     """
-    cfg = source.cfg
-    trial.check(cfg)
+    trial.check(source.cfg)
     model = _float_model(source, trial, Devices.of(jax.local_devices() if devices is None else devices))
-    layers: list[Rows] = []
-    for layer in float_layers(source, trial.calibration, devices):
-        rows = None if finished is None else finished.read(layer.index)
-        if rows is None:
-            rows = _rows(layer, trial, model)
-            if finished is not None:
-                finished.write(layer.index, rows)
-        layers.append(rows)
-        if progress is not None:
-            progress(layer.index + 1, cfg.num_layers)
-    return Sensitivities.of_rows("kl", trial.widths, layers)
+    rows_of = functools.partial(_rows, trial, model)
+    return layer_by_layer("kl", source, trial, rows_of, finished, progress, devices)
 
 
 def _float_model(source: LayerSource, trial: Trial, places: Devices) -> FloatModel:
@@ -81,7 +71,7 @@ def _float_model(source: LayerSource, trial: Trial, places: Devices) -> FloatMod
     return FloatModel(blocks, scale, head, run_from(cfg, blocks, jnp.int32(0), start))
 
 
-def _rows(layer: FloatLayer, trial: Trial, model: FloatModel) -> Rows:
+def _rows(trial: Trial, model: FloatModel, layer: FloatLayer) -> Rows:
     rows: Rows = {}
     for name, path, w, known in layer.kernels(with_moments=trial.plan.method.reads_moments):
         rows[path] = []

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import jax
 
-from lowbit.mixed.finished import FinishedRows
-from lowbit.mixed.trial import Progress, Rows, Sensitivities, Trial, float_layers, kernel_weights
+from lowbit.mixed.finished import FinishedRows, layer_by_layer
+from lowbit.mixed.trial import FloatLayer, Progress, Rows, Sensitivities, Trial, kernel_weights
 from lowbit.models.layerwise import LayerSource
 from lowbit.ptq.model import relative_error
 
@@ -42,18 +42,13 @@ def output_errors(
     """
     trial.check(source.cfg)
     everything = kernel_weights(source.cfg)
-    layers: list[Rows] = []
-    for layer in float_layers(source, trial.calibration, devices):
-        rows = None if finished is None else finished.read(layer.index)
-        if rows is None:
-            rows = {}
-            for name, path, w, known in layer.kernels(with_moments=True):
-                assert known is not None
-                errors = [relative_error(w, w_hat, known.gram) for w_hat in trial.roundings(name, path, w, known)]
-                rows[path] = [float(error) * w.size / everything for error in errors]
-            if finished is not None:
-                finished.write(layer.index, rows)
-        layers.append(rows)
-        if progress is not None:
-            progress(layer.index + 1, source.cfg.num_layers)
-    return Sensitivities.of_rows("hessian", trial.widths, layers)
+
+    def rows_of(layer: FloatLayer) -> Rows:
+        rows: Rows = {}
+        for name, path, w, known in layer.kernels(with_moments=True):
+            assert known is not None
+            errors = [relative_error(w, w_hat, known.gram) for w_hat in trial.roundings(name, path, w, known)]
+            rows[path] = [float(error) * w.size / everything for error in errors]
+        return rows
+
+    return layer_by_layer("hessian", source, trial, rows_of, finished, progress, devices)
