@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from lowbit.cli.commands import overview
 from lowbit.cli.parsing import parse
-from lowbit.errors import LowbitError
+from lowbit.errors import LowbitError, MemoryShortError
 from lowbit.version import __version__
 
 MISTAKE, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
@@ -24,7 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: its name and arguments; None takes those of the process.
 
     Returns:
-      The exit status. A mistake of the user's is printed with its mend; any other exception is a bug and passes.
+      The exit status. A mistake of the user's is printed with its mend, and so is memory that ran out; any other
+      exception is a bug and passes.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -36,12 +37,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             print("lowbit: interrupted", file=sys.stderr)
             status = INTERRUPTED
+        except Exception as error:
+            if not _is_out_of_memory(error):
+                raise
+            print(f"lowbit: error: {_explained(error)}", file=sys.stderr)
+            status = MISTAKE
         sys.stdout.flush()  # here, where a closed pipe is still caught
         return status
     except BrokenPipeError:
         # The reader has what it wanted. What is left in the buffer goes nowhere, or the interpreter would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether the host or a device ran out of memory; jax, which may not be there, says so by a RuntimeError."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "Out of memory" in str(error))
+
+
+def _explained(error: Exception) -> MemoryShortError:
+    cause = str(error).partition("\n")[0] or "there is no memory left"
+    return MemoryShortError(
+        cause, "make batches or windows smaller (`estimate` says what a run takes), or take a larger machine"
+    )
 
 
 def _run(arguments: list[str]) -> int:

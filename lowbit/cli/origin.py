@@ -9,6 +9,9 @@ from lowbit.cli.usage import UsageError
 
 KEY = "origin"
 
+OF_QUANTIZE = "quantization"
+"""What stands in its place where `quantize` wrote the packed file: settings, and no masters to compare with."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
@@ -62,6 +65,11 @@ def read_origin(meta: Mapping[str, Any], path: str) -> Origin:
         or record["kind"] not in ("run", "pretrained")
         or not isinstance(record["quant"], dict)
     ):
+        if OF_QUANTIZE in meta:
+            raise UsageError(
+                f"{path} was written by quantize, beside which no masters are kept to compare it with",
+                "quantize to a run folder and export that, or name such a folder: --against RUN",
+            )
         raise UsageError(
             f"{path} does not say what it was made from", "name the run folder it was exported from: --against RUN"
         )

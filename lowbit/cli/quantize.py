@@ -18,7 +18,7 @@ from lowbit.atomic import write_atomically
 from lowbit.cli.activation_flags import cache_of
 from lowbit.cli.calibration_text import calibration_of, tokenizer_of
 from lowbit.cli.eval_texts import LONGEST_WINDOW, evaluation_table
-from lowbit.cli.origin import source_path
+from lowbit.cli.origin import OF_QUANTIZE, source_path
 from lowbit.cli.sources import PACKED_SUFFIXES
 from lowbit.cli.tables import fields
 from lowbit.cli.usage import UsageError, check_output
@@ -60,6 +60,9 @@ RECORD = "quantization.json"
 
 EVALUATION_BATCH = 8
 
+SEQUENCES, LENGTH = 64, 512
+"""Of calibration, where no flag says otherwise."""
+
 Written = tuple[Summary, Callable[[], Predictor]]
 """The figures of a result, and what makes it predict."""
 
@@ -80,8 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     before = _evaluated(_float(source), texts, arguments.windows) if texts else {}
 
     began = time.monotonic()
-    partial = output.with_name(f".{output.name}.layers")
-    partial.mkdir(parents=True, exist_ok=True)
+    partial = _folder_of_layers(output)
     with sole_writer(partial):
         layers = quantize_layers(
             source,
@@ -110,6 +112,19 @@ def run(arguments: argparse.Namespace) -> int:
         shutil.rmtree(partial)
     _print(arguments.source, output, summary, record, before, after)
     return 0
+
+
+def _folder_of_layers(output: Path) -> Path:
+    """Makes the folder beside an output where finished layers are kept; raises UsageError where it cannot be made."""
+    folder = output.with_name(f".{output.name}.layers")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"{folder}, for layers that are finished, cannot be made: {error.strerror}",
+            "give an output in a folder that can be written to",
+        ) from error
+    return folder
 
 
 def _target(arguments: argparse.Namespace) -> tuple[Target, Widths | None]:
@@ -207,18 +222,25 @@ def _check_output(output: Path, packs: bool, plan: Plan, arguments: argparse.Nam
 def _calibration(arguments: argparse.Namespace, plan: Plan, source: LayerSource) -> Calibration | None:
     who = f"--method {plan.method.name}"
     if not plan.needs_data:
-        if arguments.data:
-            raise UsageError(f"{who} looks at no data", "leave out --data")
+        for flag in ("data", "sequences", "length"):
+            if getattr(arguments, flag):
+                raise UsageError(f"{who} looks at no data", f"leave out --{flag}")
         return None
     if not arguments.data:
         who = who if plan.method.needs_data else f"--activations {arguments.activations}"
         raise UsageError(f"{who} needs calibration data", "add --data FILE (text or .npy tokens)")
     return calibration_of(
-        source, arguments.data, sequences=arguments.sequences, length=arguments.length, seed=arguments.seed
+        source,
+        arguments.data,
+        sequences=arguments.sequences or SEQUENCES,
+        length=arguments.length or LENGTH,
+        seed=arguments.seed,
     )
 
 
 def _texts(arguments: argparse.Namespace, source: LayerSource) -> dict[str, Any]:
+    if arguments.windows is not None and not arguments.eval:
+        raise UsageError("--windows is for --eval", "leave it out, or add --eval FILE")
     length = min(source.cfg.max_positions, LONGEST_WINDOW)
     tokenizer = tokenizer_of(source)
     return {
@@ -277,7 +299,7 @@ def _write_packed(
 ) -> Written:
     # Bytes of the file depend on neither when nor where nor how fast it was made.
     kept = ("source", *plan.record())
-    meta = {"quantization": {key: record[key] for key in kept}}
+    meta = {OF_QUANTIZE: {key: record[key] for key in kept}}
     packed, summary = pack_layers(source, layers, plan.target, meta, plan.activations)
     formats.write(output, packed, overwrite=arguments.overwrite)
     return summary, lambda: jax_predictor.packed_predictor(source.cfg, packed)

@@ -82,10 +82,10 @@ def documents_from(path: Path, field: str, start: int) -> Iterator[tuple[str, in
         raise DataError(f"{path} cannot be read: {error}", "fetch the file again, as UTF-8 text") from error
 
 
-def encode_documents(documents: Iterable[str], tokenizer: TextTokenizer) -> Tokens:
+def encode_documents(documents: Iterable[str], tokenizer: TextTokenizer, name: str = "the text") -> Tokens:
     """Returns one stream of tokens `[n]`, the separator after every document; empty documents are left out.
 
-    The type is uint16 where the model's vocabulary fits, else uint32.
+    The type is uint16 where the model's vocabulary fits, else uint32. `name` is what an error calls the documents.
 
     Raises:
       DataError: there is no text at all.
@@ -97,7 +97,7 @@ def encode_documents(documents: Iterable[str], tokenizer: TextTokenizer) -> Toke
         for ids in tokenizer.encode([text for text in batch if text]):
             parts.append(np.asarray([*ids, tokenizer.separator], dtype))
     if not parts:
-        raise DataError("the text is empty", "give at least one document with text in it")
+        raise DataError(f"{name} is empty", "give at least one document with text in it")
     return np.concatenate(parts)
 
 
@@ -107,8 +107,10 @@ def encode_files(paths: Iterable[str | Path], tokenizer: TextTokenizer) -> Token
     Raises:
       DataError: as `find_texts`, `read_documents` and `encode_documents`.
     """
+    paths = list(paths)
     files = find_texts(paths)
-    return encode_documents((document for file in files for document in read_documents(file)), tokenizer)
+    documents = (document for file in files for document in read_documents(file))
+    return encode_documents(documents, tokenizer, ", ".join(map(str, paths)))
 
 
 def save_tokens(path: str | Path, tokens: Tokens) -> None:

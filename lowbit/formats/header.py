@@ -70,10 +70,12 @@ def header_bytes(prefix: bytes, file_size: int) -> int:
     """Returns the header's length N from the first 8 bytes, before anything of that size is read.
 
     Raises:
-      FormatError: a file too short, or a length that the file cannot have.
+      FormatError: a file too short or of another kind, or a length that the file cannot have.
     """
     if len(prefix) < 8:
         raise FormatError(f"{file_size} bytes are too few for a packed file", _DAMAGED)
+    if prefix.startswith(b"GGUF"):
+        raise FormatError("a GGUF file, and no packed one", "let lowbit's export make a packed file of it")
     length = int.from_bytes(prefix, "little")
     if not 2 <= length <= MAX_HEADER_BYTES:
         raise FormatError(

@@ -103,7 +103,7 @@ def test_checkpoint_of_another_config(refused, train_arguments, run_folder, tmp_
 
 def test_text_that_is_empty_or_too_short(refused, packed, tmp_path):
     (tmp_path / "empty.txt").write_text("")
-    refused("the text is empty", "eval", packed, "--data", tmp_path / "empty.txt")
+    refused(r"empty\.txt is empty", "eval", packed, "--data", tmp_path / "empty.txt")
     (tmp_path / "short.txt").write_text("The ship lay in the bay.")
     refused(
         r"short\.txt holds \d+ tokens, and a window of 32 needs at least T\+1 = 33",
@@ -273,6 +273,10 @@ def test_verify_against_the_wrong_model(refused, packed, float_model, tmp_path):
     refused(message, "verify", other, "--against", float_model)
     formats.write(other, formats.PackedModel(model.tensors, model.config, model.tokenizer, {}), overwrite=True)
     refused(r"does not say what it was made from\n  -> .*--against RUN", "verify", other)
+    formats.write(
+        other, formats.PackedModel(model.tensors, model.config, model.tokenizer, {"quantization": {}}), overwrite=True
+    )
+    refused(r"other.lowbit was written by quantize(.|\n)*--against RUN", "verify", other)
     refused(r"of two architectures: .*intermediate_size 64 and 48", "verify", packed, "--against", float_model)
 
 
@@ -283,6 +287,25 @@ def test_tensors_that_are_not_those_of_the_config(refused, packed, text, tmp_pat
     formats.write(path, model)
     for name, *flags in (["verify"], ["generate", "--prompt", "x"], ["eval", "--data", text]):
         refused(r"layers\.1\.attn\.k_proj\.kernel", name, path, *flags)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes.\nmore"),
+            "Out of memory allocating 7 bytes",
+        ),
+        (MemoryError(), "there is no memory left"),
+    ],
+    ids=["device", "host"],
+)
+def test_memory_that_runs_out(refused, monkeypatch, packed, error, message):
+    def run(arguments):
+        raise error
+
+    monkeypatch.setattr("lowbit.cli.inspect.run", run)
+    refused(rf"{message}.*\n  -> make batches or windows smaller", "inspect", packed)
 
 
 def test_prompt_that_is_no_text(refused, packed):

@@ -169,6 +169,9 @@ def test_scales_that_do_not_fit_are_refused(quantized, train_arguments, changes,
         (("--method", "gptq", "--bits", 3), "--method gptq needs calibration data"),
         (("--method", "rtn", "--bits", 3, "--data", "x.txt"), "--method rtn looks at no data"),
         (("--method", "gtpq", "--bits", 3), "unknown method 'gtpq'\n  -> did you mean 'gptq'?"),
+        (("--method", "rtn", "--bits", 3, "--length", 64), "--method rtn looks at no data\n  -> leave out --length"),
+        (("--method", "rtn", "--bits", 3, "--sequences", 8), "--method rtn looks at no data"),
+        (("--method", "rtn", "--bits", 3, "--windows", 8), "--windows is for --eval"),
         (("--method", "rtn", "--bits", 3, "--damping", "0.1"), "--method rtn has no choice of --damping"),
         (("--method", "hqq", "--bits", 3, "--token-weights", "even"), "--method hqq has no choice of --token-weights"),
         (("--method", "gptq", "--bits", 3, "--epochs", 3), "--method gptq has no choice of --epochs"),
@@ -201,6 +204,13 @@ def test_two_at_once_do_not_share_half_quantized_layers(lowbit, float_model, tmp
         done = lowbit("quantize", float_model, "--method", "rtn", "--bits", 3, "-o", tmp_path / "out.lowbit")
     assert done.status == 2
     assert ".out.lowbit.layers is being written by process" in done.err
+
+
+def test_a_place_for_layers_that_cannot_be_made(lowbit, float_model, tmp_path):
+    (tmp_path / ".out.lowbit.layers").write_text("in the way")
+    done = lowbit("quantize", float_model, "--method", "rtn", "--bits", 3, "-o", tmp_path / "out.lowbit")
+    assert done.status == 2
+    assert ".out.lowbit.layers, for layers that are finished, cannot be made: File exists" in done.err
 
 
 @pytest.mark.parametrize(("system", "unit"), [("linux", 1024), ("darwin", 1)])

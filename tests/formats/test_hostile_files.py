@@ -50,7 +50,7 @@ def test_no_flipped_or_missing_byte_gives_anything_but_a_format_error(tmp_path: 
     [
         (b"", "0 bytes are too few"),
         (b"1234567", "7 bytes are too few"),
-        (b"GGUF\x03\x00\x00\x00" + bytes(64), "no packed file: it claims a header of"),
+        (b"GGUF\x03\x00\x00\x00" + bytes(64), "a GGUF file, and no packed one\n  -> let lowbit's export make"),
         (b"\xff" * 64, "claims a header of 18446744073709551615 bytes"),
         (bytes(64), "claims a header of 0 bytes"),
         ((99_999_999).to_bytes(8, "little") + b"{}", "truncated: the header ends at byte 100000007, the file at 10"),

@@ -19,6 +19,7 @@ from lowbit.models.pretrained import Pretrained
 from lowbit.models.transformer import Transformer
 from lowbit.ptq import METHODS, Activations, Calibration, Options, Plan, assemble, draw, make_target, pack_layers
 from lowbit.ptq import quantize_layers as on_all_devices
+from lowbit.ptq.layers import FinishedLayers
 from lowbit.ptq.moments import attention_weights, moments, output_error
 from lowbit.tree import flatten, unflatten
 
@@ -189,6 +190,13 @@ def test_a_killed_run_goes_on_to_the_same_result(model, tmp_path):
     trained_on = jax.tree.map(lambda leaf: leaf + np.float32(1e-3), params)
     with refused:
         quantize_layers(cfg, trained_on, plan("gptq"), finished=tmp_path / "layers", origin="m")
+
+
+def test_settings_that_finished_no_layer_bind_nobody(model, tmp_path):
+    cfg, params = model
+    folder = tmp_path / "layers"
+    FinishedLayers(folder, {"weight_rate": 1e30}, 1)
+    assert len(list(quantize_layers(cfg, params, plan("rtn"), finished=folder, origin="m"))) == cfg.num_layers
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
