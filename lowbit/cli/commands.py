@@ -75,8 +75,9 @@ CACHE_TEACHER = Command(
     "each position with the probability of all others together. Prints bytes a token and what the truncation takes "
     "away. The same command goes on where it was killed. `train` reads the folder at distill.cache.",
     (
-        "cache-teacher configs/qat_smollm2.py:bits=2 -o caches/smollm2 --config.data.train=train.npy",
-        "train configs/qat_smollm2.py:bits=2 --config.data.train=train.npy --config.distill.cache=caches/smollm2",
+        "cache-teacher configs/qat_smollm2.py:bits=2,recipe=logits -o caches/smollm2 --config.data.train=train.npy",
+        "train configs/qat_smollm2.py:bits=2,recipe=logits --config.data.train=train.npy "
+        "--config.distill.cache=caches/smollm2",
     ),
     (
         _CONFIG,

@@ -12,7 +12,7 @@ from lowbit.config import ConfigDict
 from lowbit.data import TokenWindows
 from lowbit.errors import ConfigError, NonFiniteError, nearest
 from lowbit.llama import LINEARS, ActivationRounding, CacheKind, InputRounding, LlamaConfig
-from lowbit.llama.activations import Ranges, range_shapes
+from lowbit.llama.activations import INPUT_CHOICES, Ranges, range_shapes
 from lowbit.models import Transformer
 from lowbit.models.activations import STATE, input_quantizer, watched, watching
 from lowbit.models.placement import on_mesh
@@ -56,12 +56,13 @@ def activation_rounding(settings: ConfigDict) -> ActivationRounding:
 
 
 def _input_rounding(settings: Mapping[str, Any]) -> InputRounding | None:
+    for name in ("granularity", "range", "variant"):  # also where nothing is rounded: a name that is not may be meant
+        if settings[name] not in INPUT_CHOICES[name]:
+            raise ConfigError(
+                f"unknown activations.{name} {settings[name]!r}", nearest(str(settings[name]), INPUT_CHOICES[name])
+            )
     if settings["bits"] == FLOAT_BITS:
         return None
-    if settings["range"] not in ("dynamic", "static"):
-        raise ConfigError(
-            f"unknown activations.range {settings['range']!r}", nearest(settings["range"], ("dynamic", "static"))
-        )
     if settings["range"] == "static" and settings["variant"] != "fixed":
         raise ConfigError(
             f"activations.variant={settings['variant']!r} is a dynamic range, and activations.range is static",

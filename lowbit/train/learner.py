@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,9 @@ from lowbit.linen import quantize
 from lowbit.llama import FLOAT_ACTIVATIONS, ActivationRounding, LlamaConfig, param_shapes
 from lowbit.models import Transformer
 from lowbit.models.activations import rounding_hooks
+from lowbit.models.attention import resolve_attention
 from lowbit.models.layers import untransformed
+from lowbit.models.transformer import RematPolicy
 from lowbit.train.activations import activation_rounding
 from lowbit.train.limits import check_limits
 from lowbit.train.optimization import check_optimizer, make_optimizer, make_scale_schedule, parameter_groups
@@ -97,6 +99,20 @@ def check_length(config: ConfigDict, cfg: LlamaConfig) -> None:
             f"train.sequence_length={config.train.sequence_length} exceeds the model's {cfg.max_positions} positions",
             "shorten the sequences",
         )
+
+
+def check_program(config: ConfigDict, cfg: LlamaConfig) -> None:
+    """Refuses what would otherwise be found when the first step is compiled, in a run folder that is there by then.
+
+    Raises:
+      ConfigError: an unknown `model.remat`.
+      ModelError: an unknown `model.attention`, or one that cannot run on these devices.
+    """
+    settings = config.model
+    policies = get_args(RematPolicy)
+    if settings.remat not in policies:
+        raise ConfigError(f"unknown model.remat {settings.remat!r}", nearest(settings.remat, policies))
+    resolve_attention(settings.attention, settings.compute_dtype, cfg.head_dim)
 
 
 def make_model(

@@ -26,7 +26,7 @@ from lowbit.models.pretrained import Pretrained
 from lowbit.models.rotation import rotate, rotated_config
 from lowbit.train import sharding
 from lowbit.train.activations import calibrate
-from lowbit.train.learner import check_length, make_learner, make_model, make_plan
+from lowbit.train.learner import check_length, check_program, make_learner, make_model, make_plan
 from lowbit.train.objectives import next_token
 from lowbit.train.sources import load_scales, load_source
 from lowbit.train.state import TrainState, Tree, merge, split
@@ -143,6 +143,7 @@ def prepare(config: ConfigDict) -> Experiment:
     cfg, make_params, tokenizer_files = _start(config, source)
     check_heads(cfg, mesh)
     check_length(config, cfg)
+    check_program(config, cfg)
     learner = make_learner(config, cfg, plan)
     texts = open_texts(config, cfg.vocab_size, tokenizer_files)
     model = learner.model.clone(separator=texts.separator)

@@ -16,12 +16,12 @@ from lowbit.config import ConfigDict
 from lowbit.data import TokenDataset
 from lowbit.distill.buckets import Kept, Truncation, keep
 from lowbit.distill.cache import Identity, Shard, TeacherCache, write_cache
-from lowbit.distill.cached import TaughtDataset
+from lowbit.distill.cached import TaughtDataset, check_needs_no_teacher
 from lowbit.errors import ConfigError
 from lowbit.llama import LlamaConfig
 from lowbit.models import Transformer
 from lowbit.models.chunks import cut, join, rows
-from lowbit.train.teacher import Teacher
+from lowbit.train.teacher import Teacher, make_mix
 
 
 class Lesson(NamedTuple):
@@ -108,11 +108,12 @@ def write_lessons(lesson: Lesson, folder: Path, windows_per_shard: int) -> Itera
 
 
 def check_cacheable(config: ConfigDict) -> None:
-    """Raises ConfigError for a config that learns from no teacher's logits, or from a cache already."""
+    """Raises ConfigError for a config that learns from no teacher's logits, from more, or from a cache already."""
     if not config.distill.weight:
         raise ConfigError("distill.weight=0: the run learns from no teacher's logits", "set --config.distill.weight")
     if config.distill.cache:
         raise ConfigError(f"distill.cache={config.distill.cache} is what the run reads", "leave it out")
+    check_needs_no_teacher(make_mix(config))
 
 
 def _teach(

@@ -54,10 +54,10 @@ def test_rules_say_which_inputs_are_rounded_and_how(tiny_config):
     [
         ("activations.bits=12", QuantizerError, "activations cannot be rounded to 12 bits"),
         ("activations.kv_bits=3", QuantizerError, "cache cannot hold keys and values of 3 bits\n  -> choose 4 or 8"),
-        ("activations.variant=refrence,activations.bits=8", QuantizerError, "unknown variant 'refrence'"),
+        ("activations.variant=refrence", ConfigError, r"unknown activations\.variant 'refrence'\n  -> did you mean"),
         ("activations.range=statik,activations.bits=8", ConfigError, r"unknown activations\.range 'statik'\n  -> did"),
         ("activations.range=static,activations.bits=8", QuantizerError, "a static range for each token is no range"),
-        ("activations.granularity=row,activations.bits=8", QuantizerError, "activations have no granularity 'row'"),
+        ("activations.granularity=row,activations.bits=8", ConfigError, r"unknown activations\.granularity 'row'"),
         (
             "activations.range=static,activations.variant=reference,activations.bits=8",
             ConfigError,

@@ -17,7 +17,7 @@ import pytest
 
 from lowbit.config import to_json
 from lowbit.data import TokenDataset
-from lowbit.errors import CheckpointError, ConfigError, DataError, RunFolderError, TokenizerError
+from lowbit.errors import CheckpointError, ConfigError, DataError, ModelError, RunFolderError, TokenizerError
 from lowbit.train import NonFiniteError, load_trained, prepare, run, train
 from lowbit.train.learner import make_model
 from lowbit.tree import fake_quant
@@ -204,6 +204,9 @@ def test_an_interrupted_evaluation_is_made_once_and_damaged_lines_are_written_ag
         (["model.architecture.vocab_size=32"], DataError, "outside of the vocabulary"),
         (["evaluation.windows=999"], DataError, "evaluation.windows=999, and the text 'tokens' has 62"),
         (["model.compute_dtype=float8"], ConfigError, "unknown model.compute_dtype 'float8'"),
+        (["model.remat=som"], ConfigError, r"unknown model\.remat 'som'\n  -> choose from"),
+        (["model.attention=flash"], ModelError, "attention 'flash' is unknown"),
+        (["model.attention=cudnn"], ModelError, "cuDNN attention cannot run on cpu with float32"),
         (["train.accumulate=0"], ConfigError, "train.accumulate=0"),
         (["checkpoint.every_steps=-1"], ConfigError, "checkpoint.every_steps=-1"),
         (["run_folder="], RunFolderError, "run_folder is not set"),

@@ -186,5 +186,7 @@ def test_settings_that_a_cache_cannot_serve_are_refused(tiny_config, tmp_path):
         attempt("distill.weight=1")
     with pytest.raises(ConfigError, match=r"distill\.weight=0: the run learns from no teacher's logits"):
         make_lesson(tiny_config(f"model.source={source}"), 4)
+    with pytest.raises(ConfigError, match="hidden states or attention are to be matched"):
+        make_lesson(tiny_config(f"model.source={source}", "distill.weight=1", "distill.hidden_weight=1"), 4)
     with pytest.raises(ConfigError, match=r"distill\.cache=there is what the run reads"):
         make_lesson(tiny_config(f"model.source={source}", "distill.weight=1", f"distill.cache={Path('there')}"), 4)
