@@ -10,6 +10,7 @@ ELEMENTS: dict[str, type] = {
     "data.valid": str,
     "quant.layer_bits": float,
     "quant.overrides": tuple,
+    "adapters.overrides": tuple,
     "activations.overrides": tuple,
     "optimizer.frozen": str,
 }
@@ -65,8 +66,8 @@ def base() -> ConfigDict:
                 "separator": config_dict.FieldReference("", field_type=object),
             },
             "quant": {
-                "method": "paretoq",  # "paretoq", "rtn", "llmqat", "absmean_ternary", "onebit", "float"
-                "bits": 2.0,  # 1, 1.58, 2, 3 or 4; read by methods that come in widths
+                "method": "paretoq",  # "paretoq", "rtn", "llmqat", "absmean_ternary", "onebit", "nf4", "float"
+                "bits": 2.0,  # 1, 1.58, 2, 3 or 4, and rtn and llmqat up to 8; read by methods that come in widths
                 "layer_bits": (),  # paretoq: a width a layer, in place of bits; one compiled step serves every choice
                 "granularity": config_dict.FieldReference("channel", field_type=object),  # "tensor", or a group size
                 "symmetric": True,  # rtn: False is the min-max grid with a zero point
@@ -81,6 +82,14 @@ def base() -> ConfigDict:
                 "scale_dtype": "float16",  # as stored in the packed file
                 "float_dtype": "float16",  # stored dtype of what is not quantized
                 "overrides": (),  # (path pattern, {key of quant: value}), before the table's own; the first match wins
+            },
+            "adapters": {  # factors of low rank that learn beside codes and scales that stay, in the layers' kernels
+                "rank": 0,  # of the factors; 0 for none
+                "alpha": 16.0,  # their product counts alpha / rank times
+                "start": "zero",  # "zero" is QLoRA's; "loftq" begins with what rounding loses
+                "rounds": 5,  # loftq: how often weights are rounded and what is lost is taken apart
+                # (path pattern, {key from rank to rounds: value}), before what is said above; the first match wins
+                "overrides": (),
             },
             "activations": {
                 "bits": 16,  # of the inputs of the layers' linear layers: 2 to 8, or 16 to leave them as they are

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lowbit.errors import QuantizerError, nearest
+from lowbit.errors import QuantizerError
 
 TERNARY_BITS = 1.58
 """How three levels are written wherever a user names a width; their information is log2(3) = 1.585 bits."""
@@ -167,7 +167,7 @@ def unknown_width(bits: object) -> QuantizerError:
     """The error for a width that no grid here has."""
     return QuantizerError(
         f"no grid has {bits!r} bits per weight",
-        f"{nearest(str(bits), map(str, WIDTHS))}; widths are {', '.join(map(str, WIDTHS))}",
+        f"widths are {', '.join(map(str, WIDTHS))}",
     )
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lowbit.numerics import groups
+from lowbit.numerics import groups, low_rank
 from lowbit.numerics.grids import Grid
 
 
@@ -26,6 +26,7 @@ class QTensor:
       grid: the levels (static).
       transposed: the array that this stands for is `[*s n k]`; codes and scales are kept as `[*s k n]`.
       in_scale: `[*s k 1]`, a second factor, of each input; None where there is none. The stored dtype.
+      adapter: `low_rank.Factors`, f16 `[*s k r]` and `[*s r n]`, whose product is added; None where there are none.
     """
 
     # Not annotated as arrays: under eval_shape, vmap and the like, jax rebuilds pytrees around stand-ins for them.
@@ -35,9 +36,10 @@ class QTensor:
     grid: Grid = dataclasses.field(metadata={"static": True})
     transposed: bool = dataclasses.field(default=False, metadata={"static": True})
     in_scale: Any = None
+    adapter: Any = None
 
     def decode(self) -> Float[Array, "*s a b"]:
-        """Returns `(levels[codes] - zero) * scale * in_scale` in float32, in that order of operations.
+        """Returns `(levels[codes] - zero) * scale * in_scale + a b` in float32, in that order of operations.
 
         The order is part of the format: training's fake-quantization and the packed readers follow it, which is why
         all three agree bit for bit.
@@ -49,4 +51,6 @@ class QTensor:
         decoded = groups.merge(values * scale)
         if self.in_scale is not None:
             decoded = decoded * self.in_scale.astype(jnp.float32)
+        if self.adapter is not None:
+            decoded = low_rank.plus(decoded, *self.adapter)
         return jnp.swapaxes(decoded, -1, -2) if self.transposed else decoded

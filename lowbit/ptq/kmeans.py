@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lowbit.numerics import groups, scales
-from lowbit.ptq.codebook import codebook
+from lowbit.numerics.quantizers.codebook import codebook
 from lowbit.ptq.method import Options, Rounded
 from lowbit.ptq.moments import Moments
 from lowbit.ptq.programs import jit

@@ -13,7 +13,7 @@ import numpy as np
 from lowbit.atomic import replacing, write_atomically
 from lowbit.errors import RunFolderError
 from lowbit.numerics.quantizers import Quantizer, State
-from lowbit.ptq.codebook import codebook
+from lowbit.numerics.quantizers.codebook import codebook
 from lowbit.ptq.programs import jit
 from lowbit.ptq.target import SCALE_DTYPE, Target
 

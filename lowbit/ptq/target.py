@@ -13,7 +13,7 @@ from lowbit.numerics.grids import TERNARY_BITS
 from lowbit.numerics.groups import Granularity
 from lowbit.numerics.qtensor import QTensor
 from lowbit.numerics.quantizers import Quantizer, State, paretoq, rtn
-from lowbit.ptq.codebook import codebook, nf4, power_levels
+from lowbit.numerics.quantizers.codebook import codebook, nf4, power_levels
 from lowbit.ptq.ranges import RANGES, with_zero
 
 SCALE_DTYPE = jnp.float16

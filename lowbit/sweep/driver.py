@@ -14,7 +14,7 @@ from lowbit.sweep.programs import Group, make_groups
 from lowbit.sweep.spec import Sweep
 from lowbit.sweep.training import Program, train_batch
 from lowbit.train import prepare, run
-from lowbit.train.quantization import quantization_rules
+from lowbit.train.adapters import model_rules
 from lowbit.train.run_folder import RunFolder
 from lowbit.tree import resolve
 
@@ -117,7 +117,7 @@ def _check(group: Group) -> int:
     try:
         experiment = prepare(point.config)
         for point in group.points:  # what is left is the number of their widths
-            resolve(quantization_rules(point.config.quant), experiment.params)
+            resolve(model_rules(point.config), experiment.params)
     except LowbitError as error:
         raise type(error)(f"point {point.name}: {error.cause}", error.mend) from error
     return experiment.cfg.num_layers

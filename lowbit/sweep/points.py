@@ -12,8 +12,8 @@ from lowbit import config as configs
 from lowbit.config import ConfigDict
 from lowbit.errors import ConfigError, LowbitError
 from lowbit.sweep.spec import Settings, Sweep
+from lowbit.train.adapters import model_rules
 from lowbit.train.limits import check_limits
-from lowbit.train.quantization import quantization_rules
 
 POINTS = "points"
 """The folder of a sweep that holds one run folder a point."""
@@ -45,7 +45,7 @@ def make_points(sweep: Sweep, folder: Path, overrides: Sequence[str] = ()) -> li
     Raises:
       ConfigError: an unknown key (the message names the nearest), a value of another type or out of range, an override
         of what points differ in, or two points with one name.
-      LowbitError: as `lowbit.config.load` and `quantization_rules` raise.
+      LowbitError: as `lowbit.config.load` and `model_rules` raise.
     """
     labels = _labels(key for settings in sweep.points for key in settings)
     shared = (*sweep.overrides, *overrides)
@@ -60,7 +60,7 @@ def make_points(sweep: Sweep, folder: Path, overrides: Sequence[str] = ()) -> li
                 config.run_folder = str(folder / POINTS / name)
             check_limits(config)
             configs.steps(config)
-            quantization_rules(config.quant)
+            model_rules(config)
         except LowbitError as error:
             raise type(error)(f"point {name}: {error.cause}", error.mend) from error
         flat = json.loads(configs.to_json(config))

@@ -24,8 +24,8 @@ from lowbit.evals import Evaluation, evaluate
 from lowbit.strict_json import finite
 from lowbit.sweep.lanes import Alone, Lanes, Together
 from lowbit.sweep.points import Point
+from lowbit.train.adapters import model_rules
 from lowbit.train.metrics import Log, Meter
-from lowbit.train.quantization import quantization_rules
 from lowbit.train.results import Result, as_record
 from lowbit.train.run_folder import RunFolder
 from lowbit.train.setup import Experiment, prepare
@@ -58,7 +58,7 @@ class Program:
         if config.seed not in self._of_seed:
             self._of_seed[config.seed] = prepare(config)  # the order of the data, and perhaps the weights at the start
         own = self._of_seed[config.seed]
-        return dataclasses.replace(own, config=config, rules=tuple(quantization_rules(config.quant)))
+        return dataclasses.replace(own, config=config, rules=tuple(model_rules(config)))
 
     def lanes(self, count: int) -> Lanes:
         """Returns what trains `count` points; the same one for the same count, as it is compiled for them."""
@@ -246,5 +246,5 @@ class _Batch:
             evaluations=evaluations,
         )
         config = lane.point.config
-        own = dataclasses.replace(lane.experiment, config=config, rules=tuple(quantization_rules(config.quant)))
+        own = dataclasses.replace(lane.experiment, config=config, rules=tuple(model_rules(config)))
         lane.folder.write_result(finite(as_record(result, own)))

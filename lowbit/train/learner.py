@@ -19,10 +19,11 @@ from lowbit.models.attention import resolve_attention
 from lowbit.models.layers import untransformed
 from lowbit.models.transformer import RematPolicy
 from lowbit.train.activations import activation_rounding
+from lowbit.train.adapters import model_rules
 from lowbit.train.limits import check_limits
 from lowbit.train.optimization import check_optimizer, make_optimizer, make_scale_schedule, parameter_groups
 from lowbit.train.optimizers import frozen_paths
-from lowbit.train.quantization import fixed_codes, quantization_rules
+from lowbit.train.quantization import fixed_codes
 from lowbit.train.schedules import Schedule, make_schedule
 from lowbit.train.state import Tree
 from lowbit.tree import Rule, init_state, unflatten
@@ -53,7 +54,7 @@ def make_plan(config: ConfigDict) -> Plan:
     check_limits(config)
     check_optimizer(config.optimizer)
     schedule = make_schedule(steps=configs.steps(config), **config.schedule.to_dict())
-    rules, rounding = tuple(quantization_rules(config.quant)), activation_rounding(config.activations)
+    rules, rounding = tuple(model_rules(config)), activation_rounding(config.activations)
     return Plan(schedule, make_scale_schedule(config, schedule), rules, rounding)
 
 

@@ -14,6 +14,7 @@ from lowbit.numerics.quantizers import (
     absmean_ternary,
     fixed,
     llmqat,
+    nf4,
     onebit,
     paretoq,
     rtn,
@@ -33,7 +34,10 @@ EMBEDDING = "embed/embedding"
 FLOAT = "float"
 
 _FAMILY = LlamaConfig(2, 2, 2, 1, num_heads=1, num_kv_heads=1, head_dim=2, tie_embeddings=False, qkv_bias=True)
-_OTHER_PATHS = tuple(path for path in param_shapes(_FAMILY) if path != EMBEDDING)
+FAMILY_PATHS = tuple(param_shapes(_FAMILY))
+"""Of all parameters that a model of the family may have."""
+
+_OTHER_PATHS = tuple(path for path in FAMILY_PATHS if path != EMBEDDING)
 _KERNEL_PATHS = tuple(path for path in _OTHER_PATHS if lookup([Rule(LINEAR_KERNELS, True), Rule(".*", False)], path))
 
 OF_SOME_METHODS: dict[str, tuple[tuple[str, ...], Any]] = {
@@ -130,6 +134,8 @@ def _of_method(settings: Mapping[str, Any]) -> Quantizer:
             return absmean_ternary(**shared)
         case "onebit":
             return onebit(scale_init=settings["scale_init"], latent=settings["latent"], **shared)
+        case "nf4":
+            return nf4(**shared)
         case "float":
             return stored_as(_dtype(settings["float_dtype"]))
     raise QuantizerError(f"unknown quantization method {method!r}", nearest(method, [*QUANTIZERS, FLOAT]))

@@ -165,8 +165,8 @@ def reference(quantizers: Mapping[str, Quantizer], experiment: Experiment) -> Wa
 
     def start_of(masters: dict[str, Array], scales: Tree | None) -> Watched:
         rules: list[Rule[Quantizer | None]] = [Rule(path, quantizer) for path, quantizer in quantizers.items()]
-        variables = {"params": start_masters(rules, masters), **init_state(rules, masters)}
-        start = watched(quantizers, variables if scales is None else variables | scales)
+        state = init_state(rules, masters) | ({} if scales is None else scales)
+        start = watched(quantizers, {"params": start_masters(rules, masters, state), **state})
         return {path: (w.astype(dtypes[path]), state) for path, (w, state) in start.items()}
 
     masters = {path: jax.device_put(params[path], places[path]) for path in quantizers}

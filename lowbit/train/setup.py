@@ -87,9 +87,8 @@ class Experiment:
           scales: collections "quant" and "grid"; None makes them of the masters.
           ranges: `range_variables` of what was calibrated; None takes those of this experiment, as literals under jit.
         """
-        variables = {"params": start_masters(self.rules, params), **init_state(self.rules, params)}
-        if scales is not None:
-            variables |= scales
+        made = init_state(self.rules, params) | ({} if scales is None else scales)
+        variables = {"params": start_masters(self.rules, params, made), **made}
         frozen, trained = split({name: variables[name] for name in ("params", "quant")}, self.frozen)
         grid = merge(variables["grid"], range_variables(self.ranges) if ranges is None else ranges)
         constants = {"grid": grid, **frozen, **self.constants}

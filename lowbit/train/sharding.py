@@ -31,6 +31,13 @@ AnyMesh = Mesh | AbstractMesh
 PARTITION_RULES: tuple[Rule, ...] = (
     Rule(r"params/embed/embedding", PartitionSpec("tensor", "fsdp")),
     Rule(r"(quant|grid)/embed/embedding/\w+", PartitionSpec("fsdp", "tensor")),  # of the transposed array [d V]
+    # Factors of adapters, [L k r] and [L r n], are cut as their matrix is, and never along their rank.
+    Rule(r"quant/layers/(attn/[qkv]|mlp/(gate|up))_proj/kernel/a", PartitionSpec(None, "fsdp", None)),
+    Rule(r"quant/layers/(attn/[qkv]|mlp/(gate|up))_proj/kernel/b", PartitionSpec(None, None, "tensor")),
+    Rule(r"quant/layers/(attn/o|mlp/down)_proj/kernel/a", PartitionSpec(None, "tensor", None)),
+    Rule(r"quant/layers/(attn/o|mlp/down)_proj/kernel/b", PartitionSpec(None, None, "fsdp")),
+    Rule(r"quant/lm_head/kernel/a", PartitionSpec("fsdp", None)),
+    Rule(r"quant/lm_head/kernel/b", PartitionSpec(None, "tensor")),
     Rule(
         r"(params|quant|grid)/layers/(attn/[qkv]|mlp/(gate|up))_proj/kernel(/\w+)*",
         PartitionSpec(None, "fsdp", "tensor"),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lowbit import formats
@@ -18,12 +19,14 @@ from lowbit.models.layerwise import LayerSource, ModelInMemory, open_model
 from lowbit.models.pretrained import Pretrained
 from lowbit.numerics.quantizers import State
 from lowbit.train.activations import activation_rounding
-from lowbit.train.quantization import FLOAT, fixed_codes, quantization_rules
+from lowbit.train.adapters import model_rules
+from lowbit.train.quantization import FLOAT, fixed_codes
 from lowbit.train.run_folder import RunFolder
 from lowbit.train.state import Tree
 from lowbit.train.trained import Trained, load_trained
 from lowbit.tree import fake_quant, flatten, resolve, unflatten
 from lowbit.tree.apply import state_at
+from lowbit.tree.paths import get
 
 DECIDES_SCALES = ("method", "bits", "layer_bits", "granularity", "symmetric", "scale_dtype", "overrides")
 """Keys of the section `quant` that two runs must share for the scales of one to mean the same in the other."""
@@ -68,7 +71,7 @@ def load_source(config: ConfigDict) -> Pretrained:
         return load_masters(source)
     sizes = param_shapes(load_sizes(source)).items()
     shapes = unflatten({path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in sizes})
-    return load_masters(source, fixed_codes(quantization_rules(config.quant), shapes))
+    return load_masters(source, fixed_codes(model_rules(config), shapes))
 
 
 def _decoded(run: Trained) -> Any:
@@ -113,9 +116,22 @@ def load_scales(config: ConfigDict) -> Tree:
             + ", quant.".join(f"{key}={theirs[key]!r} (here {ours[key]!r})" for key in odd),
             "give both the same grid, or leave model.source_scales out",
         )
+    if any(q is not None and q.adapter for q in resolve(run.rules, run.params).values()):
+        raise ConfigError(
+            f"{source} has adapters beside its codes, and scales alone would leave them out",
+            "name the run that it started from, or leave model.source_scales out, and its weights are rounded anew",
+        )
     grid, theirs_fixed = {}, fixed_codes(run.rules, run.params)
-    for path, quantizer in resolve(quantization_rules(config.quant), run.params).items():
+    learned = flatten(run.state["quant"])
+    for path, quantizer in resolve(model_rules(config), run.params).items():
         state = state_at(run.state, path)
+        if quantizer is not None and quantizer.adapter:
+            _check_base(path in theirs_fixed, config)
+            learned = {key: leaf for key, leaf in learned.items() if not key.startswith(f"{path}/")}
+            fresh = quantizer.init(jnp.zeros(np.shape(get(run.params, path)), jnp.float32))
+            learned |= {f"{path}/{key}": leaf for key, leaf in fresh.items() if key != "grid"}
+            grid[path] = state
+            continue
         moving = state["grid"] if path in theirs_fixed else state
         if quantizer is not None and quantizer.fixed:
             grid[path] = moving
@@ -124,7 +140,21 @@ def load_scales(config: ConfigDict) -> Tree:
             grid[path] = moving["grid"]
         if path in theirs_fixed:
             _check_whole(state, source, path)
-    return jax.tree.map(np.asarray, {"quant": run.state["quant"], "grid": unflatten(grid)})
+    return jax.tree.map(np.asarray, {"quant": unflatten(learned), "grid": unflatten(grid)})
+
+
+def _check_base(fixed: bool, config: ConfigDict) -> None:
+    """Raises ConfigError where the codes of the source cannot be those that stay beside this config's adapters."""
+    if config.adapters.start != "zero":
+        raise ConfigError(
+            f"adapters.start={config.adapters.start!r} makes codes of its own, and model.source_scales takes others",
+            "set adapters.start=zero, or leave model.source_scales out",
+        )
+    if fixed:
+        raise ConfigError(
+            f"the codes of {config.model.source} were made with other scales than those that it learned",
+            "name the run that it started from, or leave model.source_scales out",
+        )
 
 
 def _check_whole(state: State, source: str, path: str) -> None:

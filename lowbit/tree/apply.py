@@ -41,7 +41,8 @@ def resolve(rules: Sequence[QuantizerRule], params: Tree) -> dict[str, Quantizer
         if quantizer is None:
             continue
         try:
-            _check_start(quantizer, jax.ShapeDtypeStruct(flat[path].shape, flat[path].dtype))
+            # What a quantizer starts from are float masters, whatever it has put in their place since.
+            _check_start(quantizer, jax.ShapeDtypeStruct(flat[path].shape, jnp.float32))
         except QuantizerError as error:
             refused.append((path, quantizer.name, error))
     if refused:
@@ -81,10 +82,13 @@ def init_state(rules: Sequence[QuantizerRule], params: Tree) -> dict[str, dict[s
     return {"quant": paths.unflatten(learned), "grid": paths.unflatten(constant)}
 
 
-def start_masters(rules: Sequence[QuantizerRule], params: Tree) -> dict[str, Any]:
-    """Returns the float masters that training starts from: those quantizers that say so put others in their place.
+def start_masters(rules: Sequence[QuantizerRule], params: Tree, state: Mapping[str, Tree]) -> dict[str, Any]:
+    """Returns the masters that training starts from: those quantizers that say so put others in the place of weights.
 
-    `init_state` takes the parameters as they were before.
+    Args:
+      rules: as for `resolve`.
+      params: the parameters as they were, of which `init_state` makes its state too.
+      state: the collections of `init_state`, or others that take their place.
 
     Raises:
       RuleError: as `resolve`.
@@ -92,7 +96,7 @@ def start_masters(rules: Sequence[QuantizerRule], params: Tree) -> dict[str, Any
     flat = paths.flatten(params)
     for path, quantizer in resolve(rules, params).items():
         if quantizer is not None and quantizer.masters is not None:
-            flat[path] = quantizer.masters(jnp.asarray(flat[path]))
+            flat[path] = quantizer.masters(jnp.asarray(flat[path]), state_at(state, path))
     return paths.unflatten(flat)
 
 

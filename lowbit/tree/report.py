@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 
 from lowbit.numerics.qtensor import QTensor
 from lowbit.numerics.quantizers import Quantizer
@@ -23,7 +24,7 @@ class ParameterBits:
       quantizer: name of its quantizer, "float32" where it has none.
       shape: its shape, stacked layers included.
       code_bits: bits of all codes, or of all values where it stays float.
-      scale_bits: bits of all scales and zero points.
+      scale_bits: bits of all scales and zero points, and of the factors of an adapter.
       quantized: whether it has codes at all.
     """
 
@@ -103,11 +104,11 @@ def bits_report(rules: Sequence[QuantizerRule], params: Tree) -> BitsReport:
         for index in range(layers):
             one = shape if quantizer.at_layer is None else shape[1:]
             layer = quantizer.layer(index)
-            kept = _kept(layer, jax.ShapeDtypeStruct(one, dtype))
+            kept = _kept(layer, jax.ShapeDtypeStruct(one, jnp.float32))  # of masters, or of what took their place
             if isinstance(kept, QTensor):
                 quantized = True
                 code_bits += kept.grid.storage_bits * math.prod(one)
-                scales = [part for part in (kept.scale, kept.zero, kept.in_scale) if part is not None]
+                scales = jax.tree.leaves((kept.scale, kept.zero, kept.in_scale, kept.adapter))
                 scale_bits += sum(8.0 * s.dtype.itemsize * s.size for s in scales)
             else:
                 code_bits += 8.0 * kept.dtype.itemsize * math.prod(one)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from lowbit.numerics.activations import dynamic, static
-from lowbit.numerics.quantizers import QUANTIZERS, absmean_ternary, fixed, llmqat, onebit, paretoq, rtn, transposed
+from lowbit.numerics.quantizers import QUANTIZERS, absmean_ternary, fixed, llmqat, nf4, onebit, paretoq, rtn, transposed
 
 CASES = {
     **{f"paretoq{b:g}": functools.partial(paretoq, b) for b in (1, 1.58, 2, 3, 4)},
@@ -24,6 +24,7 @@ CASES = {
     **{f"llmqat{b:g}": functools.partial(llmqat, b) for b in (2, 4, 8)},
     "llmqat4_reference": functools.partial(llmqat, 4, variant="reference"),
     "absmean_ternary": absmean_ternary,
+    "nf4": functools.partial(nf4, granularity="channel"),
     **{f"onebit_{start}": functools.partial(onebit, scale_init=start) for start in ("nmf", "svd", "mean")},
 }
 # OneBit's two vectors are of all weights together: its outputs are not each other's strangers, and its gradient is no

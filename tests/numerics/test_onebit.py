@@ -125,7 +125,7 @@ def test_an_embedding_has_a_value_for_each_row_and_each_dimension():
 def test_masters_start_at_one_magnitude_and_the_vectors_at_the_weights_own():
     params = {"a": {"kernel": heavy_tailed((12, 8))}, "b": heavy_tailed((12, 8))}
     rules = (Rule("a/kernel", onebit(latent=0.01)), Rule(".*", stored_as(jnp.float16)))
-    masters = start_masters(rules, params)
+    masters = start_masters(rules, params, init_state(rules, params))
     np.testing.assert_array_equal(jnp.abs(masters["a"]["kernel"]), jnp.float32(0.01))
     np.testing.assert_array_equal(jnp.sign(masters["a"]["kernel"]), jnp.sign(params["a"]["kernel"]))
     np.testing.assert_array_equal(masters["b"], params["b"])

@@ -6,7 +6,9 @@
 from collections.abc import Callable
 
 from lowbit.errors import QuantizerError, nearest
+from lowbit.numerics.quantizers.adapted import ADAPTER_STARTS, adapted
 from lowbit.numerics.quantizers.base import Quantizer, State, transposed
+from lowbit.numerics.quantizers.codebook import nf4
 from lowbit.numerics.quantizers.fixed import fixed
 from lowbit.numerics.quantizers.onebit import onebit
 from lowbit.numerics.quantizers.paretoq import paretoq
@@ -19,6 +21,7 @@ QUANTIZERS: dict[str, Callable[..., Quantizer]] = {
     "llmqat": llmqat,
     "absmean_ternary": absmean_ternary,
     "onebit": onebit,
+    "nf4": nf4,
 }
 
 
@@ -34,13 +37,16 @@ def by_name(name: str) -> Callable[..., Quantizer]:
 
 
 __all__ = [
+    "ADAPTER_STARTS",
     "QUANTIZERS",
     "Quantizer",
     "State",
     "absmean_ternary",
+    "adapted",
     "by_name",
     "fixed",
     "llmqat",
+    "nf4",
     "onebit",
     "paretoq",
     "rtn",

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from lowbit.numerics import groups
 from lowbit.numerics.grids import Grid
@@ -39,11 +39,13 @@ class Quantizer(NamedTuple):
         during training. `init` followed by `fake` or `encode` is then the whole quantizer.
       at_layer: where stacked layers differ, the quantizer of layer i (for `[k n]`); None where they are all alike.
       standing: `(w, state) -> Standing`, for statistics; None where the parameter stays float.
-      masters: `w -> w`, what the float weights become when training starts, after `init`; None leaves them.
+      masters: `(w, state) -> w`, what the float weights become when training starts, after `init`; None leaves them.
       levels: `(w, state) -> level of each weight's code`, f32 `[*s k n]` in units of the grid; None where a decoded
         weight is not `(level - zero) * scale`.
       scale_dtype: in which the file stores scales and zero points; None where nothing learns of them.
       fixed: codes are those of the start, whatever is learned: masters have no gradient.
+      adapter: rank of the factors that learn beside the codes (`adapted`); 0 where there are none. `masters` then are
+        the codes themselves, u8.
     """
 
     name: str
@@ -55,16 +57,17 @@ class Quantizer(NamedTuple):
     dynamic: bool = False
     at_layer: Callable[[int], "Quantizer"] | None = None
     standing: Callable[[Array, State], Standing] | None = None
-    masters: Callable[[Array], Array] | None = None
+    masters: Callable[[Array, State], Array] | None = None
     levels: Callable[[Array, State], Array] | None = None
     scale_dtype: DTypeLike | None = None
     fixed: bool = False
+    adapter: int = 0
 
     def layer(self, index: int) -> "Quantizer":
         """The quantizer of one layer of a stacked parameter."""
         return self if self.at_layer is None else self.at_layer(index)
 
-    def state_of(self, w: Float[Array, "..."], state: State | None) -> State:
+    def state_of(self, w: Shaped[Array, "..."], state: State | None) -> State:
         """The state to use now: the one given, or a fresh one where the quantizer is dynamic."""
         if self.dynamic:
             return jax.lax.stop_gradient(self.init(jax.lax.stop_gradient(w)))
@@ -95,6 +98,6 @@ def transposed(quantizer: Quantizer) -> Quantizer:
         encode=encode,
         fake=lambda w, state: swap(quantizer.fake(swap(w), state)),
         standing=None if standing is None else lambda w, state: standing(swap(w), state),
-        masters=None if masters is None else lambda w: swap(masters(swap(w))),
+        masters=None if masters is None else lambda w, state: swap(masters(swap(w), state)),
         levels=None,
     )

@@ -78,7 +78,7 @@ def onebit(
     def standing(w: Float[Array, "*s k n"], state: State) -> Standing:
         return Standing(codes(w), jnp.zeros(w.shape, bool), None)
 
-    def masters(w: Float[Array, "*s k n"]) -> Float[Array, "*s k n"]:
+    def masters(w: Float[Array, "*s k n"], state: State) -> Float[Array, "*s k n"]:
         return jnp.where(w >= 0, latent, -latent).astype(w.dtype)
 
     return Quantizer(

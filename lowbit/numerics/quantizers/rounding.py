@@ -17,7 +17,6 @@ from lowbit.numerics.grids import (
     freeze,
     integer,
     integer_ternary,
-    unknown_width,
 )
 from lowbit.numerics.groups import Granularity
 from lowbit.numerics.qtensor import QTensor
@@ -71,7 +70,7 @@ def _signed(bits: float) -> tuple[AffineGrid, int, str]:
     if bits == TERNARY_BITS:
         return integer_ternary(), 3, "ternary"
     if bits not in range(2, 9):
-        raise unknown_width(bits)
+        raise QuantizerError(f"no grid of rounding has {bits!r} bits", "choose 1, 1.58, or an integer from 2 to 8")
     return integer(int(bits)), 2 ** int(bits), f"int{int(bits)}"
 
 

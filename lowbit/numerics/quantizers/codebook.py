@@ -9,7 +9,7 @@ from lowbit.numerics import groups, scales, ste
 from lowbit.numerics.grids import Grid
 from lowbit.numerics.groups import Granularity
 from lowbit.numerics.qtensor import QTensor
-from lowbit.numerics.quantizers import Quantizer, State
+from lowbit.numerics.quantizers.base import Quantizer, State
 
 NF4_LEVELS = (
     -1.0,
@@ -30,6 +30,9 @@ NF4_LEVELS = (
     1.0,
 )
 """NormalFloat of 4 bits: quantiles of a normal distribution, with a 0 (QLoRA, arXiv 2305.14314, appendix E)."""
+
+FEW = 16
+"""Up to so many levels are compared with one by one; a search serves more."""
 
 
 def power_levels(bits: int) -> tuple[float, ...]:
@@ -72,7 +75,9 @@ def codebook(
         return QTensor(groups.merge(codes).astype(jnp.uint8), kept.astype(scale_dtype), None, grid)
 
     def fake(w: Float[Array, "*s k n"], state: State) -> Float[Array, "*s k n"]:
-        return ste.passthrough(w, encode(w, state).decode().astype(w.dtype))
+        kept = scales.stored(state["scale"], scale_dtype)
+        nearest = _nearest(table, middles, scales.in_units_of(kept, w))
+        return ste.passthrough(w, groups.merge(nearest * kept[..., None, :]).astype(w.dtype))
 
     return Quantizer(name, grid, init, encode, fake, granularity)
 
@@ -80,3 +85,13 @@ def codebook(
 def nf4(granularity: Granularity = 64, scale_dtype: DTypeLike = jnp.float16) -> Quantizer:
     """`NF4_LEVELS` times max|w| of a group; the paper's groups are of 64 inputs of one output, its scales float32."""
     return codebook("nf4", NF4_LEVELS, granularity, scale_dtype)
+
+
+def _nearest(table: np.ndarray, middles: np.ndarray, u: Array) -> Array:
+    """The level nearest to each number. Few are chosen one by one, in one loop that keeps numbers on their devices."""
+    if len(table) > FEW:
+        return jnp.asarray(table)[jnp.searchsorted(jnp.asarray(middles), u)]
+    nearest = jnp.full_like(u, table[0])
+    for middle, level in zip(middles, table[1:], strict=True):
+        nearest = jnp.where(u > middle, level, nearest)
+    return nearest
