@@ -4,6 +4,7 @@ At 10 M tokens of QAT the start is worth more than the choice of learning rate: 
 ends 0.2 to 1.1 nats/token above the same run started from the mean-square-optimal scale.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -20,6 +21,8 @@ FLOOR = 1e-5
 
 FLOAT_DTYPES = ("float16", "bfloat16", "float32")
 """What a packed file can hold of a number that is no code."""
+
+_SUMMED_AT_ONCE = 8
 
 ScaleInit = Callable[[Float[Array, "*s g G m"], AffineGrid], Float[Array, "*s g m"]]
 """Weights grouped by `groups.split`, and their grid (fields scalar or `[*s 1 1]`) -> the scale of each group."""
@@ -57,6 +60,23 @@ def in_units_of(scale: Float[Array, "*s g m"], w: Float[Array, "*s k n"]) -> Flo
     grouped = groups.split_like(w.astype(jnp.float32), scale)
     divisor = jnp.maximum(scale.astype(jnp.float32)[..., None, :], jnp.abs(grouped) * 1e-30)
     return grouped / divisor
+
+
+def mean_magnitude(grouped: Float[Array, "*s g G m"]) -> Float[Array, "*s g m"]:
+    """Returns mean|w| of each group, with the same bits in every program, in any layout and on every mesh.
+
+    A reduction is summed in whatever order the compiler finds best for its shape and for what is fused with it, and the
+    last bit of a scale that is computed anew at every step decides whether the file holds the trained one. Here sums
+    are elementwise, whose order no compiler changes. No gradient passes.
+    """
+    total = jnp.abs(jax.lax.stop_gradient(grouped.astype(jnp.float32)))
+    size = grouped.shape[-2]
+    while total.shape[-2] > 1:
+        missing = -total.shape[-2] % _SUMMED_AT_ONCE
+        padded = jnp.pad(total, [(0, 0)] * (total.ndim - 2) + [(0, missing), (0, 0)])
+        total = functools.reduce(jnp.add, jnp.split(padded, _SUMMED_AT_ONCE, axis=-2))
+        total = jax.lax.optimization_barrier(total)  # fused with the sums after them, these would be computed again
+    return total[..., 0, :] * np.float32(1 / size)
 
 
 def absmax(grouped: Float[Array, "*s g G m"], grid: AffineGrid) -> Float[Array, "*s g m"]:

@@ -53,7 +53,7 @@ def test_command_line(refused, arguments, message):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("quant.bits=5", r"no grid has 5.0 bits per weight\n  -> choose from 1, 1.58, 2, 3, 4"),
+        ("quant.bits=5", r"no grid has 5.0 bits per weight\n  -> widths are 1, 1.58, 2, 3, 4"),
         ("quant.method=paretok", r"unknown quantization method 'paretok'\n  -> did you mean 'paretoq'"),
         ("quant.bit=2", r"unknown config key 'quant.bit'\n  -> did you mean 'quant.bits'"),
         ("quant.bits=two", "config key quant.bits is a float, which 'two' is not"),

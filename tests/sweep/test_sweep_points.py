@@ -80,7 +80,7 @@ def test_keys_that_end_alike_are_named_in_full(base, tmp_path):
         ),
         ({"optimizer.learning_rate": ("fast",)}, ConfigError, "learning_rate=fast: config key .* is a float"),
         ({"optimizer.learning_rate": (-1.0,)}, ConfigError, r"point learning_rate=-1: optimizer\.learning_rate=-1\.0"),
-        ({"quant.bits": (2, 5)}, QuantizerError, r"no grid has 5\.0 bits per weight\n  -> choose from"),
+        ({"quant.bits": (2, 5)}, QuantizerError, r"no grid has 5\.0 bits per weight\n  -> widths are"),
         ({"quant.method": ("paretok",)}, QuantizerError, r"'paretok'\n  -> did you mean 'paretoq'"),
         ({"train.tokens": (8,)}, ConfigError, "less than one step"),
         ({"run_folder": ("a",)}, ConfigError, "run_folder is set, and each point has its own"),

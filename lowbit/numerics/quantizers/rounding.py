@@ -218,9 +218,7 @@ def absmean_ternary(granularity: Granularity = "tensor", scale_dtype: DTypeLike 
     """BitNet b1.58: levels -1, 0, 1 times mean|w|, recomputed at every step (arXiv 2402.17764, eq. 1-3).
 
     Gradients pass everywhere. Applied to its own result it shrinks (the mean of a ternary tensor is below its level):
-    it is idempotent only with the scale held. The mean depends on the order of summation, hence on the mesh: a scale
-    that export recomputes on one device can differ from the one a sharded step used in its last bit before rounding
-    to `scale_dtype` (never seen at float16, common at float32).
+    it is idempotent only with the scale held. The mean is `scales.mean_magnitude`, which has one order of summation.
 
     Args:
       granularity: the paper has one scale a matrix.
@@ -231,7 +229,7 @@ def absmean_ternary(granularity: Granularity = "tensor", scale_dtype: DTypeLike 
     """
 
     def start(grouped: Float[Array, "*s g G m"], grid: AffineGrid) -> Float[Array, "*s g m"]:
-        return jnp.mean(jnp.abs(grouped), axis=-2)
+        return scales.mean_magnitude(grouped)
 
     affine, count, name = _signed(TERNARY_BITS)
     grid = freeze(name, count, affine)
