@@ -12,12 +12,16 @@ from lowbit.cli.sources import asks_for_rounding, kind_of, refuse_rounding
 from lowbit.cli.tables import fields
 from lowbit.cli.usage import UsageError, check_new_folder, check_output
 from lowbit.export import pack_model
-from lowbit.export.gguf import to_gguf, write_gguf
+from lowbit.export.gguf import to_gguf, write_gguf, write_tensors
+from lowbit.export.gguf_adapter import to_gguf_adapter
 from lowbit.export.gguf_record import from_gguf, is_recorded
 from lowbit.export.hf import PACKED_FILE, to_hf
 from lowbit.formats import PackedModel
 from lowbit.llama.activations import to_meta
 from lowbit.report.table import format_bytes
+
+ADAPTER_SUFFIX = ".lora.gguf"
+"""Of the file beside a GGUF file that holds its adapters, in place of .gguf."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -73,9 +77,17 @@ def _to_packed(packed: PackedModel, output: Path, arguments: argparse.Namespace)
 
 
 def _to_gguf(packed: PackedModel, output: Path, arguments: argparse.Namespace) -> str:
-    model = to_gguf(packed, output.stem, arguments.avoid, arguments.pre)
+    adapter = to_gguf_adapter(packed, output.stem) if packed.adapters() else None
+    beside = output.with_suffix(ADAPTER_SUFFIX)
+    if adapter is not None:
+        check_output(beside, arguments.overwrite)
+    model = to_gguf(packed.without_adapters(), output.stem, arguments.avoid, arguments.pre)
     write_gguf(output, model)
-    return summary(model, output.stat().st_size)
+    told = summary(model, output.stat().st_size)
+    if adapter is None:
+        return told
+    write_tensors(beside, adapter.metadata, adapter.tensors)
+    return f"{told}\n{fields([('adapters', f'{beside}, {format_bytes(beside.stat().st_size)}, for --lora')])}"
 
 
 def _to_hf(packed: PackedModel, output: Path, arguments: argparse.Namespace) -> str:
@@ -86,6 +98,6 @@ def _to_hf(packed: PackedModel, output: Path, arguments: argparse.Namespace) -> 
     return fields(
         [
             ("weights", f"{dtype}, {format_bytes(size)}, equal to the packed ones bit for bit"),
-            (PACKED_FILE, f"{format_bytes(inside)}, codes and scales"),
+            (PACKED_FILE, f"{format_bytes(inside)}, codes, scales and factors"),
         ]
     )

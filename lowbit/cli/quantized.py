@@ -31,6 +31,7 @@ READS: dict[str, tuple[str, ...]] = {
     "llmqat": ("bits", "granularity"),
     "absmean_ternary": ("granularity",),
     "onebit": ("granularity", "scale_init"),
+    "nf4": ("granularity",),
     FLOAT: (),
 }
 """Which of the settings with a flag each method reads; any other flag beside it is a mistake."""

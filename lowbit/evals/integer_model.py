@@ -112,6 +112,8 @@ def _layer(packed: PackedModel, path: str, index: int) -> tuple[IntegerLinear, n
     tensor = packed.tensors[name]
     if not isinstance(tensor, PackedTensor):
         raise QuantizerError(f"{name} is stored as floats", "quantize it to evenly spaced levels")
+    if tensor.adapter is not None:
+        raise QuantizerError(f"{name} has an adapter of floats", "evaluate it in floats, or train without adapters")
     grid = Grid(tensor.grid, tuple(float(level) for level in tensor.levels))
     try:
         return wide_linear(QTensor(tensor.codes(), tensor.scale, tensor.zero, grid, tensor.transposed, tensor.in_scale))

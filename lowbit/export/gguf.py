@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,6 +90,11 @@ def to_gguf(packed: PackedModel, name: str, avoid: Collection[str] = (), pre: st
             f"{with_factors[0]} has a factor for each input, which no type of GGUF holds",
             "export to hf, which decodes the weights, or run the packed file itself",
         )
+    if adapters := packed.adapters():
+        raise ModelError(
+            f"{next(iter(adapters))} has an adapter, which is a file of its own in GGUF",
+            "write packed.without_adapters(), and gguf_adapter.to_gguf_adapter(packed) beside it",
+        )
     odd = sorted(packed.tensors.keys() ^ unstacked_shapes(cfg).keys())
     if odd:
         raise ModelError(f"the tensors are not those of the config: see {', '.join(odd[:4])}", "export it again")
@@ -119,8 +124,13 @@ def write_gguf(path: Path, model: GgufModel) -> None:
     Raises:
       FormatError: the file system refuses.
     """
+    write_tensors(path, model.metadata, model.tensors)
+
+
+def write_tensors(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, GgufTensor]) -> None:
+    """Writes any GGUF file; raises as `write_gguf`, and as atomically."""
     with replacing(path, FormatError) as file:
-        write(file, model.metadata, model.tensors)
+        write(file, metadata, tensors)
 
 
 def _row(name: str, stored: StoredTensor, blocks: Blocks) -> GgufRow:

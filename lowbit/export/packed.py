@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lowbit.errors import ModelError
-from lowbit.formats import BFloat16, PackedModel, PackedTensor, StoredTensor, decode
+from lowbit.formats import Adapter, BFloat16, PackedModel, PackedTensor, StoredTensor, decode
 from lowbit.llama import LAYER_PREFIX, LlamaConfig
 from lowbit.llama.activations import from_meta
 from lowbit.numerics.qtensor import QTensor
@@ -31,7 +31,7 @@ def pack_model(
 
     Args:
       cfg: the model's sizes; written as a Hugging Face config.
-      params: float32 masters, layers stacked.
+      params: masters, layers stacked.
       rules: which parameter has which quantizer; None keeps float32.
       state: `{"quant", "grid"}`, from `tree.init_state` or from training.
       tokenizer_files: by name; may be empty.
@@ -97,6 +97,7 @@ def _stored(kept: QTensor | jax.Array) -> StoredTensor:
             zero=None if kept.zero is None else _as_numpy_scale(kept.zero),
             transposed=kept.transposed,
             in_scale=None if kept.in_scale is None else _as_numpy_scale(kept.in_scale).reshape(-1),
+            adapter=None if kept.adapter is None else Adapter(*map(np.asarray, kept.adapter)),
         )
     if kept.dtype == jnp.bfloat16:
         return BFloat16(np.asarray(kept).view(np.uint16))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from lowbit.errors import ConfigError, DataError, KernelError, nearest
+from lowbit.errors import ConfigError, DataError, KernelError, QuantizerError, nearest
 from lowbit.ffi.target import register
 from lowbit.formats import PackedTensor
 from lowbit.kernels import library
@@ -79,9 +79,11 @@ def kernel_matrix(w: PackedTensor, kernels: str = "auto", threads: int | None = 
       KernelError: numpy is chosen, or there are no compiled kernels.
       ConfigError: kernels that are unknown or that this processor lacks.
       FormatError: damaged codes.
-      QuantizerError: sums of 8-bit activations that may pass int32.
+      QuantizerError: sums of 8-bit activations that may pass int32; or an adapter, which the call does not add.
     """
     isa = library.choose(kernels)
+    if w.adapter is not None:
+        raise QuantizerError("this product adds no adapter", "multiply by w.without_adapter(), and add w.adapter's")
     if isa == "numpy":
         raise KernelError("numpy cannot be called from a jitted program", "choose compiled kernels, such as c")
     matrix = CompiledMatrix(w, isa, 1)

@@ -1,5 +1,6 @@
 """The packed file: a model at 1 to 8 bits per weight, as numpy and safetensors alone can read it."""
 
+from lowbit.formats.adapter import Adapter
 from lowbit.formats.layout import FORMAT, VERSION, PackedModel
 from lowbit.formats.packing import PACKINGS, Packing, pack, packing_for, row_bytes, unpack
 from lowbit.formats.reader import read, verify_checksums
@@ -11,6 +12,7 @@ __all__ = [
     "FORMAT",
     "PACKINGS",
     "VERSION",
+    "Adapter",
     "BFloat16",
     "PackedModel",
     "PackedTensor",

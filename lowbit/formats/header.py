@@ -17,10 +17,10 @@ from lowbit.formats.layout import (
     DIGEST_FIELD,
     DIGEST_ZEROS,
     FORMAT,
-    IN_SCALE,
     MAX_HEADER_BYTES,
     METADATA,
     METADATA_KEYS,
+    OPTIONAL_ENTRIES,
     PACKED_ENTRY_TYPES,
     VERSION,
 )
@@ -218,13 +218,14 @@ def _sizes(value: Any) -> bool:
 def _packed(metadata: dict[str, str]) -> dict[str, dict[str, Any]]:
     packed = _json_object(metadata["packed"], "the table of packed tensors")
     for name, entry in packed.items():
-        if not isinstance(entry, dict) or entry.keys() - {IN_SCALE} != PACKED_ENTRY_TYPES.keys():
+        if not isinstance(entry, dict) or entry.keys() - OPTIONAL_ENTRIES != PACKED_ENTRY_TYPES.keys():
             raise FormatError(f"tensor {name!r}: needs exactly {', '.join(PACKED_ENTRY_TYPES)}", _DAMAGED)
         for key, kind in PACKED_ENTRY_TYPES.items():
             if not isinstance(entry[key], kind):
                 raise FormatError(f"tensor {name!r}: {key} = {entry[key]!r} is no {kind.__name__}", _DAMAGED)
-        if IN_SCALE in entry and entry[IN_SCALE] is not True:
-            raise FormatError(f"tensor {name!r}: {IN_SCALE} = {entry[IN_SCALE]!r} is not true", _DAMAGED)
+        for key in sorted(OPTIONAL_ENTRIES & entry.keys()):
+            if entry[key] is not True:
+                raise FormatError(f"tensor {name!r}: {key} = {entry[key]!r} is not true", _DAMAGED)
         if not _sizes(entry["shape"]) or len(entry["shape"]) != 2:
             raise FormatError(f"tensor {name!r}: shape {entry['shape']!r} is no [k n]", _DAMAGED)
     return packed

@@ -6,13 +6,14 @@
 import json
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lowbit.errors import FormatError
+from lowbit.formats.adapter import Adapter
 from lowbit.formats.tensors import (
     BFloat16,
     PackedTensor,
@@ -88,6 +89,19 @@ class PackedModel:
                 else:
                     check_float_contents(tensor)
 
+    def adapters(self) -> dict[str, Adapter]:
+        """Returns the adapter of each tensor that has one, by name."""
+        packed = {name: tensor for name, tensor in self.tensors.items() if isinstance(tensor, PackedTensor)}
+        return {name: tensor.adapter for name, tensor in packed.items() if tensor.adapter is not None}
+
+    def without_adapters(self) -> "PackedModel":
+        """Returns the model that adapters were trained beside: codes, scales and floats."""
+        bare = {
+            name: tensor.without_adapter() if isinstance(tensor, PackedTensor) else tensor
+            for name, tensor in self.tensors.items()
+        }
+        return replace(self, tensors=bare)
+
     def grids(self) -> dict[str, NDArray[np.float32]]:
         """Returns the levels of each grid by name.
 
@@ -107,7 +121,7 @@ class PackedModel:
 
 
 def stored_arrays(model: PackedModel) -> dict[str, BFloat16 | np.ndarray]:
-    """Returns the flat arrays of the file by stored name: codes, scales and zeros, floats, tokenizer files.
+    """Returns the flat arrays of the file by stored name: codes, scales, zeros and factors, floats, tokenizer files.
 
     Raises:
       FormatError: two arrays of one name.
@@ -120,6 +134,8 @@ def stored_arrays(model: PackedModel) -> dict[str, BFloat16 | np.ndarray]:
                 named.append((f"{name}.zero", tensor.zero))
             if tensor.in_scale is not None:
                 named.append((f"{name}.in_scale", tensor.in_scale))
+            if tensor.adapter is not None:
+                named += [(f"{name}.{LORA_A}", tensor.adapter.a), (f"{name}.{LORA_B}", tensor.adapter.b)]
         else:
             named.append((name, tensor))
     for name, content in model.tokenizer.items():
@@ -142,12 +158,17 @@ def packed_entry(tensor: PackedTensor) -> dict[str, Any]:
         "transposed": tensor.transposed,
         "zero": tensor.zero is not None,
     }
-    return entry if tensor.in_scale is None else entry | {IN_SCALE: True}
+    beside = {IN_SCALE: tensor.in_scale, ADAPTER: tensor.adapter}
+    return entry | {key: True for key, value in beside.items() if value is not None}
 
 
-IN_SCALE = "in_scale"
-"""The one entry that need not be there: true where the tensor has a factor an input. A reader that does not know it
-refuses the file rather than leave the factor out."""
+IN_SCALE, ADAPTER = "in_scale", "adapter"
+OPTIONAL_ENTRIES = frozenset({IN_SCALE, ADAPTER})
+"""The entries that need not be there: true where the tensor has a factor an input, or a matrix of low rank to be added.
+A reader that does not know one refuses the file rather than leave the factors out."""
+
+LORA_A, LORA_B = "lora_a", "lora_b"
+"""Endings of the arrays of an adapter."""
 
 PACKED_ENTRY_TYPES: dict[str, type] = {
     "grid": str,

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from lowbit.errors import FormatError
+from lowbit.formats.adapter import Adapter
 from lowbit.formats.header import DTYPES, ArrayEntry, Header, header_bytes, parse_header
-from lowbit.formats.layout import IN_SCALE, TOKENIZER_PREFIX, PackedModel
+from lowbit.formats.layout import ADAPTER, IN_SCALE, LORA_A, LORA_B, TOKENIZER_PREFIX, PackedModel
 from lowbit.formats.tensors import BFloat16, PackedTensor, StoredTensor, located
 
 
@@ -112,7 +113,13 @@ def _packed_tensor(
         packing=entry["packing"],
         transposed=entry["transposed"],
         in_scale=_view(data, _take(left, f"{name}.{IN_SCALE}", "F16", "F32")) if IN_SCALE in entry else None,
+        adapter=_adapter(data, name, left) if ADAPTER in entry else None,
     )
+
+
+def _adapter(data: np.ndarray, name: str, left: dict[str, ArrayEntry]) -> Adapter:
+    a, b = (_view(data, _take(left, f"{name}.{ending}", "F16")) for ending in (LORA_A, LORA_B))
+    return Adapter(a, b)
 
 
 def _take(left: dict[str, ArrayEntry], stored: str, *dtypes: str) -> ArrayEntry:

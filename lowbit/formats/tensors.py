@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowbit.errors import FormatError
+from lowbit.formats.adapter import Adapter
 from lowbit.formats.packing import pack, packing_for, row_bytes, unpack
 
 SCALE_DTYPES = (np.dtype(np.float16), np.dtype(np.float32))
@@ -37,6 +38,7 @@ class PackedTensor:
       packing: one of `lowbit.formats.packing.PACKINGS`; follows from L.
       transposed: the parameter is [n k].
       in_scale: f16 or f32 [k], a second factor, of each input; None where there is none.
+      adapter: a matrix of low rank that is added; None where there is none. A transposed tensor has none.
     """
 
     packed: NDArray[np.uint8]
@@ -48,6 +50,7 @@ class PackedTensor:
     packing: str
     transposed: bool = False
     in_scale: np.ndarray | None = None
+    adapter: Adapter | None = None
 
     @staticmethod
     def from_codes(
@@ -59,6 +62,7 @@ class PackedTensor:
         zero: np.ndarray | None = None,
         transposed: bool = False,
         in_scale: np.ndarray | None = None,
+        adapter: Adapter | None = None,
     ) -> "PackedTensor":
         """Packs codes u8[k n], also where transposed; the packing follows from the number of levels.
 
@@ -78,6 +82,7 @@ class PackedTensor:
             packing=packing,
             transposed=transposed,
             in_scale=in_scale,
+            adapter=adapter,
         )
         tensor.validate()
         return tensor
@@ -94,10 +99,9 @@ class PackedTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of codes, scales and zeros."""
-        return (
-            self.packed.nbytes + self.scale.nbytes + sum(x.nbytes for x in (self.zero, self.in_scale) if x is not None)
-        )
+        """Bytes of codes, scales and zeros, and of an adapter."""
+        beside = (self.zero, self.in_scale, self.adapter)
+        return self.packed.nbytes + self.scale.nbytes + sum(x.nbytes for x in beside if x is not None)
 
     def validate(self) -> None:
         """Checks shapes, dtypes and levels against each other, without reading the codes.
@@ -140,6 +144,10 @@ class PackedTensor:
                 f"{self.scale.dtype}",
                 "store in_scale as [k], in the dtype of scale",
             )
+        if self.adapter is not None:
+            if self.transposed:
+                raise FormatError("a transposed matrix has an adapter", "add it to the weights before they are rounded")
+            self.adapter.validate(k, n)
 
     def codes(self) -> NDArray[np.uint8]:
         """Returns the codes, u8[k n], also where transposed.
@@ -152,8 +160,8 @@ class PackedTensor:
     def decode(self) -> NDArray[np.float32]:
         """Returns `(levels[codes] - zero) * repeat(scale, k/g) * in_scale`, f32[k n] (f32[n k] where transposed).
 
-        Each operation rounds to float32 once and in this order, as the fake-quantizer of training does: the
-        two agree bit for bit.
+        An adapter is added last. Each operation rounds to float32 once and in this order, as the fake-quantizer of
+        training does: the two agree bit for bit.
 
         Raises:
           FormatError: damaged codes, or a scale that is not finite.
@@ -172,6 +180,8 @@ class PackedTensor:
             _check_finite(self.in_scale, "in_scale")
             with np.errstate(over="ignore"):
                 matrix *= self.in_scale.astype(np.float32)
+        if self.adapter is not None:
+            matrix += self.adapter.product().T
         return matrix if self.transposed else matrix.T
 
     def outputs(self, index: NDArray[np.integer] | slice) -> "PackedTensor":
@@ -184,7 +194,12 @@ class PackedTensor:
             scale=self.scale if per_tensor else self.scale[:, index],
             zero=self.zero if per_tensor or self.zero is None else self.zero[:, index],
             shape=(self.shape[0], len(packed)),
+            adapter=None if self.adapter is None else self.adapter.outputs(index),
         )
+
+    def without_adapter(self) -> "PackedTensor":
+        """Returns codes and scales alone."""
+        return replace(self, adapter=None)
 
     def check_contents(self) -> None:
         """Reads every code, scale and zero.
@@ -198,6 +213,8 @@ class PackedTensor:
             _check_finite(self.zero, "zero")
         if self.in_scale is not None:
             _check_finite(self.in_scale, "in_scale")
+        if self.adapter is not None:
+            self.adapter.check_contents()
 
     def _code_rows(self) -> NDArray[np.uint8]:
         rows = unpack(self.packed, self.packing, self.shape[0])

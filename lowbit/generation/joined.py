@@ -84,7 +84,7 @@ def families(paths: Iterable[str]) -> list[tuple[str, ...]]:
 def may_be_joined(members: Mapping[str, Any], rounding: ActivationRounding) -> bool:
     """Returns whether parameters by their paths are matrices that one product can serve, exactly.
 
-    All are floats, or all are packed with the same grid, groups, zeros or none, and no factors of inputs. Their inputs
+    All are floats, or all are packed with the same grid, groups, zeros or none, and no factors. Their inputs
     are rounded alike, and not by calibrated ranges, which each layer has for itself.
     """
     rounded = dict(rounding.inputs)
@@ -96,7 +96,7 @@ def may_be_joined(members: Mapping[str, Any], rounding: ActivationRounding) -> b
 
 def _kind(w: Any) -> tuple[Any, ...] | None:
     """What matrices have to share to be joined; None for one that stays alone."""
-    if isinstance(w, OwnLayers) or (isinstance(w, PackedWeight) and w.in_scale is not None):
+    if isinstance(w, OwnLayers) or (isinstance(w, PackedWeight) and not (w.in_scale is w.adapter is None)):
         return None
     if not isinstance(w, PackedWeight):
         return ("floats",)

@@ -15,6 +15,7 @@ from lowbit.errors import QuantizerError
 from lowbit.formats.packing import PACKINGS, packing_for
 from lowbit.kernels.reference import ACTIVATION_MAX, INT32_MAX, integer_levels
 from lowbit.numerics.activations import dynamic, integers
+from lowbit.numerics.low_rank import Factors
 from lowbit.pallas import GpuWeight, matmul, matmul_int8, prepack
 
 _ACTIVATIONS = dynamic(8)
@@ -32,6 +33,7 @@ class PackedWeight:
       in_scale: f16 or f32 [*s k], a second factor, of each input; or None.
       levels: what code i stands for, in units of the scale (static).
       k: inputs (static): the last byte of a row may be filled up.
+      adapter: `Factors` f16 [*s k r] and [*s r n] of a matrix that is added; or None.
     """
 
     # Not annotated as arrays: transformations rebuild pytrees around stand-ins for them.
@@ -41,6 +43,7 @@ class PackedWeight:
     in_scale: Any
     levels: tuple[float, ...] = dataclasses.field(metadata={"static": True})
     k: int = dataclasses.field(metadata={"static": True})
+    adapter: Any = None
 
     def rows(self, index: jax.Array) -> "PackedWeight":
         """Returns some of the n outputs of a matrix that is no stack: i32[r] of them."""
@@ -79,7 +82,10 @@ def unpack(packed: jax.Array, num_levels: int, k: int) -> jax.Array:
 
 
 def decode(w: PackedWeight) -> jax.Array:
-    """Returns `(levels[codes] - zero) * scale * in_scale`, f32[*s n k], bit for bit as the file's reader."""
+    """Returns `(levels[codes] - zero) * scale * in_scale`, f32[*s n k], bit for bit as the file's reader.
+
+    An adapter is left out: `adapter_product` adds what it gives.
+    """
     codes = unpack(w.packed, len(w.levels), w.k)
     even = even_levels(w.levels)
     if even is None:
@@ -97,8 +103,10 @@ def for_gpu(w: PackedWeight) -> GpuWeight:
     """Returns a matrix or a stack laid out for the GPU's kernel, one layer of a stack after another.
 
     Raises:
-      QuantizerError: levels or groups that the kernel does not take.
+      QuantizerError: levels or groups that the kernel does not take, or an adapter.
     """
+    if w.adapter is not None:
+        raise QuantizerError("the GPU's kernel adds no adapter", "leave the matrix to XLA: kernels='auto' or 'xla'")
 
     def one(w: PackedWeight) -> GpuWeight:
         return prepack(unpack(w.packed, len(w.levels), w.k), w.scale, w.levels, w.zero, w.in_scale)
@@ -116,14 +124,21 @@ def packed_matmul(x: jax.Array, w: PackedWeight | GpuWeight) -> jax.Array:
     if isinstance(w, GpuWeight):
         return matmul(x, w)
     kernel = decode(w).astype(x.dtype)
-    return jax.lax.dot_general(x, kernel, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    product = jax.lax.dot_general(x, kernel, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    return product if w.adapter is None else product + adapter_product(x, w.adapter)
+
+
+def adapter_product(x: jax.Array, adapter: Factors) -> jax.Array:
+    """Returns `(x a) b`, f32[b n]: two small products in place of one with the whole matrix; sums are float32."""
+    inner = jnp.matmul(x, adapter.a.astype(x.dtype), preferred_element_type=jnp.float32)
+    return jnp.matmul(inner, adapter.b.astype(jnp.float32), preferred_element_type=jnp.float32)
 
 
 def packed_matmul_int8(x: jax.Array, w: PackedWeight | GpuWeight) -> jax.Array:
     """Returns the product f32[b n] with activations rounded to 8 bits per token and exact int32 sums.
 
-    The meaning is that of `lowbit.kernels.matmul_int8`, rounding of activations included. Activations that are not
-    finite give NaN.
+    The meaning is that of `lowbit.kernels.matmul_int8`, rounding of activations included: an adapter has float sums, of
+    activations as they were rounded. Activations that are not finite give NaN.
 
     Raises:
       QuantizerError: levels without `even_levels`, or groups so long that a sum could leave int32.
@@ -143,9 +158,8 @@ def packed_matmul_int8(x: jax.Array, w: PackedWeight | GpuWeight) -> jax.Array:
             f"take groups of at most {INT32_MAX // largest}, or float activations",
         )
     dtype = jnp.int8 if min(ends) >= -128 and max(ends) <= 127 else jnp.int32
-    if w.in_scale is not None:
-        x = x.astype(jnp.float32) * w.in_scale.astype(jnp.float32)[None, :]
-    codes, scale = quantize_activations(x)
+    scaled = x if w.in_scale is None else x.astype(jnp.float32) * w.in_scale.astype(jnp.float32)[None, :]
+    codes, scale = quantize_activations(scaled)
     codes = codes.reshape(len(x), groups, size)
     # [g b G] by [g n G]: groups are a batch axis on both sides.
     levels = unpack(w.packed, len(w.levels), w.k).astype(jnp.int32) * even.distance + even.first
@@ -157,7 +171,11 @@ def packed_matmul_int8(x: jax.Array, w: PackedWeight | GpuWeight) -> jax.Array:
     if w.zero is not None:
         code_sums = jnp.sum(codes, axis=-1, dtype=jnp.int32).astype(jnp.float32).T
         wide = wide - code_sums[:, :, None] * w.zero.astype(jnp.float32)[:, None, :]
-    return jnp.sum(wide * w.scale.astype(jnp.float32)[:, None, :], axis=0) * scale
+    product = jnp.sum(wide * w.scale.astype(jnp.float32)[:, None, :], axis=0) * scale
+    if w.adapter is None:
+        return product
+    numbers, unit = quantize_activations(x)
+    return product + adapter_product(numbers.astype(jnp.float32) * unit, w.adapter)
 
 
 def quantize_activations(x: jax.Array) -> tuple[jax.Array, jax.Array]:

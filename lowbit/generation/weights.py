@@ -19,6 +19,7 @@ from lowbit.llama.activations import Ranges, from_meta
 from lowbit.models.activations import range_variables
 from lowbit.models.packed import packed_name
 from lowbit.models.stacking import is_transposed, layer_names
+from lowbit.numerics.low_rank import Factors
 from lowbit.pallas import GpuWeight, kernel_runs_here
 from lowbit.tree import flatten, unflatten
 from lowbit.tree.paths import Tree
@@ -205,7 +206,8 @@ def _codes(path: str, tensor: PackedTensor) -> PackedWeight:
             "run it with decoded weights, or export it with one scale for each output",
         )
     levels = tuple(float(level) for level in tensor.levels)
-    return PackedWeight(tensor.packed, tensor.scale, tensor.zero, tensor.in_scale, levels, tensor.shape[0])
+    adapter = None if tensor.adapter is None else Factors(tensor.adapter.a, tensor.adapter.b)
+    return PackedWeight(tensor.packed, tensor.scale, tensor.zero, tensor.in_scale, levels, tensor.shape[0], adapter)
 
 
 def _form(w: Any) -> Any:

@@ -83,9 +83,8 @@ class CompiledWeights:
 
     @property
     def in_one_call(self) -> bool:
-        """Whether `forward` computes this model; factors of inputs and norms behind kernels are left to numpy."""
-        of_inputs = any(matrix.has_in_scale for matrix in self.matrices.values())
-        return not self._config.linear_norm and not of_inputs
+        """Whether `forward` computes this model; factors, of inputs or of adapters, and norms are left to numpy."""
+        return not self._config.linear_norm and all(matrix.struct_is_all for matrix in self.matrices.values())
 
     def vector(self, name: str) -> NDArray[np.float32]:
         """Returns a norm's scale or a bias."""

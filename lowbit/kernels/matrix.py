@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowbit.errors import ConfigError, DataError, KernelError, QuantizerError, nearest
-from lowbit.formats import PACKINGS, BFloat16, PackedTensor
+from lowbit.formats import PACKINGS, Adapter, BFloat16, PackedTensor
 from lowbit.kernels import library as native
-from lowbit.kernels.reference import ACTIVATION_MAX, INT32_MAX, integer_levels
+from lowbit.kernels.reference import ACTIVATION_MAX, INT32_MAX, adapter_product, integer_levels
 from lowbit.kernels.scratch import Scratch, aligned_empty
 from lowbit.kernels.weights import Activations
 
@@ -58,6 +58,7 @@ class CompiledMatrix:
         self.struct = native.Matrix()
         self._held: list[np.ndarray] = []
         self._in_scale: np.ndarray | None = None
+        self._adapter: Adapter | None = None
         if isinstance(w, PackedTensor):
             self._take_packed(w)
         else:
@@ -77,12 +78,15 @@ class CompiledMatrix:
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return sum(array.nbytes for array in self._held)
+        return sum(array.nbytes for array in self._held) + (0 if self._adapter is None else self._adapter.nbytes)
 
     @property
-    def has_in_scale(self) -> bool:
-        """Whether `matmul` multiplies each input by a factor of its own first; the struct alone does not."""
-        return self._in_scale is not None
+    def struct_is_all(self) -> bool:
+        """Whether the struct alone is the matrix: without a factor of each input, and without an adapter.
+
+        Both are left to `matmul`.
+        """
+        return self._in_scale is None and self._adapter is None
 
     @property
     def codes(self) -> NDArray[np.uint8]:
@@ -114,9 +118,11 @@ class CompiledMatrix:
             raise ConfigError(f"unknown activations {activations!r}", nearest(activations, get_args(Activations)))
         if x.ndim != 2 or x.shape[1] != self.k or x.dtype != np.float32:
             raise DataError(f"activations are {x.dtype}{list(x.shape)}", f"give float32[t {self.k}]")
-        x = np.ascontiguousarray(x if self._in_scale is None else x * self._in_scale)
+        scaled = np.ascontiguousarray(x if self._in_scale is None else x * self._in_scale)
         y = np.empty((len(x), self.n), np.float32)
-        self.matmul_into(x, y, native.INT8 if activations == "int8" else native.FLOAT)
+        self.matmul_into(scaled, y, native.INT8 if activations == "int8" else native.FLOAT)
+        if self._adapter is not None:
+            y += adapter_product(x, self._adapter, activations if self.takes_int8 else "float32")
         return y
 
     def matmul_into(self, x: NDArray[np.float32], y: NDArray[np.float32], mode: int) -> None:
@@ -157,6 +163,9 @@ class CompiledMatrix:
                 w.check_contents()
             self._in_scale = w.in_scale.astype(np.float32)
             self._hold(self._in_scale)
+        if w.adapter is not None:
+            w.adapter.check_contents()
+            self._adapter = Adapter(w.adapter.a.copy(), w.adapter.b.copy())
         tiles, units = -(-n // TILE_ROWS), w.groups * -(-k // w.groups // UNIT)
         codes = aligned_empty(tiles * units * s.bits * QUAD_BYTES)
         s.data = self._hold(codes)

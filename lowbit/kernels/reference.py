@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowbit.errors import DataError, QuantizerError
-from lowbit.formats import PackedTensor
+from lowbit.formats import Adapter, PackedTensor
 
 ACTIVATION_MAX = 127
 """Largest magnitude of an 8-bit activation: symmetric, so -128 is never used."""
@@ -47,7 +47,7 @@ class IntegerLevels(NamedTuple):
 
 
 def kernel(w: PackedTensor) -> NDArray[np.float32]:
-    """Returns the weights as f32[k n], whichever way round the parameter is."""
+    """Returns the weights as f32[k n], whichever way round the parameter is, an adapter added."""
     return w.decode().T if w.transposed else w.decode()
 
 
@@ -72,7 +72,8 @@ def matmul_levels(x: NDArray[np.float32], w: PackedTensor) -> NDArray[np.float32
     sums = x_groups @ levels
     if w.zero is not None:
         sums = sums - x_groups.sum(-1, keepdims=True) * w.zero.astype(np.float32)[:, None, :]
-    return (sums * w.scale.astype(np.float32)[:, None, :]).sum(0)
+    product = (sums * w.scale.astype(np.float32)[:, None, :]).sum(0)
+    return product if w.adapter is None else product + w.adapter.matmul(x)
 
 
 def matmul_int8(x: NDArray[np.float32], w: PackedTensor) -> NDArray[np.float32]:
@@ -80,6 +81,7 @@ def matmul_int8(x: NDArray[np.float32], w: PackedTensor) -> NDArray[np.float32]:
 
     `scale_x * sum_g scale[g] * (step * acc[g] - zero[g] * sum(codes_x))`, where acc is the int32 sum of products
     of activation codes and integer levels. Only the activations are approximated, after x was taken times `in_scale`.
+    An adapter is multiplied in floats by x as it was rounded (`adapter_product`).
 
     Raises:
       QuantizerError: levels that are no small integers times a step, or sums that may pass int32.
@@ -93,7 +95,22 @@ def matmul_int8(x: NDArray[np.float32], w: PackedTensor) -> NDArray[np.float32]:
     if w.zero is not None:
         code_sums = codes.sum(-1, keepdims=True, dtype=np.int32).astype(np.float32)
         sums = sums - code_sums * w.zero.astype(np.float32)[:, None, :]
-    return (sums * w.scale.astype(np.float32)[:, None, :]).sum(0) * tokens.scale
+    product = (sums * w.scale.astype(np.float32)[:, None, :]).sum(0) * tokens.scale
+    return product if w.adapter is None else product + adapter_product(x, w.adapter, "int8")
+
+
+def adapter_product(x: NDArray[np.float32], adapter: Adapter, activations: str) -> NDArray[np.float32]:
+    """Returns what an adapter adds to a product, f32[b n], with float sums; "int8" rounds x to 8 bits before.
+
+    Compiled kernels add what this gives too, so that they and numpy agree bit for bit.
+
+    Raises:
+      DataError: activations to be rounded that are not finite.
+    """
+    if activations == "int8":
+        tokens = quantize_activations(x)
+        x = tokens.codes.astype(np.float32) * tokens.scale
+    return adapter.matmul(x)
 
 
 def quantize_activations(x: NDArray[np.float32]) -> QuantizedActivations:

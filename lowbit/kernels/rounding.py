@@ -35,7 +35,9 @@ def _only_layers_are_integers(packed: PackedModel) -> bool:
 
     def is_integer(name: str) -> bool:
         tensor = packed.tensors[name]
-        return isinstance(tensor, PackedTensor) and of_whole_levels(tensor) and tensor.in_scale is None
+        return (
+            isinstance(tensor, PackedTensor) and of_whole_levels(tensor) and tensor.in_scale is tensor.adapter is None
+        )
 
     kernels = {name for name in packed.tensors if name.startswith("layers.") and name.endswith(".kernel")}
     others = packed.tensors.keys() - kernels

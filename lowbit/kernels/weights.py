@@ -89,7 +89,10 @@ class Weights:
         tensor = self._tensors[name]
         if isinstance(tensor, PackedTensor) and tensor.transposed == transposed:
             of_codes = self.activations == "int8" and of_whole_levels(tensor)
-            product = _by_parts(reference.matmul_int8 if of_codes else reference.matmul, flat, tensor)
+            multiply = reference.matmul_int8 if of_codes else reference.matmul
+            product = _by_parts(multiply, flat, tensor.without_adapter())
+            if tensor.adapter is not None:  # whole, as compiled kernels add it
+                product += reference.adapter_product(flat, tensor.adapter, "int8" if of_codes else "float32")
         else:
             matrix = tensor if isinstance(tensor, np.ndarray) else decode(tensor)
             matrix = matrix.astype(np.float32, copy=False)

@@ -178,6 +178,8 @@ class _Weights(NamedTuple):
 
 
 def _integer_weights(kernel: QTensor) -> _Weights:
+    if kernel.adapter is not None:
+        raise QuantizerError("a kernel has an adapter of floats", "run it with float sums, or train without adapters")
     if kernel.codes.ndim != 2 or kernel.scale.shape[-2] != 1 or kernel.in_scale is not None or kernel.transposed:
         raise QuantizerError(
             f"a kernel with scales of shape {list(kernel.scale.shape)} for codes {list(kernel.codes.shape)} has more "

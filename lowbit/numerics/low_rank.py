@@ -4,7 +4,7 @@ The factors are numbers of 16 bits, whose products are exact in float32. Only th
 one order, rank after rank: whether a compiler fuses a product with its addition changes nothing.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +27,8 @@ class Factors(NamedTuple):
     """
 
     # Not annotated as arrays: jax rebuilds tuples around stand-ins for them.
-    a: jax.Array
-    b: jax.Array
+    a: Any
+    b: Any
 
 
 def halved(x: Float[Array, "..."]) -> Float[Array, "..."]:

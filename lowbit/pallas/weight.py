@@ -227,8 +227,10 @@ def from_tensor(w: PackedTensor) -> GpuWeight:
 
     Raises:
       FormatError: damaged codes.
-      QuantizerError: see `prepack`.
+      QuantizerError: see `prepack`; or an adapter, which the kernel does not add.
     """
+    if w.adapter is not None:
+        raise QuantizerError("the kernel adds no adapter", "multiply by tensor.without_adapter(), and add its product")
 
     def put(x: np.ndarray | None) -> jax.Array | None:
         return None if x is None else jnp.asarray(x)

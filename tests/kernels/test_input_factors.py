@@ -82,7 +82,7 @@ def test_every_kernel_multiplies_by_it_first(groups):
     isa = library.choose("auto")
     if isa != "numpy":
         compiled = CompiledMatrix(tensor, isa, 1)
-        assert compiled.has_in_scale
+        assert not compiled.struct_is_all
         np.testing.assert_array_equal(compiled.matmul(x, "int8"), of_codes)
         assert np.all(np.abs(compiled.matmul(x, "float32") - exact) <= tolerance)
 
