@@ -4,6 +4,7 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from shlex import quote
 
 from lowbit import config as configs
 from lowbit.cli.commands import PROGRAM
@@ -37,5 +38,5 @@ def _facts(cache: TeacherCache, seconds: float) -> list[tuple[str, str]]:
         ("left out", f"{100 * cache.tail_mass:.3f} % of the teacher's probability"),
         ("error of it", f"{cache.tail_information:.5f} nats/token to a student that spreads the rest evenly"),
         ("took", format_seconds(seconds)),
-        ("next", f"{PROGRAM} train CONFIG --config.distill.cache={cache.folder}"),
+        ("next", f"{PROGRAM} train CONFIG --config.distill.cache={quote(str(cache.folder))}"),
     ]

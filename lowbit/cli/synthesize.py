@@ -5,6 +5,7 @@ import contextlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 
 import jax
 import numpy as np
@@ -124,5 +125,5 @@ def _summary(folder: str, manifest: Manifest, bar: _Bar) -> str:
     if bar.last is not None:
         kept, made = (count / bar.seconds for count in (bar.last.new, bar.last.made))
         rows.append(("took", f"{format_seconds(bar.seconds)}, {kept:,.0f} kept tokens/s of {made:,.0f} written"))
-    rows.append(("next", f"{PROGRAM} train CONFIG --config.data.train={folder}"))
+    rows.append(("next", f"{PROGRAM} train CONFIG --config.data.train={quote(str(folder))}"))
     return fields(rows)

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 
 from lowbit import config as configs
 from lowbit.cli.commands import PROGRAM
@@ -77,6 +78,9 @@ def _summary(folders: Mapping[str, Path], done: Progress, seconds: float) -> str
         rows.append((str(folder), f"{counts}, shards: {len(manifest.shards):,}"))
     speed = f"{done.tokens / seconds:,.0f} tokens/s, {done.text_bytes / seconds / 1e6:.1f} MB/s"
     rows.append(("took", f"{format_seconds(seconds)}, {speed}"))
-    flags = [f"--config.data.{'valid' if part == 'valid' else 'train'}={folder}" for part, folder in folders.items()]
+    flags = [
+        f"--config.data.{'valid' if part == 'valid' else 'train'}={quote(str(folder))}"
+        for part, folder in folders.items()
+    ]
     rows.append(("next", f"{PROGRAM} train CONFIG {' '.join(flags)}"))
     return fields(rows)

@@ -3,6 +3,7 @@
 import argparse
 import json
 from pathlib import Path
+from shlex import quote
 
 from lowbit import config as configs
 from lowbit.cli.commands import PROGRAM
@@ -64,5 +65,5 @@ def _facts(result: Result) -> list[tuple[str, str]]:
         ("result", str(folder.result)),
         ("metrics", str(folder.metrics)),
         ("checkpoints", str(folder.checkpoints)),
-        ("next", f"{PROGRAM} export {folder.path} -o {folder.path / 'model.lowbit'}"),
+        ("next", f"{PROGRAM} export {quote(str(folder.path))} -o {quote(str(folder.path / 'model.lowbit'))}"),
     ]

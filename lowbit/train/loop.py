@@ -54,7 +54,7 @@ def run(config: ConfigDict, *, resume: bool = False) -> Result:
       ProcessError: another process of the run is lost.
       LockedError: another process is training in the run folder.
     """
-    folder = RunFolder(Path(config.run_folder))
+    folder = RunFolder(Path(config.run_folder).expanduser())
     folder.check(resume)
     if resume and processes.is_first():
         check_free(folder.path)
@@ -69,7 +69,7 @@ def run(config: ConfigDict, *, resume: bool = False) -> Result:
 def train(experiment: Experiment, *, resume: bool = False) -> Result:
     """Trains a prepared experiment; `run` is this after `prepare`."""
     config = experiment.config
-    folder = RunFolder(Path(config.run_folder))
+    folder = RunFolder(Path(config.run_folder).expanduser())
     clock = Clock(config.checkpoint.every_steps, config.checkpoint.every_minutes)
 
     def start(resume: bool) -> tuple[TrainState, Progress]:

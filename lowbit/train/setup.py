@@ -257,7 +257,7 @@ def _start(
     """
     settings = config.model
     cfg = start_sizes(config, None if source is None else source.cfg)
-    tokenizer = _tokenizer_files(Path(settings.tokenizer)) if settings.tokenizer else {}
+    tokenizer = _tokenizer_files(Path(settings.tokenizer).expanduser()) if settings.tokenizer else {}
     if source is not None:
         files = tokenizer or source.tokenizer_files
         if settings.rotate:

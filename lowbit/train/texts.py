@@ -45,41 +45,50 @@ def open_texts(config: ConfigDict, vocab_size: int, tokenizer_files: Mapping[str
       TokenizerError: texts without a tokenizer, tokens of another, or nobody knows what separates documents.
       DataError: a file is missing, damaged or too short.
     """
-    settings = config.data
-    tokenizer = _tokenizer(config, vocab_size, tokenizer_files)
+    train_names, valid_names = _expanded(config.data.train), _expanded(config.data.valid)
+    tokenizer = _tokenizer(config, vocab_size, tokenizer_files, train_names + valid_names)
 
     def windows(names: Sequence[str]) -> TokenWindows:
         return open_windows(names, length=config.train.sequence_length, vocab_size=vocab_size, tokenizer=tokenizer)
 
-    train = windows(settings.train)
-    valid = {Path(path).stem: windows((path,)) for path in settings.valid}
+    train = windows(train_names)
+    valid = {Path(path).stem: windows((path,)) for path in valid_names}
     for name, text in valid.items():
         if len(text) < config.evaluation.windows:
             raise DataError(
                 f"evaluation.windows={config.evaluation.windows}, and the text {name!r} has {len(text)}",
                 "lower evaluation.windows (0 takes all), or give more text",
             )
-    separator = None if settings.attend_across_documents else _separator(config, vocab_size, tokenizer)
+    separator = None
+    if not config.data.attend_across_documents:
+        separator = _separator(config, vocab_size, tokenizer, train_names + valid_names)
     return Texts(train, valid, _byte_lengths(tokenizer), separator)
 
 
-def _separator(config: ConfigDict, vocab_size: int, tokenizer: TextTokenizer | None) -> int:
+def _expanded(names: Sequence[str]) -> tuple[str, ...]:
+    """The paths with a home folder in place of a tilde, which no shell expands behind `--config.data.train=`."""
+    return tuple(str(Path(name).expanduser()) if name.startswith("~") else name for name in names)
+
+
+def _separator(config: ConfigDict, vocab_size: int, tokenizer: TextTokenizer | None, names: Sequence[str]) -> int:
     settings = config.data
     if not isinstance(settings.separator, int):
-        return document_separator((*settings.train, *settings.valid), tokenizer)
+        return document_separator(names, tokenizer)
     if not 0 <= settings.separator < vocab_size:
         raise ConfigError(f"data.separator={settings.separator}", f"give a token from 0 to {vocab_size - 1:,}")
     return settings.separator
 
 
-def _tokenizer(config: ConfigDict, vocab_size: int, files: Mapping[str, bytes]) -> TextTokenizer | None:
+def _tokenizer(
+    config: ConfigDict, vocab_size: int, files: Mapping[str, bytes], names: Sequence[str]
+) -> TextTokenizer | None:
     if "tokenizer.json" not in files:
         return None
     settings = config.data
     # Token folders say which token separates documents, and nobody asks it of files of tokens as long as documents see
     # each other: any id will do then.
     answered = is_token_folder if not settings.attend_across_documents else are_tokens
-    unasked = all(map(answered, (*settings.train, *settings.valid)))
+    unasked = all(map(answered, names))
     separator = settings.separator if settings.separator != "" else 0 if unasked else None
     return TextTokenizer.load(files, vocab_size=vocab_size, separator=separator)
 

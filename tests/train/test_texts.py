@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from lowbit.data import TextTokenizer, find_sources, tokenize
-from lowbit.errors import ConfigError, TokenizerError
-from lowbit.train import prepare, setup
+from lowbit.errors import ConfigError, RunFolderError, TokenizerError
+from lowbit.train import prepare, run, setup
 from lowbit.train.objectives import nll_function
 
 pytestmark = pytest.mark.usefixtures("one_device")  # meshes are the subject of others
@@ -90,3 +90,14 @@ def test_a_teacher_keeps_documents_apart_as_its_student_does(tiny_config, monkey
     monkeypatch.setattr(setup, "distill", distill)
     setup.make_objective(config, experiment.model, experiment.cfg)
     assert seen == [(5, 5)]
+
+
+def test_a_tilde_is_the_home_folder(tiny_config, token_file, monkeypatch):
+    home = token_file.parent
+    monkeypatch.setenv("HOME", str(home))
+    experiment = prepare(tiny_config(f"data.train=~/{token_file.name}", f"data.valid=~/{token_file.name}"))
+    assert list(experiment.valid) == [token_file.stem]
+    with pytest.raises(RunFolderError, match=f"{home}/absent holds no run to resume"):
+        run(tiny_config("run_folder=~/absent"), resume=True)
+    with pytest.raises(TokenizerError, match=rf"no tokenizer\.json in {home}/words"):
+        prepare(tiny_config("model.tokenizer=~/words"))
