@@ -15,7 +15,7 @@ from lowbit.ptq.kmeans import kmeans_round
 from lowbit.ptq.method import Method, Options
 from lowbit.ptq.moments import TOKEN_WEIGHTS
 from lowbit.ptq.nearest import check_groups, nearest_round
-from lowbit.ptq.outliers import outlier_round
+from lowbit.ptq.outliers import check_threshold, outlier_round
 from lowbit.ptq.target import Target
 from lowbit.ptq.vectors import check_product, check_residual, product_round, residual_round
 
@@ -62,7 +62,7 @@ METHODS: dict[str, Method] = {
             check=check_alpha,
         ),
         Method("hqq", hqq_round, ("float_zero",), ("max",), reads_moments=False),
-        Method("int8_outliers", outlier_round, ("integer",), ("max",), options=("threshold",)),
+        Method("int8_outliers", outlier_round, ("integer",), ("max",), options=("threshold",), check=check_threshold),
         Method("kmeans", kmeans_round, ("free",), ("max",), reads_moments=False),
         Method(
             "product",

@@ -1,12 +1,22 @@
 """LLM.int8: inputs with outliers keep 16-bit weights, all others get 8 bits (arXiv 2208.07339)."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lowbit.errors import QuantizerError
 from lowbit.ptq.method import Options, Rounded
 from lowbit.ptq.moments import Moments
 from lowbit.ptq.nearest import nearest
 from lowbit.ptq.target import Target
+
+
+def check_threshold(target: Target, options: Options, inputs: Sequence[int]) -> None:
+    """Raises QuantizerError where the threshold is no magnitude; infinity leaves nothing out."""
+    del target, inputs
+    if not options.threshold >= 0.0:
+        raise QuantizerError(f"a threshold of {options.threshold:g}", "give a magnitude of 0 or more, such as 6")
 
 
 def outlier_round(

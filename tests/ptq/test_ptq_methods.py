@@ -240,6 +240,7 @@ def test_clipping_lowers_the_error_of_outputs(kernel, seen):
             "unknown weights 'atention' of tokens\n  -> did you mean 'attention'",
         ),
         ("smoothquant", ("integer", 4, 8, "mse"), {"alpha": 2.0}, "an alpha of 2"),
+        ("int8_outliers", ("integer", 8, "channel", "max"), {"threshold": float("nan")}, "a threshold of nan"),
         ("product", ("vectors", 1, "channel", "max"), {}, "vectors of 8 weights do not divide 36 inputs"),
         ("residual", ("vectors", 2, "channel", "max"), {}, "vectors of 4 weights do not divide 34 inputs"),
     ],
