@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from lowbit.errors import QuantizerError
-from lowbit.ptq import METHODS, Options, make_target, method_by_name
 from lowbit.numerics.quantizers.codebook import nf4, power_levels
+from lowbit.ptq import METHODS, Options, make_target, method_by_name
 from lowbit.ptq.gptq import block_size, check_valid, inverse_factor
 from lowbit.ptq.kmeans import centroids
 from lowbit.ptq.methods import check
