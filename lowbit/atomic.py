@@ -36,7 +36,7 @@ def replacing(path: Path, refusal: type[LowbitError] | None = None) -> Iterator[
     except OSError as error:
         if refusal is None:
             raise
-        raise refusal(*_explained(path, error)) from error
+        raise refusal(*explained(path, error)) from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -58,7 +58,8 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _explained(path: Path, error: OSError) -> tuple[str, str]:
+def explained(path: Path, error: OSError) -> tuple[str, str]:
+    """Returns cause and mend where the file system refuses to write `path`."""
     space, owner = "free some space, or write to another disk", f"write to a folder of your own, not to {path.parent}"
     mends = {
         errno.ENOSPC: space,

@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     made = {**origin, **provenance(arguments.seed), "seconds": time.monotonic() - began}
     record = to_record(source.cfg, allocation, trial, found, arguments.budget, made)
     save(draw_widths(record), picture)
-    write_atomically(output, json.dumps(record, indent=1, allow_nan=False).encode())
+    write_atomically(output, json.dumps(record, indent=1, allow_nan=False).encode(), UsageError)
     shutil.rmtree(_partial(output), ignore_errors=True)
     _print(source.cfg, allocation, found)
     print(f"\nwritten to {output} and {picture} in {format_seconds(record['seconds'])}")

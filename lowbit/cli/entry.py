@@ -5,13 +5,16 @@ stopped by Ctrl-C, a closed pipe and SIGTERM.
 """
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+from lowbit.atomic import explained
 from lowbit.cli.commands import overview
 from lowbit.cli.parsing import parse
-from lowbit.errors import LowbitError, MemoryShortError
+from lowbit.errors import DiskFullError, LowbitError, MemoryShortError
 from lowbit.version import __version__
 
 MISTAKE, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
@@ -24,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: its name and arguments; None takes those of the process.
 
     Returns:
-      The exit status. A mistake of the user's is printed with its mend, and so is memory that ran out; any other
-      exception is a bug and passes.
+      The exit status. A mistake of the user's is printed with its mend, and so are memory and disks that
+      ran out; any other exception is a bug and passes.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -38,9 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("lowbit: interrupted", file=sys.stderr)
             status = INTERRUPTED
         except Exception as error:
-            if not _is_out_of_memory(error):
+            known = _out_of_memory(error) or _unwritable(error)
+            if known is None:
                 raise
-            print(f"lowbit: error: {_explained(error)}", file=sys.stderr)
+            print(f"lowbit: error: {known}", file=sys.stderr)
             status = MISTAKE
         sys.stdout.flush()  # here, where a closed pipe is still caught
         return status
@@ -50,16 +54,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BROKEN_PIPE
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether the host or a device ran out of memory; jax, which may not be there, says so by a RuntimeError."""
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "Out of memory" in str(error))
-
-
-def _explained(error: Exception) -> MemoryShortError:
+def _out_of_memory(error: Exception) -> MemoryShortError | None:
+    """What to say where the host or a device has no memory left; which jax says by a RuntimeError."""
+    if not isinstance(error, MemoryError) and not (isinstance(error, RuntimeError) and "Out of memory" in str(error)):
+        return None
     cause = str(error).partition("\n")[0] or "there is no memory left"
     return MemoryShortError(
         cause, "make batches or windows smaller (`estimate` says what a run takes), or take a larger machine"
     )
+
+
+def _unwritable(error: Exception) -> DiskFullError | None:
+    """What to say where a disk is full, or may not be written to."""
+    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return None
+    return DiskFullError(*explained(Path(error.filename or "a file"), error))
 
 
 def _run(arguments: list[str]) -> int:

@@ -108,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
             "relative_errors": summary.errors,
         }
         text = json.dumps(finite(record), indent=2, allow_nan=False).encode()  # an error relative to zeros is NaN
-        write_atomically(output.with_name(f"{output.name}.json") if packs else output / RECORD, text)
+        write_atomically(output.with_name(f"{output.name}.json") if packs else output / RECORD, text, UsageError)
         shutil.rmtree(partial)
     _print(arguments.source, output, summary, record, before, after)
     return 0

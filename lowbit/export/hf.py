@@ -1,5 +1,6 @@
 """A packed model as a Hugging Face folder: decoded weights for transformers, and the packed file beside them."""
 
+import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -41,8 +42,12 @@ def to_hf(packed: PackedModel, folder: Path) -> Literal["float16", "float32"]:
     dtype: Literal["float16", "float32"] = "float16" if all(map(_is_half, flat.values())) else "float32"
     save_hf(folder, cfg, unflatten(flat), packed.tokenizer, dtype)
     target = folder / PACKED_FILE
-    target.parent.mkdir()
-    write(target, packed)
+    try:
+        target.parent.mkdir()
+        write(target, packed)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)  # whole or not at all
+        raise
     return dtype
 
 

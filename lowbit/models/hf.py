@@ -124,7 +124,7 @@ def save_hf(
 
     Raises:
       ModelError: the folder has content, an unknown dtype, parameters that are not those of `cfg`, or values
-        that the dtype cannot hold.
+        that the dtype cannot hold; or the file system refuses.
     """
     folder = Path(folder)
     if dtype not in get_args(SaveDtype):
@@ -144,9 +144,10 @@ def save_hf(
             "save them with the config they were made for",
         )
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    partial: Path | None = None
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         config = {**cfg.to_hf(), "torch_dtype": dtype, "dtype": dtype}
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         for name, content in tokenizer_files.items():
@@ -156,8 +157,13 @@ def save_hf(
         if folder.exists():
             folder.rmdir()
         os.replace(partial, folder)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"{folder} cannot be written: {error}", "free some space, or write to a folder of your own"
+        ) from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 class _Folder:

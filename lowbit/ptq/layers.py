@@ -99,7 +99,7 @@ class FinishedLayers:
         if place.is_file() and place.read_text() != text and any(folder.glob("layer_*.npz")):
             raise self._other()
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(place, text.encode())
+        write_atomically(place, text.encode(), RunFolderError)
 
     def __len__(self) -> int:
         return self._count
@@ -153,7 +153,7 @@ class FinishedLayers:
         for path, state in layer.inputs.items():
             arrays |= {f"input:{path}:{key}": leaf for key, leaf in state.items()}
         texts = {"kernels": np.asarray(json.dumps(kept)), "original": np.asarray(original)}
-        with replacing(self._place(index)) as file:
+        with replacing(self._place(index), RunFolderError) as file:
             np.savez(file, allow_pickle=False, **texts, **arrays)
 
     def _place(self, index: int) -> Path:

@@ -52,11 +52,11 @@ def write_run_page(folder: str | Path, output: str | Path | None = None) -> Path
       The path of the page.
 
     Raises:
-      DataError: this is no run folder, nothing has been logged yet, or a log cannot be read.
+      DataError: this is no run folder, nothing has been logged yet, a log cannot be read, or the page not written.
     """
     folder = Path(folder)
     path = folder / "report.html" if output is None else Path(output)
-    write_atomically(path, render_run_page(folder).encode())
+    write_atomically(path, render_run_page(folder).encode(), DataError)
     return path
 
 

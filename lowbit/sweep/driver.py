@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from lowbit.errors import ConfigError, LowbitError, NonFiniteError
+from lowbit.errors import ConfigError, LowbitError, NonFiniteError, RunFolderError
 from lowbit.locks import check_free, sole_writer
 from lowbit.sweep.folder import SweepFolder
 from lowbit.sweep.points import Point, make_points
@@ -67,7 +67,10 @@ def run_sweep(
     _announce(points, groups, say)
     if dry_run:
         return True
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(f"{folder} cannot be made: {error.strerror}", "give another folder") from error
 
     def summarize() -> None:
         place.write_summary(points, sweep, overrides, command)

@@ -1,5 +1,6 @@
 """What a user can get wrong: each mistake has a message with its mend, status 2, and leaves no half-written file."""
 
+import errno
 import json
 import re
 import shutil
@@ -297,15 +298,17 @@ def test_tensors_that_are_not_those_of_the_config(refused, packed, text, tmp_pat
             "Out of memory allocating 7 bytes",
         ),
         (MemoryError(), "there is no memory left"),
+        (OSError(errno.ENOSPC, "full", "w.json"), r"w\.json cannot be written: No space left"),
+        (OSError(errno.EROFS, "read-only"), "a file cannot be written: Read-only file system"),
     ],
-    ids=["device", "host"],
+    ids=["device", "host", "disk", "read-only"],
 )
-def test_memory_that_runs_out(refused, monkeypatch, packed, error, message):
+def test_memory_and_disks_that_run_out(refused, monkeypatch, packed, error, message):
     def run(arguments):
         raise error
 
     monkeypatch.setattr("lowbit.cli.inspect.run", run)
-    refused(rf"{message}.*\n  -> make batches or windows smaller", "inspect", packed)
+    refused(rf"{message}.*\n  -> (make batches or windows smaller|free some|write to a)", "inspect", packed)
 
 
 def test_prompt_that_is_no_text(refused, packed):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from lowbit.errors import ModelError
+from lowbit.errors import FormatError, ModelError
 from lowbit.export.hf import PACKED_FILE, to_hf
 from lowbit.export.rounding_error import logits_bound
 from lowbit.formats import PackedModel, PackedTensor, decode, read
@@ -72,6 +72,16 @@ def test_a_folder_with_content_and_tensors_of_another_config_are_refused(tmp_pat
     del packed.tensors["norm.scale"]
     with pytest.raises(ModelError, match=r"not those of the config: see norm\.scale"):
         to_hf(packed, tmp_path / "other")
+
+
+def test_a_disk_that_fills_up_leaves_nothing_half_written(tmp_path, monkeypatch):
+    def refuse(path, packed):
+        raise FormatError("no space left", "free some")
+
+    monkeypatch.setattr("lowbit.export.hf.write", refuse)
+    with pytest.raises(FormatError, match="no space left"):
+        to_hf(packed_model((-1, 1)), tmp_path / "hf")
+    assert not list(tmp_path.iterdir())
 
 
 TORCH = """

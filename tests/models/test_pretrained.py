@@ -214,6 +214,9 @@ def test_a_save_that_fails_leaves_nothing(tmp_path):
     with pytest.raises(ModelError, match=r"model\.norm\.weight holds values that float16 cannot represent"):
         save_hf(tmp_path / "new", CFG, params, {}, dtype="float16")
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ModelError, match=r"file/new cannot be written: .*\n  -> free some space, or write to a folder"):
+        save_hf(tmp_path / "file" / "new", CFG, PARAMS, {})
     (tmp_path / "new").mkdir()  # an empty folder may be filled
     save_hf(tmp_path / "new", CFG, params, {}, dtype="bfloat16")
     assert load(tmp_path / "new").cfg == CFG

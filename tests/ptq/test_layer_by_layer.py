@@ -199,6 +199,13 @@ def test_settings_that_finished_no_layer_bind_nobody(model, tmp_path):
     assert len(list(quantize_layers(cfg, params, plan("rtn"), finished=folder, origin="m"))) == cfg.num_layers
 
 
+def test_a_disk_that_fills_up_is_explained(model, tmp_path):
+    cfg, params = model
+    (tmp_path / "layers" / "layer_0000.npz").mkdir(parents=True)  # where no file can be put
+    with pytest.raises(RunFolderError, match=r"layers/layer_0000\.npz cannot be written: Is a directory"):
+        quantize_layers(cfg, params, plan("rtn"), finished=tmp_path / "layers", origin="m")
+
+
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_every_method_makes_a_model_that_a_file_holds(name, model, tmp_path):
     cfg, params = model

@@ -184,6 +184,8 @@ def test_a_killed_sweep_resumes_without_its_finished_points(base, tmp_path):
     said = []
     with pytest.raises(RunFolderError, match=r"sweep folder .* exists\n  -> go on with --resume"):
         run_sweep(sweep, folder)
+    with pytest.raises(RunFolderError, match=r"sweep cannot be made: Not a directory\n  -> give another folder"):
+        run_sweep(sweep, record / "sweep")
     assert run_sweep(sweep, folder, resume=True, say=said.append)
     assert "3 points, 0 finished" not in said
     assert record.read_bytes() == before
