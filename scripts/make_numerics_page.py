@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lowbit.numerics import grids
-from lowbit.numerics.quantizers import Quantizer, absmean_ternary, llmqat, onebit, paretoq, rtn
+from lowbit.numerics.quantizers import Quantizer, absmean_ternary, llmqat, nf4, onebit, paretoq, rtn
 from lowbit.report.table import fill_tables, table_names
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "numerics.md"
@@ -28,6 +28,7 @@ TRUTH_TABLES: dict[str, Quantizer] = {
     "grid.uint2": rtn(2, symmetric=False, scale_dtype=jnp.float32),
     "grid.int3": paretoq(3, scale_dtype=jnp.float32),
     "grid.int4": paretoq(4, scale_dtype=jnp.float32),
+    "grid.nf4": nf4(scale_dtype=jnp.float32),
 }
 
 QUANTIZERS: dict[str, Quantizer] = {
@@ -37,6 +38,7 @@ QUANTIZERS: dict[str, Quantizer] = {
     **{f"llmqat({bits})": llmqat(bits) for bits in (2, 3, 4)},
     "absmean_ternary()": absmean_ternary(),
     "onebit()": onebit(),
+    "nf4()": nf4(),
 }
 
 AFFINE: dict[str, grids.AffineGrid] = {
@@ -86,7 +88,7 @@ def quantizer_table() -> str:
             if name.startswith(("paretoq", "onebit"))
             else "fixed at the start"
         )
-        per = {"channel": "output channel", "tensor": "matrix"}[str(quantizer.granularity)]
+        per = {"channel": "output channel", "tensor": "matrix", "64": "64 inputs of an output"}[str(quantizer.granularity)]
         per += ", and one an input" if name.startswith("onebit") else ""
         levels = [f"`{name}`", grid.name, str(len(grid.levels)), f"{grid.bits:.3f}", f"{grid.storage_bits:g}"]
         rows.append([*levels, learns, per])

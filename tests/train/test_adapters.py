@@ -1,6 +1,7 @@
 """Runs with adapters: what learns, what stays, what lies in memory, and what such runs start from."""
 
 import dataclasses
+import json
 import os
 import signal
 from pathlib import Path
@@ -212,3 +213,24 @@ def test_overrides_that_cannot_be_are_refused(overrides, error, message):
     config.adapters.overrides = overrides
     with pytest.raises(error, match=message):
         model_rules(config)
+
+
+def test_a_teacher_and_the_recorder_work_beside_adapters(make):
+    source = write_start(make("float", "quant.method=float"))
+    config = make("taught", *ADAPTERS, f"model.source={source}", "distill.weight=0.5", "log.recorder_every_steps=1")
+    run(config)
+    lines = [json.loads(line) for line in (Path(config.run_folder) / "metrics.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(line["loss"]) for line in lines)
+    assert "divergence" in lines[0]
+
+
+def test_runs_on_a_mesh_learn_what_one_device_learns(make):
+    losses = []
+    for name, mesh in (("one", ()), ("cut", ("mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2"))):
+        config = make(name, *ADAPTERS, "adapters.start=loftq", "adapters.rounds=1", *mesh)
+        run(config)
+        losses.append(
+            [json.loads(line)["loss"] for line in (Path(config.run_folder) / "metrics.jsonl").read_text().splitlines()]
+        )
+    # Sums of float32 in another order; Adam's first step makes of any gradient, however small, one of its rate.
+    np.testing.assert_allclose(*losses, rtol=1e-5)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -105,23 +106,41 @@ def adapted(
     )
 
 
-def loftq_rounds(
-    quantizer: Quantizer, w: Float[Array, "*s k n"], rank: int, rounds: int
-) -> list[tuple[State, QTensor]]:
-    """Returns the state of the quantizer, and codes with factors, after each round of LoftQ, arXiv 2310.08659.
+class LoftQ(NamedTuple):
+    """What the rounds of LoftQ end with.
 
-    More rounds need not be better: the distance of `decode()` from w says, round by round.
+    Attributes:
+      state: of the quantizer.
+      kept: `QTensor` of codes, scales and factors.
+      errors: f32 `[rounds *s]`, `|w - decode(codes) - a b|` after each round; more rounds need not be better.
     """
-    wide, found = w.astype(jnp.float32), list[tuple[State, QTensor]]()
-    left = wide
-    for _ in range(rounds):
+
+    # Not annotated as arrays: jax rebuilds tuples around stand-ins for them.
+    state: Any
+    kept: Any
+    errors: Any
+
+
+def loftq(quantizer: Quantizer, w: Float[Array, "*s k n"], rank: int, rounds: int) -> LoftQ:
+    """Returns codes and factors of weights, by LoftQ (arXiv 2310.08659, algorithm 1); see `adapted`."""
+    wide = w.astype(jnp.float32)
+
+    def after(left: Array) -> tuple[State, QTensor]:
         state = quantizer.init(left)
         kept = quantizer.encode(left, state)
         assert isinstance(kept, QTensor)
         factors = Factors(*map(low_rank.half, low_rank.principal(wide - kept.decode(), rank)))
-        found.append((state, dataclasses.replace(kept, adapter=factors)))
-        left = wide - low_rank.product(*factors)
-    return found
+        return state, dataclasses.replace(kept, adapter=factors)
+
+    def once(carry: Any, _: None) -> tuple[Any, Array]:
+        _, last = carry
+        state, kept = after(wide - low_rank.product(*last.adapter))
+        return (state, kept), jnp.linalg.norm(wide - kept.decode(), axis=(-2, -1))
+
+    # One program of all rounds: a singular value decomposition takes long to compile.
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(after, wide))
+    (state, kept), errors = jax.lax.scan(once, nothing, None, length=rounds)
+    return LoftQ(state, kept, errors)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,9 +159,9 @@ class _Adapter:
                 f"choose a rank of at most {min(w.shape[-2:], default=0)}, or leave the matrix out",
             )
         if self.start == "loftq":
-            state, kept = self._last_round(w)
-            a, b = (factor.astype(jnp.float32) for factor in kept.adapter)
-            return {"a": a, "b": b * (1.0 / self.scaling), "grid": state}
+            found = self._loftq(w)
+            a, b = (factor.astype(jnp.float32) for factor in found.kept.adapter)
+            return {"a": a, "b": b * (1.0 / self.scaling), "grid": found.state}
         *stacked, k, n = w.shape
         bound = 1.0 / math.sqrt(k)
         a = jax.random.uniform(jax.random.key(self.seed), (*stacked, k, self.rank), jnp.float32, -bound, bound)
@@ -153,7 +172,7 @@ class _Adapter:
         if w.dtype == jnp.uint8:
             return w
         if self.start == "loftq":
-            return self._last_round(w)[1].codes
+            return self._loftq(w).kept.codes
         kept = self.base.encode(w.astype(jnp.float32), state["grid"])
         assert isinstance(kept, QTensor)
         return kept.codes
@@ -176,5 +195,5 @@ class _Adapter:
         assert isinstance(kept, QTensor)
         return dataclasses.replace(kept, codes=self.masters(w, state))
 
-    def _last_round(self, w: Array) -> tuple[State, QTensor]:
-        return loftq_rounds(self.base, w, self.rank, self.rounds)[-1]
+    def _loftq(self, w: Array) -> LoftQ:
+        return loftq(self.base, w, self.rank, self.rounds)

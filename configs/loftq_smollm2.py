@@ -1,0 +1,48 @@
+"""SmolLM2-135M at 4, 3 or 2 bits learns by low-rank factors that begin with what rounding loses.
+
+Paper: LoftQ, arXiv 2310.08659: weights are rounded and what is lost taken apart, 5 times in turn, so that codes and
+    factors start near the float weights; then as QLoRA. Its NormalFloat of 2 bits is min-max rounding here.
+Command: python -m lowbit train configs/loftq_smollm2.py:bits=2 --config.run_folder=runs/smollm2_loftq_w2
+    --config.model.source=SmolLM2-135M-Instruct.Q4_1.gguf --config.data.train=task.npy --config.data.valid=val.npy
+    (the hub's HuggingFaceTB/SmolLM2-135M is the default source; texts are taken in place of .npy tokens)
+Hardware: one H100 with 80 GB.
+Time: not measured yet.
+Expected: not measured yet; on the quickstart's model docs/finetuning.md.
+Variants: bits=2|3|4, NF4 at 4 and min-max with a zero point at 2 and 3; rank=16|N; rounds=5|N; smoke trains two steps
+    of a tiny model from scratch.
+"""
+
+from lowbit.config import ConfigDict, base, choose, shrink, variants
+
+LEARNING_RATES = {2.0: 3e-4, 3.0: 3e-4, 4.0: 2e-4}
+"""By width: of the paper's range for each, 1e-4 to 3e-4; tried at 2e-4 to 5e-3 on the quickstart's model."""
+
+SMOKE_GROUP, SMOKE_RANK = 16, 4
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    variant = variants(arg, bits=4.0, rank=16, rounds=5, smoke=False)
+    config = base()
+    config.run_folder = f"runs/smollm2_loftq_w{variant.bits:g}"
+    config.model.source = "HuggingFaceTB/SmolLM2-135M"
+    config.model.architecture.vocab_size = 49_152
+
+    nf4 = variant.bits == 4.0
+    config.quant.method = "nf4" if nf4 else "rtn"
+    config.quant.symmetric = nf4
+    config.quant.bits = variant.bits
+    config.quant.granularity = 64
+    config.adapters.update({"rank": variant.rank, "alpha": 16.0, "start": "loftq", "rounds": variant.rounds})
+
+    config.optimizer.frozen = ("params/.*",)
+    config.optimizer.learning_rate = choose("recipe for bits", variant.bits, LEARNING_RATES)
+    config.schedule.shape, config.schedule.warmup = "cosine", 0.03
+
+    config.train.batch_size = 16
+    config.train.tokens = 10_000_000
+    config.train.sequence_length = 1024
+    config.evaluation.windows = 128
+    if variant.smoke:
+        config.quant.granularity, config.adapters.rank = SMOKE_GROUP, SMOKE_RANK
+        return shrink(config)
+    return config

@@ -1,0 +1,63 @@
+"""SmolLM2-135M, rounded to NF4 or to 2 or 3 bits, learns a task by low-rank factors beside codes that stay.
+
+Paper: QLoRA, arXiv 2305.14314: NormalFloat in groups of 64, adapters on all linear layers, a constant learning rate and
+    gradients clipped to 0.3. Its rank of 64 is for matrices of 4,096 and more. In one of 576 by 576 it would cost 3.6
+    bits a weight, so it is 16, as alpha is. Scales are float16, 0.25 bits a weight; the paper's, quantized again, 0.127.
+Command: python -m lowbit train configs/qlora_smollm2.py:bits=4 --config.run_folder=runs/smollm2_qlora_w4
+    --config.model.source=SmolLM2-135M-Instruct.Q4_1.gguf --config.data.train=task.npy --config.data.valid=val.npy
+    (the hub's HuggingFaceTB/SmolLM2-135M is the default source; texts are taken in place of .npy tokens)
+    Beside codes that another method rounded:
+    python -m lowbit quantize SmolLM2-135M-Instruct.Q4_1.gguf --method gptq --grid zero_point --bits 4 --granularity 64
+    --data train.npy -o runs/gptq_w4
+    python -m lowbit train configs/qlora_smollm2.py:bits=4,grid=zero_point --config.model.source=runs/gptq_w4
+    --config.model.source_scales=true --config.run_folder=runs/smollm2_qlora_gptq_w4 --config.data.train=task.npy
+Hardware: one H100 with 80 GB.
+Time: not measured yet.
+Expected: not measured yet; on the quickstart's model docs/finetuning.md.
+Variants: bits=2|3|4; grid=nf4|zero_point, by default NF4 at 4 bits and min-max with a zero point at 2 and 3; rank=16|N;
+    smoke trains two steps of a tiny model from scratch.
+"""
+
+from lowbit.config import ConfigDict, base, choose, shrink, variants
+
+NF4, ZERO_POINT = "nf4", "zero_point"
+
+GRIDS = {2.0: ZERO_POINT, 3.0: ZERO_POINT, 4.0: NF4}
+"""By width. NormalFloat has 16 levels."""
+
+LEARNING_RATE = 2e-4
+"""The paper's, for all of its models of 13 B weights and less; tried at 2e-4 to 5e-3 on the quickstart's."""
+
+SMOKE_GROUP, SMOKE_RANK = 16, 4
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    variant = variants(arg, bits=4.0, grid="", rank=16, smoke=False)
+    usual = choose("recipe for bits", variant.bits, GRIDS)
+    grid = choose("grid", variant.grid or usual, {NF4: NF4, ZERO_POINT: ZERO_POINT})
+    config = base()
+    config.run_folder = f"runs/smollm2_qlora_w{variant.bits:g}"
+    config.model.source = "HuggingFaceTB/SmolLM2-135M"
+    config.model.architecture.vocab_size = 49_152
+
+    config.quant.method = "nf4" if grid == NF4 else "rtn"
+    config.quant.symmetric = grid == NF4
+    config.quant.bits = variant.bits
+    config.quant.granularity = 64
+    config.adapters.rank = variant.rank
+    config.adapters.alpha = 16.0
+
+    config.optimizer.frozen = ("params/.*",)
+    config.optimizer.learning_rate = LEARNING_RATE
+    config.optimizer.b2 = 0.999
+    config.optimizer.clip_norm = 0.3
+    config.schedule.shape, config.schedule.warmup = "constant", 0.03
+
+    config.train.batch_size = 16
+    config.train.tokens = 10_000_000
+    config.train.sequence_length = 1024
+    config.evaluation.windows = 128
+    if variant.smoke:
+        config.quant.granularity, config.adapters.rank = SMOKE_GROUP, SMOKE_RANK
+        return shrink(config)
+    return config
