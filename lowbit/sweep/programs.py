@@ -31,7 +31,7 @@ def make_groups(points: Sequence[Point], at_once: int) -> list[Group]:
     """Groups points by program.
 
     What may differ inside of a program: the seed, the peak learning rate, and the width of ParetoQ's grids where no
-    scales are taken over. A point that has no other of its kind, or whose parameters are cut over devices, is a run of
+    scales are taken over and there are no adapters. A point that has no other of its kind, or whose parameters are cut over devices, is a run of
     its own; with `at_once` = 0 every point is.
     """
     alike: dict[str, list[Point]] = {}
@@ -51,7 +51,9 @@ def _program(config: ConfigDict) -> str:
     settings = json.loads(to_json(config))
     del settings["seed"], settings["run_folder"], settings["optimizer"]["learning_rate"]
     # An override may take its width from the one that is swept, or have its own; scales that a run starts with fit one.
-    if config.quant.method == "paretoq" and not config.quant.overrides and not config.model.source_scales:
+    # Adapters stand beside codes whose width is known.
+    own_width = config.quant.overrides or config.adapters.rank or config.adapters.overrides
+    if config.quant.method == "paretoq" and not own_width and not config.model.source_scales:
         del settings["quant"]["bits"], settings["quant"]["layer_bits"]
     return json.dumps(settings, sort_keys=True)
 

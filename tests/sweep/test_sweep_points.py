@@ -142,6 +142,7 @@ def test_what_is_part_of_the_program_has_one_of_its_own(groups):
     some = 'quant.overrides=(("layers/mlp/.*", {"granularity": "tensor"}),)'
     assert [at_once for _, at_once in groups({"quant.bits": (2, 3)}, 8, some)] == [0, 0]
     assert [at_once for _, at_once in groups({"seed": (2, 3)}, 8, some)] == [2]
+    assert [at_once for _, at_once in groups({"quant.bits": (2, 3)}, 8, "adapters.rank=2")] == [0, 0]
 
 
 def test_large_models_and_those_who_ask_for_it_run_alone(groups):
