@@ -322,7 +322,7 @@ TOKENIZE = Command(
             "--separator", metavar="TOKEN", help="token after each document, or its id (default: the tokenizer's eos)"
         ),
         _argument("--subset", metavar="NAME", help="of a data set that has several"),
-        _argument("--split", metavar="NAME", default="train", help="of a data set (default: train)"),
+        _argument("--split", metavar="NAME", help="of a data set (default: train)"),
         _argument("--revision", metavar="REV", help="branch, tag or commit of a data set (default: the newest)"),
     ),
 )

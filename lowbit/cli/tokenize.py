@@ -12,7 +12,9 @@ from lowbit.cli.job_bar import JobBar
 from lowbit.cli.packed_file import open_model
 from lowbit.cli.sources import kind_of
 from lowbit.cli.tables import fields
+from lowbit.cli.usage import UsageError
 from lowbit.data import Manifest, TextTokenizer, find_sources, tokenize
+from lowbit.data.hub import HubDataset
 from lowbit.data.tokenization import Progress
 from lowbit.models.tokenizer_files import load_tokenizer_files
 from lowbit.report.table import format_seconds
@@ -25,9 +27,12 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.sources,
         field=arguments.field,
         subset=arguments.subset,
-        split=arguments.split,
+        split=arguments.split or "train",
         revision=arguments.revision,
     )
+    given = [flag for flag in ("subset", "split", "revision") if getattr(arguments, flag) is not None]
+    if given and not any(isinstance(source, HubDataset) for source in sources):
+        raise UsageError(f"--{given[0]} is for data sets of the hub, and no SOURCE is one", f"leave out --{given[0]}")
     with contextlib.closing(_Bar()) as bar:
         folders = tokenize(
             sources,

@@ -64,6 +64,11 @@ def render_run_page(folder: Path) -> str:
     """Returns the page as HTML; raises as `write_run_page`."""
     if not (folder / "config.json").is_file():
         raise DataError(f"{folder} is no run folder", "name the folder that `lowbit train` wrote")
+    if not (folder / "metrics.jsonl").is_file():
+        raise DataError(
+            f"{folder} has no metrics.jsonl: nothing was trained in it",
+            "name a folder that `lowbit train` wrote; what `quantize` did stands in its quantization.json",
+        )
     config, result = _read(folder / "config.json"), _read(folder / "result.json")
     metrics = read_metrics(folder / "metrics.jsonl")
     if "loss" not in metrics:

@@ -26,6 +26,9 @@ from lowbit.train.state import TrainState
 FREE = ("run_folder", "data.train", "data.valid", "checkpoint", "log", "mesh")
 """What may differ between a run and its continuation: none decides what is learned (data goes by its fingerprint)."""
 
+MEANING = ("quant", "adapters", "activations")
+"""Sections of a config that say what the arrays of a checkpoint stand for."""
+
 MODEL_COLLECTIONS = ("params", "quant", "grid")
 
 
@@ -259,16 +262,19 @@ def opened(folder: Path, keep: int = 2) -> Iterator[Checkpoints]:
         checkpoints.close()
 
 
-def load_model(folder: Path, shapes: dict[str, Any], step: int | None = None) -> tuple[dict[str, Any], int]:
+def load_model(
+    folder: Path, shapes: dict[str, Any], config: ConfigDict, step: int | None = None
+) -> tuple[dict[str, Any], int]:
     """Returns ({"params", "quant", "grid"} on the first device, step) of one checkpoint.
 
     Args:
       folder: of the checkpoints.
       shapes: the collections' arrays as `jax.ShapeDtypeStruct`.
+      config: of the run, which says what the arrays mean.
       step: of the checkpoint; None takes the newest that can be read.
 
     Raises:
-      CheckpointError: there is none, or none of this step.
+      CheckpointError: there is none, none of this step, or the config gives its arrays another meaning than they had.
     """
     mend = "train first, or name the folder of a run"
     if not folder.is_dir():
@@ -286,7 +292,11 @@ def load_model(folder: Path, shapes: dict[str, Any], step: int | None = None) ->
             )
         for tried in kept if step is None else [step]:
             try:
+                kept_with = manager.restore(tried, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+                _check_meaning(from_json(kept_with["config"], f"checkpoint {tried} in {folder}"), config, tried, folder)
                 parts = manager.restore(tried, args=ocp.args.Composite(model=ocp.args.StandardRestore(target)))
+            except LowbitError:
+                raise
             except Exception as error:
                 warnings.warn(f"checkpoint {tried} in {folder} cannot be read ({_first_line(error)})", stacklevel=2)
                 continue
@@ -294,6 +304,15 @@ def load_model(folder: Path, shapes: dict[str, Any], step: int | None = None) ->
     if step is not None:
         raise CheckpointError(f"checkpoint {step} in {folder} cannot be read", "name another step, or another run")
     raise CheckpointError(f"{folder} holds no readable checkpoint", mend)
+
+
+def _check_meaning(saved: ConfigDict, config: ConfigDict, step: int, folder: Path) -> None:
+    keys = [key for key in differences(saved, config) if key.partition(".")[0] in MEANING]
+    if keys:
+        raise CheckpointError(
+            f"checkpoint {step} in {folder} was written by another config than lies here: {', '.join(keys)} differ",
+            "put the config.json of the run back, whose weights would mean something else by this one",
+        )
 
 
 def _is_free(key: str) -> bool:

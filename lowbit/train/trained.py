@@ -55,7 +55,7 @@ def load_trained(run_folder: str | Path, step: int | None = None) -> Trained:
 
     Raises:
       RunFolderError: no run folder.
-      CheckpointError: it holds no readable checkpoint, or none of this step.
+      CheckpointError: it holds no readable checkpoint, none of this step, or one of another config.
     """
     folder = RunFolder(Path(run_folder))
     config, cfg, tokenizer_files = folder.read()
@@ -64,7 +64,7 @@ def load_trained(run_folder: str | Path, step: int | None = None) -> Trained:
     shapes = jax.eval_shape(functools.partial(_start, rules), params)
     rounding = activation_rounding(config.activations)
     shapes["grid"] = merge(shapes["grid"], range_variables(empty_ranges(rounding, cfg)))
-    variables, found = load_model(folder.checkpoints, shapes, step)
+    variables, found = load_model(folder.checkpoints, shapes, config, step)
     state = {name: variables[name] for name in ("quant", "grid")}
     ranges = ranges_in(variables["grid"], rounding)
     return Trained(config, cfg, rules, variables["params"], state, tokenizer_files, found, rounding, ranges)

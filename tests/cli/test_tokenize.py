@@ -97,6 +97,7 @@ def test_the_numpy_runtime_refuses_to_keep_documents_apart(lowbit, packed, text)
         ([TEXT, "--valid-share", "1.5"], "a share of 1.5 of the documents"),
         ([TEXT, "--shard-tokens", "x"], "no whole number of 1 or more"),
         ([TEXT, "--separator", "<none>"], "has no token '<none>'"),
+        ([TEXT, "--split", "test"], "--split is for data sets of the hub, and no SOURCE is one"),
     ],
 )
 def test_mistakes_are_named(lowbit, tmp_path, arguments, message):

@@ -179,6 +179,9 @@ def test_the_command_writes_a_page_and_refuses_what_is_none(run_page_folder, tmp
     assert "replace it with --overwrite" in capsys.readouterr().err
     assert main(["report", str(tmp_path / "absent")]) == 2
     assert "is no run folder\n  -> name the folder that `lowbit train` wrote" in capsys.readouterr().err
+    (run_page_folder / "metrics.jsonl").unlink()
+    assert main(["report", str(run_page_folder)]) == 2
+    assert "has no metrics.jsonl: nothing was trained in it" in capsys.readouterr().err
     (run_page_folder / "metrics.jsonl").write_text("")
     assert main(["report", str(run_page_folder)]) == 2
     assert "has logged nothing yet" in capsys.readouterr().err

@@ -11,6 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from lowbit.config import base
 from lowbit.errors import CheckpointError, ConfigError
 from lowbit.train import processes, sharding
 from lowbit.train.checkpoints import Progress, load_model, opened
@@ -74,9 +75,15 @@ def test_frozen_leaves_are_part_of_the_model(copied):
     experiment, state, folder = copied
     assert "norm" not in state.params["params"]
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state.variables)
-    variables, step = load_model(folder, shapes)
+    variables, step = load_model(folder, shapes, experiment.config)
     assert step == 2
     np.testing.assert_array_equal(variables["params"]["norm"]["scale"], experiment.params["norm"]["scale"])
+    elsewhere = experiment.config.copy_and_resolve_references()
+    elsewhere.run_folder = "moved"
+    load_model(folder, shapes, elsewhere)
+    elsewhere.quant.bits = 4.0
+    with pytest.raises(CheckpointError, match=r"written by another config than lies here: quant\.bits differ"):
+        load_model(folder, shapes, elsewhere)
 
 
 def test_constants_of_other_collections_are_passed_on_not_saved(copied):
@@ -280,4 +287,4 @@ def test_clock():
 
 def test_a_folder_without_checkpoints(tmp_path):
     with pytest.raises(CheckpointError, match="holds no checkpoints"):
-        load_model(tmp_path / "absent", {})
+        load_model(tmp_path / "absent", {}, base())
