@@ -52,6 +52,8 @@ def _check_speed(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--share {share:g}", "give a number above 0, up to 1")
     if speed is not None and not 0 < speed < math.inf:
         raise UsageError(f"--tokens-per-s {speed:g}", "give a finite number above 0")
+    if arguments.results is not None and not Path(arguments.results).expanduser().is_dir():
+        raise UsageError(f"there is no folder {arguments.results}", "give the one of train_throughput*.json")
 
 
 def _mesh(config: ConfigDict, arguments: argparse.Namespace) -> dict[str, int]:

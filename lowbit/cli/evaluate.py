@@ -22,6 +22,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("nothing to evaluate on", "add --data FILE ... or --tasks NAME=FILE ...")
     if arguments.items is not None and not arguments.tasks:
         raise UsageError("--items is for --tasks", "leave it out, or use --windows for texts")
+    of_texts = ("windows", "length", "stride", "protocol", "within_documents")
+    if not arguments.data and (unread := [name for name in of_texts if getattr(arguments, name)]):
+        flag = f"--{unread[0].replace('_', '-')}"
+        raise UsageError(f"{flag} is for --data", "leave it out, or add --data FILE")
     if arguments.against is not None and (arguments.stride or arguments.within_documents):
         raise UsageError(
             "--against compares predictions that see all of a window, each once",

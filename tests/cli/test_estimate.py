@@ -119,6 +119,7 @@ def test_the_schedulers_script_starts_resumes_and_ends(tmp_path):
         (["--share", "1.5"], r"--share 1.5\n  -> give a number above 0"),
         (["--share", "0.5", "--tokens-per-s", "9"], "both say how fast"),
         (["--tokens-per-s", "0"], "--tokens-per-s 0\n  -> give a finite number above 0"),
+        (["--results", "nowhere"], "there is no folder nowhere"),
         (["--device", "h10"], "unknown device 'h10'\n  -> did you mean 'h100'"),
         (["--config.model.source=nowhere"], "there is no model at nowhere"),
         (["--config.model.attention=cudnn", "--device", "tpu-v5e"], "cuDNN attention cannot run on tpu"),

@@ -54,6 +54,7 @@ def test_papers_windows_have_one_prediction_less(lowbit, float_model, text, tmp_
     [
         ([], "nothing to evaluate on"),
         (["--items", 3, "--data", "x.txt"], "--items is for --tasks"),
+        (["--within-documents", "--tasks", "piqa=x.jsonl"], "--within-documents is for --data"),
         (["--tasks", "piqa"], "--tasks piqa names no file"),
         (["--tasks", "piqua=x.jsonl"], "unknown task 'piqua'"),
         (["--tasks", "piqa=absent.jsonl"], "absent.jsonl cannot be read"),
