@@ -2,12 +2,12 @@
 
 Each row is one model of one width: rounded, or trained on the same text for the same steps from one of those. It says
 what the model predicts on the first windows of a text, and what its packed file's tensors take, scales and factors
-included. The file is written after every row; rows that it holds already are not made again, and models that rows start
-from are kept beside it until all are made.
+included. The file is written after every row; rows that it holds already are not made again.
 
 Command: nice python -m benchmarks.finetuning --model assets/quickstart/model --data assets/quickstart/text/train.jsonl
          --eval assets/quickstart/text/valid.jsonl -o docs/results/finetuning_quickstart_cpu.json
-Hardware: any; the quickstart's model takes two busy CPU cores about 40 minutes.
+Hardware: any; the quickstart's model takes two idle CPU cores about half an hour.
+         Where other work keeps them busy, OPENBLAS_NUM_THREADS=1 keeps threads of LoftQ's decompositions from waiting.
 Expected: docs/finetuning.md.
 """
 
@@ -54,35 +54,38 @@ class Row(NamedTuple):
       label: of the table.
       start: method of `quantize` for the run that this one starts from; "" for the float model.
       config: by which it is trained, a file of `configs` with variants; "" for a row that is not trained.
-      rates: learning rate by width.
-      nf4: to NormalFloat, at 4 bits alone, rather than to a grid with zero points.
+      rates: learning rate by width; none for a start that is not trained.
+      widths: that it is made at.
     """
 
     label: str
     start: str
     config: str = ""
     rates: tuple[tuple[float, float], ...] = ()
-    nf4: bool = False
+    widths: tuple[float, ...] = (4.0, 3.0, 2.0)
 
 
-def _rates(four: float, three: float, two: float) -> tuple[tuple[float, float], ...]:
-    return ((4.0, four), (3.0, three), (2.0, two))
-
+SCALES = ((4.0, 5e-5), (3.0, 1e-4), (2.0, 3e-4))
+FACTORS = ((4.0, 5e-4), (3.0, 1e-3), (2.0, 2e-3))
+"""Learning rates by width: the coarser the grid, the further both go."""
 
 ROWS = (
     Row("rounding", "rtn"),
-    Row("rounding to NF4", "", nf4=True),
+    Row("rounding to NF4", "", widths=(4.0,)),
+    Row("rounding to ParetoQ's grid", "", widths=(3.0, 2.0)),
     Row("GPTQ", "gptq"),
     Row("Block-AP", "block_ap"),
-    Row("PEQA, from rounding", "rtn", "peqa", _rates(5e-5, 1e-4, 3e-4)),
-    Row("PEQA, from GPTQ", "gptq", "peqa", _rates(5e-5, 1e-4, 3e-4)),
-    Row("E2E-QP, from Block-AP", "block_ap", "efficientqat", _rates(5e-5, 1e-4, 3e-4)),
-    Row("QLoRA, from rounding", "rtn", "qlora:grid=zero_point", _rates(2e-3, 2e-3, 2e-3)),
-    Row("QLoRA, from NF4", "", "qlora", _rates(2e-3, 2e-3, 2e-3), nf4=True),
-    Row("QLoRA, from GPTQ", "gptq", "qlora:grid=zero_point", _rates(2e-3, 2e-3, 2e-3)),
-    Row("LoftQ's start", "", "loftq", _rates(0.0, 0.0, 0.0)),
-    Row("LoftQ", "", "loftq", _rates(2e-3, 2e-3, 2e-3)),
+    Row("PEQA, from rounding", "rtn", "peqa", SCALES),
+    Row("PEQA, from GPTQ", "gptq", "peqa", SCALES),
+    Row("E2E-QP, from Block-AP", "block_ap", "efficientqat", SCALES),
+    Row("QLoRA, from rounding", "rtn", "qlora:grid=zero_point", FACTORS),
+    Row("QLoRA, from GPTQ", "gptq", "qlora:grid=zero_point", FACTORS),
+    Row("QLoRA, from NF4", "", "qlora", FACTORS, widths=(4.0,)),
+    Row("QLoRA, from ParetoQ's grid", "", "qlora", FACTORS, widths=(3.0, 2.0)),
+    Row("LoftQ's start", "", "loftq"),
+    Row("LoftQ", "", "loftq", FACTORS),
 )
+"""Rounding, GPTQ and Block-AP are to grids with zero points; LoftQ is to NF4 at 4 bits and to ParetoQ's below."""
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -92,7 +95,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", required=True, metavar="FILE", help="to calibrate and to train on")
     parser.add_argument("--eval", required=True, metavar="FILE", help="to predict")
     parser.add_argument("--bits", type=float, nargs="+", default=[4, 3, 2], help="widths")
-    parser.add_argument("--rows", nargs="+", metavar="LABEL", help="only these")
+    parser.add_argument("--rows", nargs="+", metavar="LABEL", help="only these (default: all)")
     parser.add_argument("--rate", type=float, help="in place of the rows' own learning rates, for trials")
     parser.add_argument("--group", type=int, default=64, help="inputs that share a scale")
     parser.add_argument("--rank", type=int, default=16, help="of adapters")
@@ -100,7 +103,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=256, help="tokens of a calibration sequence and of a window")
     parser.add_argument("--windows", type=int, default=64, help="of the text")
     parser.add_argument("--train-length", type=int, default=128, help="tokens of a training sequence")
-    parser.add_argument("--tokens", type=int, default=150_000, help="trained on")
+    parser.add_argument("--tokens", type=int, default=100_000, help="trained on")
+    parser.add_argument("--work", default="runs/finetuning", metavar="FOLDER", help="where runs are kept")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="JSON to write")
     return parser.parse_args(argv)
 
@@ -112,7 +116,7 @@ class Bench:
         self.options, self.work = options, work
         self.source: Pretrained = pretrained.load(options.model)
         self.text = self._windows(options.eval)
-        told = vars(options).keys() - {"bits", "rows", "rate", "output"}
+        told = vars(options).keys() - {"bits", "rows", "rate", "work", "output"}
         settings = {key: getattr(options, key) for key in sorted(told)}
         self.path = Path(options.output)
         self.record: dict[str, Any] = {"settings": settings, "rows": []}
@@ -223,13 +227,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse_arguments(argv)
     command = shlex.join(["python", "-m", "benchmarks.finetuning", *(sys.argv[1:] if argv is None else argv)])
     chosen = [row for row in ROWS if not options.rows or row.label in options.rows]
-    work = Path(options.output).with_suffix(".runs")
+    work = Path(options.work)
     work.mkdir(parents=True, exist_ok=True)
     bench = Bench(options, command, work)
     bench.add(Row(FLOAT, ""), 16.0)
     for bits in map(float, options.bits):
         for row in chosen:
-            if bits == 4.0 or not row.nf4:
+            if bits in row.widths:
                 bench.add(row, bits)
 
 

@@ -1,4 +1,4 @@
-"""SmolLM2-135M, rounded to NF4 or to 2 or 3 bits, learns a task by low-rank factors beside codes that stay.
+"""SmolLM2-135M at 4 bits (NF4), 3 or 2, learns a task by low-rank factors beside codes that stay.
 
 Paper: QLoRA, arXiv 2305.14314: NormalFloat in groups of 64, adapters on all linear layers, a constant learning rate and
     gradients clipped to 0.3. Its rank of 64 is for matrices of 4,096 and more. In one of 576 by 576 it would cost 3.6
@@ -14,15 +14,16 @@ Command: python -m lowbit train configs/qlora_smollm2.py:bits=4 --config.run_fol
 Hardware: one H100 with 80 GB.
 Time: not measured yet.
 Expected: not measured yet; on the quickstart's model docs/finetuning.md.
-Variants: bits=2|3|4; grid=nf4|zero_point, by default NF4 at 4 bits and min-max with a zero point at 2 and 3; rank=16|N;
-    smoke trains two steps of a tiny model from scratch.
+Variants: bits=2|3|4; grid=nf4|paretoq|zero_point, by default NF4 at 4 bits and ParetoQ's at 2 and 3; rank=16|N; smoke
+    trains two steps of a tiny model from scratch.
 """
 
 from lowbit.config import ConfigDict, base, choose, shrink, variants
 
-NF4, ZERO_POINT = "nf4", "zero_point"
+METHODS = {"nf4": "nf4", "paretoq": "paretoq", "zero_point": "rtn"}
+"""By grid. That of zero points rounds from minimum to maximum, unless the codes are another run's."""
 
-GRIDS = {2.0: ZERO_POINT, 3.0: ZERO_POINT, 4.0: NF4}
+GRIDS = {2.0: "paretoq", 3.0: "paretoq", 4.0: "nf4"}
 """By width. NormalFloat has 16 levels."""
 
 LEARNING_RATE = 2e-4
@@ -34,16 +35,16 @@ SMOKE_GROUP, SMOKE_RANK = 16, 4
 def get_config(arg: str = "") -> ConfigDict:
     variant = variants(arg, bits=4.0, grid="", rank=16, smoke=False)
     usual = choose("recipe for bits", variant.bits, GRIDS)
-    grid = choose("grid", variant.grid or usual, {NF4: NF4, ZERO_POINT: ZERO_POINT})
-    if grid == NF4:
-        choose("NormalFloat of bits", variant.bits, {4.0: NF4})
+    method = choose("grid", variant.grid or usual, METHODS)
+    if method == "nf4":
+        choose("NormalFloat of bits", variant.bits, {4.0: method})
     config = base()
     config.run_folder = f"runs/smollm2_qlora_w{variant.bits:g}"
     config.model.source = "HuggingFaceTB/SmolLM2-135M"
     config.model.architecture.vocab_size = 49_152
 
-    config.quant.method = "nf4" if grid == NF4 else "rtn"
-    config.quant.symmetric = grid == NF4
+    config.quant.method = method
+    config.quant.symmetric = method != "rtn"
     config.quant.bits = variant.bits
     config.quant.granularity = 64
     config.adapters.rank = variant.rank

@@ -18,9 +18,9 @@ KERNEL = "layers/mlp/up_proj/kernel"
     [
         ("qlora_smollm2.py", "nf4_zero16"),
         ("qlora_smollm2.py:bits=4,grid=zero_point", "rtn4_minmax_zero16"),
-        ("qlora_smollm2.py:bits=2,rank=8", "rtn2_minmax_zero8"),
+        ("qlora_smollm2.py:bits=2,rank=8", "paretoq2_zero8"),
         ("loftq_smollm2.py", "nf4_loftq16"),
-        ("loftq_smollm2.py:bits=3,rounds=1", "rtn3_minmax_loftq16"),
+        ("loftq_smollm2.py:bits=3,rounds=1", "paretoq3_loftq16"),
     ],
 )
 def test_codes_stay_and_factors_alone_learn(spec, name):
