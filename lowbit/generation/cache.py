@@ -99,6 +99,10 @@ class KVCache:
         slots = self.length + jnp.arange(tokens, dtype=jnp.int32)
         return jnp.maximum(slots[None, :] - self.start[:, None], 0)
 
+    def filled(self, keys: Stored, values: Stored) -> "KVCache":
+        """Returns the cache with other keys and values, of which it has as many."""
+        return dataclasses.replace(self, keys=keys, values=values)
+
     def advance(self, tokens: int) -> "KVCache":
         """Counts tokens that all layers have stored."""
         return dataclasses.replace(self, length=self.length + jnp.int32(tokens))

@@ -1,11 +1,13 @@
 """One pass of the decoder over new tokens and a cache, and what multiplies in it."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 
 from lowbit.errors import ConfigError, nearest
+from lowbit.generation import fused_step
 from lowbit.generation.cache import KVCache
 from lowbit.generation.floats import FloatMatrix, float_matmul
 from lowbit.generation.joined import Columns
@@ -56,11 +58,25 @@ class Decoder(NamedTuple):
             hidden, filled = result
         else:
             layers = weights.by_layer(self.cfg.num_layers)
+            if tokens.shape[1] == 1 and self._fuses(layers):
+                step = self.cfg, layers, weights.layers["params"], x[:, 0], cos, sin, cache, self._multiply
+                hidden, filled = fused_step.all_layers(*step)
+                return hidden[:, None], filled.advance(1)
             result = one_after_another(CachedBlock(*parts), layers, x, cos, sin, cache)
             last, filled = result
             norm = RMSNorm(self.cfg.rms_norm_eps, jnp.dtype(self.dtype))
             hidden = norm.apply({"params": weights.layers["params"]["norm"]}, last)
         return hidden, filled.advance(tokens.shape[1])
+
+    def _fuses(self, layers: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether a step of one token takes kernels of its own."""
+        plain = self.attention == "kernel" and not self.rounding.inputs
+        return plain and fused_step.fits(self.cfg, self.cache, layers)
+
+    def _multiply(self, x: jax.Array, kernel: Any) -> jax.Array:
+        """x [b k] times a matrix of any form, f32[b n]."""
+        numbers = (((1,), (0,)), ((), ()))
+        return _DOT_GENERALS[self.activations](x, kernel, numbers, preferred_element_type=jnp.float32)
 
     def logits(self, weights: Weights, hidden: jax.Array) -> jax.Array:
         """Returns f32[b V] of states [b d]."""

@@ -165,9 +165,8 @@ def by_kernel(
     """
     b, kv_heads, g, h = queries.shape
     planes = _planes(keys.kind)
-    tile = _tile(keys) if tile is None else tile
-    if splits is None:
-        splits = max(1, min(-(-PROGRAMS // (b * kv_heads)), keys.codes.shape[3] // SPLIT_SLOTS))
+    tile = tile_for(keys) if tile is None else tile
+    splits = pieces_for(b * kv_heads, keys.codes.shape[3]) if splits is None else splits
     filled = jnp.pad(queries, ((0, 0), (0, 0), (0, QUERIES - g), (0, 0)))
     by_plane = jnp.swapaxes(filled.reshape(b, kv_heads, QUERIES, planes, h // planes), 2, 3)
     scales = [part for part in (keys.scale, values.scale, keys.zero, values.zero) if part is not None]
@@ -185,9 +184,23 @@ def by_kernel(
     # Each number as it lies in memory: to put them into one array would be one kernel more to start.
     numbers = [number.astype(jnp.int32).reshape(1) for number in (layer, used)]
     mixed, weight = call(*numbers, start, by_plane, keys.codes, values.codes, *scales)
-    shares = jax.nn.softmax(weight, axis=2)[:, :, :, None, :, None]
-    whole = jnp.swapaxes(jnp.sum(shares * mixed, axis=2), 2, 3).reshape(filled.shape)
+    whole = mixed_pieces(jnp.swapaxes(mixed, 3, 4).reshape(b, kv_heads, splits, QUERIES, h), weight)
     return whole[:, :, :g].astype(queries.dtype)
+
+
+def pieces_for(heads: int, slots: int) -> int:
+    """Returns into how many pieces slots are cut for so many key-value heads of all sequences."""
+    return max(1, min(-(-PROGRAMS // heads), slots // SPLIT_SLOTS))
+
+
+def mixed_pieces(mixed: jax.Array, weight: jax.Array) -> jax.Array:
+    """Returns values f32[b kv_heads q h] from those of pieces, by the shares that their scores have of all.
+
+    Args:
+      mixed: f32[b kv_heads splits q h].
+      weight: f32[b kv_heads splits q], the logarithm of the sum of exponential scores.
+    """
+    return jnp.sum(jax.nn.softmax(weight, axis=2)[..., None] * mixed, axis=2)
 
 
 def _planes(kind: CacheKind) -> int:
@@ -195,8 +208,10 @@ def _planes(kind: CacheKind) -> int:
     return 1 if kind.bits >= HALFWORD else HALFWORD // kind.bits
 
 
-def _tile(stored: Stored) -> Tile:
-    """8 KiB of keys and as much of values are read together, which three stages keep coming; up to 128 slots.
+def tile_for(stored: Stored) -> Tile:
+    """Returns the tile for a cache.
+
+    8 KiB of keys and as much of values are read together, which three stages keep coming; up to 128 slots.
 
     Less where planes are 16 numbers: the compiler shares out rows then, which are one tile, so that each warp makes all
     products. One alone takes half the instructions of two, and for 32 slots its registers suffice. Floats of heads of
@@ -267,15 +282,12 @@ def _attend(
         slots, inside = slots_of(number)
         key_scale, value_scale, key_zero, value_zero = list(scales) + absent
         keys = numbers(k_ref, slots, inside)
-        scores = _total([_product(q, k, 1) for q, k in zip(queries, keys, strict=True)])
+        scores = _total([product(q, k, 1) for q, k in zip(queries, keys, strict=True)])
         if key_zero is not None:
             scores = scores - query_sums[:, None] * (key_zero - jnp.float32(middle))
         scores = scores * (root if key_scale is None else key_scale * root)
         scores = jnp.where(inside[None, :], scores, NEVER)
-        now = jnp.maximum(largest, jnp.max(scores, axis=1))
-        shares = jnp.exp(scores - now[:, None])
-        before = jnp.exp(largest - now)
-        total = total * before + jnp.sum(shares, axis=1)
+        shares, now, before, total = weighed(scores, largest, total)
         if value_scale is not None:
             shares = shares * value_scale
         shares = shares.astype(dtype)
@@ -284,7 +296,7 @@ def _attend(
             away = jnp.sum(shares.astype(jnp.float32) * (value_zero - jnp.float32(middle)), axis=1)[:, None]
             sums = [one - away for one in sums]
         values = numbers(v_ref, slots, inside)
-        sums = [one + _product(shares, v, 0) for one, v in zip(sums, values, strict=True)]
+        sums = [one + product(shares, v, 0) for one, v in zip(sums, values, strict=True)]
         return tuple(sums), now, total, ahead
 
     # Blocks from that of the first slot on: each has a slot that is seen, and leaves no NEVER behind.
@@ -310,6 +322,25 @@ def _total(parts: list[jax.Array]) -> jax.Array:
     return functools.reduce(jnp.add, parts)
 
 
-def _product(a: jax.Array, b: jax.Array, axis: int) -> jax.Array:
-    """[m k] times [n k] (axis 1) or [k n] (axis 0), sums in float32."""
+def weighed(
+    scores: jax.Array, largest: jax.Array, total: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """One step of a running softmax (arXiv 2205.14135).
+
+    Args:
+      scores: f32[q slots] of a block.
+      largest: f32[q] of all before.
+      total: f32[q] of their exponentials, over that of the largest.
+
+    Returns:
+      (shares f32[q slots] over the largest of all, which comes next; by how much what was mixed before shrinks; total).
+    """
+    now = jnp.maximum(largest, jnp.max(scores, axis=1))
+    shares = jnp.exp(scores - now[:, None])
+    before = jnp.exp(largest - now)
+    return shares, now, before, total * before + jnp.sum(shares, axis=1)
+
+
+def product(a: jax.Array, b: jax.Array, axis: int) -> jax.Array:
+    """Returns [m k] times [n k] (axis 1) or [k n] (axis 0), sums in float32."""
     return jax.lax.dot_general(a, b, (((1,), (axis,)), ((), ())), preferred_element_type=jnp.float32)

@@ -70,6 +70,10 @@ class Stored:
 
         return jax.tree.map(put, self, new)
 
+    def with_codes(self, codes: jax.Array) -> "Stored":
+        """Returns the same with other codes."""
+        return dataclasses.replace(self, codes=codes)
+
     def read(self, layer: jax.Array, dtype: DTypeLike) -> Operand:
         """Returns all positions of one layer, as `attention` takes them."""
         one: Stored = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False), self)

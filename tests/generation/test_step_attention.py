@@ -168,7 +168,7 @@ def test_what_threads_hold_of_a_block_leaves_registers_for_the_rest(name, narrow
             continue
         cfg = dataclasses.replace(CFG, head_dim=width)
         stored = jax.eval_shape(lambda cfg=cfg: empty_cache(cfg, cache_kind(name), jnp.zeros(1, jnp.int32), CAPACITY))
-        tile = step_attention._tile(stored.keys)
+        tile = step_attention.tile_for(stored.keys)
         # Planes of 16 numbers are made anew by every warp, others once by all.
         sharing = 32 * (1 if stored.keys.codes.shape[-1] == 16 else tile.warps)
         scores, keys = 16 * tile.slots, tile.slots * width // 2  # float32, and two bfloat16 in a register

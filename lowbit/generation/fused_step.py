@@ -1,0 +1,107 @@
+"""A step of one token a sequence in as few kernels as a GPU needs: eight a layer, four of them products.
+
+A step of a small model takes as long as its kernels take to start. Compiled from the layers of the model, a norm is two
+kernels and attention six beside its own; here each is one. What is computed is the same, up to the order of float sums.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from lowbit.generation.cache import KVCache
+from lowbit.generation.fused_attention import filled_slots, turned_stored_attended
+from lowbit.generation.fused_norm import added_and_normed
+from lowbit.generation.joined import SIBLINGS, Columns
+from lowbit.llama import LAYER_PREFIX, CacheKind, LlamaConfig
+from lowbit.models.layers import PACKED
+from lowbit.pallas.fields import HALFWORD
+
+Multiply = Callable[[jax.Array, Any], jax.Array]
+"""x [b k] and a matrix of any form -> f32[b n]."""
+
+
+def fits(cfg: LlamaConfig, kind: CacheKind, layers: Sequence[Mapping[str, Any]]) -> bool:
+    """Returns whether layers can be computed so: no biases or norms behind products, joined matrices, floats cached.
+
+    Args:
+      cfg: sizes and constants.
+      kind: of the cache, which the kernel of attention can read.
+      layers: variables of each.
+    """
+    if cfg.qkv_bias or cfg.linear_norm or kind.bits < HALFWORD or not kind.rotated:
+        return False
+    return all(isinstance(_kernel(layer, family[0]), Columns) for layer in layers for family in SIBLINGS)
+
+
+def all_layers(
+    cfg: LlamaConfig,
+    layers: Sequence[Mapping[str, Any]],
+    params: Mapping[str, Any],
+    x: jax.Array,
+    cos: jax.Array,
+    sin: jax.Array,
+    cache: KVCache,
+    multiply: Multiply,
+) -> tuple[jax.Array, KVCache]:
+    """Returns (normed last states [b d], cache) of layers that it `fits`.
+
+    Args:
+      cfg: sizes and constants.
+      layers: variables of each.
+      params: floats of all layers, with a leading axis for them, and of the last norm.
+      x: embedded tokens [b d].
+      cos: f32[b 1 h/2], of the angles of their positions.
+      sin: likewise.
+      cache: with room for a token.
+      multiply: activations by a matrix.
+    """
+    interpret = jax.default_backend() == "cpu"
+    dtype = x.dtype
+    added = None
+    keys, values = cache.keys, cache.values
+    filled = filled_slots(cache.length, cache.start)
+
+    def normed(scales: jax.Array, number: int) -> tuple[jax.Array, jax.Array]:
+        return added_and_normed(x, added, scales, jnp.int32(number), cfg.rms_norm_eps, interpret=interpret)
+
+    for number, layer in enumerate(layers):
+        x, inputs = normed(params["layers"]["attn_norm"]["scale"], number)
+        qkv = multiply(inputs, _whole(layer, SIBLINGS[0]))
+        mixed, keys, values = turned_stored_attended(
+            qkv,
+            cos,
+            sin,
+            keys,
+            values,
+            jnp.int32(number),
+            filled,
+            dtype=dtype,
+            interpret=interpret,
+        )
+        added = multiply(mixed, _kernel(layer, f"{LAYER_PREFIX}attn/o_proj"))
+        x, inputs = normed(params["layers"]["mlp_norm"]["scale"], number)
+        gated = _gated(multiply(inputs, _whole(layer, SIBLINGS[1])), dtype)
+        added = multiply(gated, _kernel(layer, f"{LAYER_PREFIX}mlp/down_proj"))
+    _, hidden = normed(params["norm"]["scale"][None], 0)
+    return hidden, cache.filled(keys, values)
+
+
+def _gated(both: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """silu(gate) * up of products f32[b 2f] with both, one after the other."""
+    gate, up = jnp.split(both.astype(dtype), 2, axis=-1)
+    return jax.nn.silu(gate) * up
+
+
+def _kernel(layer: Mapping[str, Any], path: str) -> Any:
+    """The matrix of a linear layer, or the part of a joined one."""
+    part, name = path.removeprefix(LAYER_PREFIX).split("/")
+    held = layer[PACKED].get(part, {}).get(name)
+    return None if held is None else held["kernel"]
+
+
+def _whole(layer: Mapping[str, Any], family: Sequence[str]) -> Any:
+    """The joined matrix of linear layers."""
+    return _kernel(layer, family[0]).whole
