@@ -14,7 +14,7 @@ _PACKED = _argument("packed", metavar="PACKED", help="packed file that export wr
 
 _ROUNDING = (
     _argument(
-        "--method", metavar="NAME", help="round a pretrained SOURCE: rtn, llmqat, absmean_ternary, paretoq, float"
+        "--method", metavar="NAME", help="round a pretrained SOURCE: rtn, llmqat, absmean_ternary, paretoq, nf4, float"
     ),
     _argument("--bits", metavar="B", help="its width: 1, 1.58, 2, 3, 4 (or what the method allows)"),
     _argument("--granularity", metavar="G", help="one scale a channel (default), tensor, or G inputs"),
