@@ -20,7 +20,7 @@ from lowbit.models.pretrained import Pretrained
 from lowbit.numerics.quantizers import State
 from lowbit.train.activations import activation_rounding
 from lowbit.train.adapters import model_rules
-from lowbit.train.quantization import FLOAT, fixed_codes
+from lowbit.train.quantization import FLOAT, fixed_codes, quantization_rules
 from lowbit.train.run_folder import RunFolder
 from lowbit.train.state import Tree
 from lowbit.train.trained import Trained, load_trained
@@ -110,7 +110,8 @@ def load_scales(config: ConfigDict) -> Tree:
     run = load_trained(Path(source).expanduser())
     ours, theirs = config.quant.to_dict(), run.config.quant.to_dict()
     odd = [key for key in DECIDES_SCALES if ours[key] != theirs[key]]
-    if odd:
+    # Where overrides take every kernel, keys may differ that decide nothing.
+    if odd and _grids(config.quant, run) != _grids(run.config.quant, run):
         raise ConfigError(
             f"the scales of {source} are for quant."
             + ", quant.".join(f"{key}={theirs[key]!r} (here {ours[key]!r})" for key in odd),
@@ -141,6 +142,19 @@ def load_scales(config: ConfigDict) -> Tree:
         if path in theirs_fixed:
             _check_whole(state, source, path)
     return jax.tree.map(np.asarray, {"quant": unflatten(learned), "grid": unflatten(grid)})
+
+
+def _grids(quant: ConfigDict, run: Trained) -> dict[str, list[Any]]:
+    """What scales mean by a section `quant`: of each parameter of a run, for each of its layers."""
+    found = resolve(quantization_rules(quant), run.params)
+    return {
+        path: [
+            (one.name.removesuffix("_fixed"), one.grid, one.granularity, one.scale_dtype)
+            for one in map(quantizer.layer, range(run.cfg.num_layers))
+        ]
+        for path, quantizer in found.items()
+        if quantizer is not None
+    }
 
 
 def _check_base(fixed: bool, config: ConfigDict) -> None:

@@ -128,6 +128,18 @@ def test_training_starts_where_the_quantized_model_stands(quantized, train_argum
     assert set(np.unique(np.round(units, 3))) <= {-0.75, -0.25, 0.25, 0.75}
 
 
+def test_scales_fit_where_overrides_come_to_the_same_grid(quantized, train_arguments):
+    from lowbit.errors import ConfigError
+    from lowbit.train.sources import load_scales
+
+    config = settings(train_arguments, quantized, "--config.model.source_scales=true", "--config.quant.bits=4")
+    config.quant.overrides = (("layers/attn/.*_proj/kernel", {"bits": 2.0}), ("layers/mlp/.*_proj/kernel", {"bits": 2}))
+    assert load_scales(config)["quant"]
+    config.quant.overrides = config.quant.overrides[:1]
+    with pytest.raises(ConfigError, match=r"are for quant.bits=2.0 \(here 4.0\), quant.overrides="):
+        load_scales(config)
+
+
 def test_a_kernel_of_zeros_has_no_relative_error(lowbit, float_model, tmp_path, monkeypatch):
     def with_zeros(source):
         loaded = load_masters(source)
