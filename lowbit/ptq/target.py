@@ -36,6 +36,9 @@ integer zero point and a scale a group. float_zero: the same with a zero point o
 ternary, half-integers at 2 bits, integers at 3 and 4. nf4: NormalFloat. power: powers of two. free: levels learned a
 matrix. vectors: codes of several weights."""
 
+_CONFIG_METHODS = {"integer": "rtn", "zero_point": "rtn", "paretoq": "paretoq", "nf4": "nf4"}
+"""What a config calls the method of a grid."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Target:
@@ -66,10 +69,10 @@ class Target:
 
     def section(self) -> dict[str, Any] | None:
         """Returns what the section `quant` of a config says of this target; None where no config can name the grid."""
-        if self.grid not in ("integer", "zero_point", "paretoq"):
+        if self.grid not in _CONFIG_METHODS:
             return None
         return {
-            "method": "paretoq" if self.grid == "paretoq" else "rtn",
+            "method": _CONFIG_METHODS[self.grid],
             "bits": float(self.bits),
             "granularity": self.granularity,
             "symmetric": self.grid != "zero_point",

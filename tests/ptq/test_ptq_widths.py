@@ -95,8 +95,8 @@ def test_a_run_holds_them_and_is_the_packed_file(model, tmp_path):
 
 
 def test_what_training_cannot_hold_is_refused():
-    with pytest.raises(QuantizerError, match=r"no quantizer with the grid 'nf4'"):
-        Widths(dict.fromkeys(PATHS, (4.0, 4.0))).overrides(make_target("nf4", 4, 64, "max"))
+    with pytest.raises(QuantizerError, match=r"no quantizer with the grid 'power'"):
+        Widths(dict.fromkeys(PATHS, (4.0, 4.0))).overrides(make_target("power", 4, 64, "max"))
     with pytest.raises(
         QuantizerError, match=r"the layers of attn/q_proj/kernel differ in width, and training has only"
     ):
