@@ -17,7 +17,7 @@ from lowbit.export.gguf import to_gguf, write_tensors
 from lowbit.export.gguf_adapter import to_gguf_adapter
 from lowbit.export.hf import to_hf
 from lowbit.formats import Adapter, PackedTensor
-from lowbit.generation import Generator
+from lowbit.generation import Generator, PackedWeight
 from lowbit.generation.weights import from_packed
 from lowbit.gguf import read
 from lowbit.kernels import Runtime
@@ -26,7 +26,7 @@ from lowbit.llama.activations import INT8, to_meta
 from lowbit.models import Transformer, load
 from lowbit.models.gguf import dequantized, interleaved_rows
 from lowbit.numerics.quantizers import adapted, nf4, onebit, paretoq, rtn, stored_as
-from lowbit.tree import Rule, init_state, start_masters
+from lowbit.tree import Rule, flatten, init_state, start_masters
 
 CFG = LlamaConfig(96, 32, 48, 2, 4, 2, 8, tie_embeddings=True, max_positions=64, bos_token_id=0, eos_token_ids=(0,))
 TOKENS = np.random.default_rng(0).integers(0, 96, (2, 12))
@@ -103,8 +103,20 @@ def test_jax_runs_what_numpy_runs(base):
         assert list(np.asarray(ours.tokens)[row][: len(text)]) == text
 
 
-def test_a_gpu_s_kernel_leaves_matrices_with_adapters_to_xla():
+def test_a_gpu_s_kernel_leaves_matrices_with_adapters_to_xla(monkeypatch):
     packed = packed_of("paretoq2")
+    monkeypatch.setattr("lowbit.generation.weights.kernel_runs_here", lambda: True)
+    weights = from_packed(CFG, packed, jnp.bfloat16)
+    left = flatten(weights.layers["packed"])
+    assert {path.removeprefix("layers/") for path in left} == {
+        *(f"attn/{name}_proj/kernel" for name in "qkv"),
+        *(f"mlp/{name}_proj/kernel" for name in ("up", "down")),
+    }
+    assert all(w.adapter is not None for w in left.values())
+    assert not [joined for joined in weights.layers["joined"] if isinstance(joined.whole, PackedWeight)]
+    prompts = [list(map(int, row)) for row in TOKENS]
+    text = Generator.from_packed(packed, dtype=jnp.bfloat16).generate(prompts, 4)
+    assert np.asarray(text.tokens).shape == (2, 4)
     with pytest.raises(QuantizerError, match="the GPU's kernel adds no adapter\n  -> leave the matrix to XLA"):
         from_packed(CFG, packed, jnp.bfloat16, kernels="gpu")
 
