@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from lowbit.cli.tables import fields, table
-from lowbit.export.gguf import GgufModel, GgufRow
+from lowbit.export.gguf import LOW_BIT_TYPES, GgufModel, GgufRow
 from lowbit.report.table import format_bytes
 
 _LAYER = re.compile(r"^layers\.\d+\.")
@@ -17,17 +17,8 @@ def summary(model: GgufModel, file_bytes: int) -> str:
     for row in model.rows:
         groups.setdefault((_LAYER.sub("layers.*.", row.name), row.grid, row.kind), []).append(row)
     lines = [_line(name, grid or "", kind, rows) for (name, grid, kind), rows in groups.items()]
-    rounded = [row for row in model.rows if row.error]
     quantized = [row for row in model.rows if row.grid is not None]
-    pairs = [("weights", "all equal to the packed ones")]
-    if rounded:
-        pairs = [
-            (
-                "weights",
-                f"codes equal; in {len(rounded)} of {len(model.rows)} tensors fp16 rounds the scales, by "
-                f"{max(row.error for row in rounded):.1e} of a weight at most",
-            )
-        ]
+    pairs = [("weights", _fidelity(model.rows))]
     if quantized:
         pairs.append(("quantized matrices", _cost(quantized)))
     pairs += [
@@ -35,6 +26,23 @@ def summary(model: GgufModel, file_bytes: int) -> str:
         ("file", f"{format_bytes(file_bytes)} with tokenizer and metadata"),
     ]
     return f"{table(_HEADINGS, lines, left=1)}\n\n{fields(pairs)}"
+
+
+def _fidelity(rows: Sequence[GgufRow]) -> str:
+    """How far weights are from the packed ones, of those that kept their codes and of those that did not."""
+    parts = []
+    if rounded := [row for row in rows if row.error and row.kind in LOW_BIT_TYPES]:
+        parts.append(
+            f"codes equal; in {len(rounded)} of {len(rows)} tensors fp16 rounds the scales, by "
+            f"{max(row.error for row in rounded):.1e} of a weight at most"
+        )
+    if floats := [row for row in rows if row.grid is not None and row.kind not in LOW_BIT_TYPES]:
+        error = max(row.error for row in floats)
+        parts.append(
+            f"{len(floats)} of {len(rows)} tensors became floats, as no low-bit type holds them, "
+            + (f"rounded by {error:.1e} of a weight at most" if error else "equal to the packed ones")
+        )
+    return "; ".join(parts) or "all equal to the packed ones"
 
 
 def _line(name: str, grid: str, kind: str, rows: Sequence[GgufRow]) -> tuple[str, ...]:

@@ -36,7 +36,9 @@ def test_a_float_model_is_rounded_on_the_way_and_thirds_are_reported(lowbit, flo
     assert done.status == 0, done.err
     assert "Q4_0" in done.out
     assert re.search(
-        r"codes equal; in \d+ of 20 tensors fp16 rounds the scales, by \S+e-04 of a weight at most", done.out
+        r"codes equal; in \d+ of 20 tensors fp16 rounds the scales, by \S+e-04 of a weight at most; "
+        r"2 of 20 tensors became floats, as no low-bit type holds them, rounded by \S+e-04 of a weight at most",
+        done.out,
     )
     refused = lowbit("export", float_model, *rounding, "--to", "gguf", "--avoid", "Q2", "-o", tmp_path / "n.gguf")
     assert refused.status == 2
