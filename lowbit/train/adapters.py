@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lowbit.config import ConfigDict
+from lowbit.config import ConfigDict, base
 from lowbit.errors import ConfigError, QuantizerError, nearest
 from lowbit.numerics.quantizers import Quantizer, adapted
 from lowbit.train.quantization import EMBEDDING, FAMILY_PATHS, LINEAR_KERNELS, quantization_rules
@@ -35,11 +35,17 @@ def with_adapters(rules: Rules, adapters: ConfigDict, seed: int) -> list[Rule]:
       seed: of the run.
 
     Raises:
-      ConfigError: an override of another form or with an unknown key, a negative rank, or an adapter for the embedding.
+      ConfigError: an override of another form or with an unknown key, a negative rank, a start without any rank,
+        or an adapter for the embedding.
       QuantizerError: as `adapted`, naming the path.
       RuleError: a pattern that no parameter reaches.
     """
     found = _settings_by_path(adapters)
+    if adapters.start != base().adapters.start and not any(found.values()):
+        raise ConfigError(
+            f"adapters.start={adapters.start!r} is set, and no matrix has an adapter",
+            "set adapters.rank, or leave adapters.start out",
+        )
     own: list[Rule] = []
     for path, settings in found.items():
         if settings is None:

@@ -182,6 +182,7 @@ def test_overrides_choose_matrices_and_each_has_numbers_of_its_own(make):
             QuantizerError,
             "unknown start 'lofq'.*\n  -> did you mean 'loftq'",
         ),
+        (("adapters.start=loftq",), ConfigError, "adapters.start='loftq' is set, and no matrix has an adapter"),
         (("adapters.rank=4", "adapters.rounds=0"), QuantizerError, "0 rounds of LoftQ"),
         (
             ("adapters.rank=4", "quant.method=float"),
