@@ -35,9 +35,7 @@ def _only_layers_are_integers(packed: PackedModel) -> bool:
 
     def is_integer(name: str) -> bool:
         tensor = packed.tensors[name]
-        return (
-            isinstance(tensor, PackedTensor) and of_whole_levels(tensor) and tensor.in_scale is tensor.adapter is None
-        )
+        return isinstance(tensor, PackedTensor) and of_whole_levels(tensor) and tensor.in_scale is None
 
     kernels = {name for name in packed.tensors if name.startswith("layers.") and name.endswith(".kernel")}
     others = packed.tensors.keys() - kernels

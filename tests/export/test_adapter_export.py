@@ -21,9 +21,11 @@ from lowbit.generation import Generator, PackedWeight
 from lowbit.generation.weights import from_packed
 from lowbit.gguf import read
 from lowbit.kernels import Runtime
+from lowbit.linen import quantize
 from lowbit.llama import LINEARS, ActivationRounding, LlamaConfig
 from lowbit.llama.activations import INT8, to_meta
 from lowbit.models import Transformer, load
+from lowbit.models.activations import rounding_hooks
 from lowbit.models.gguf import dequantized, interleaved_rows
 from lowbit.numerics.quantizers import adapted, nf4, onebit, paretoq, rtn, stored_as
 from lowbit.tree import Rule, flatten, init_state, start_masters
@@ -59,6 +61,10 @@ def trained(base):
     return masters, rules, state
 
 
+def quantize_with(rules, module_cls, prefix):
+    return quantize(module_cls, rules, prefix)
+
+
 @functools.cache
 def packed_of(base):
     params, rules, state = trained(base)
@@ -89,7 +95,7 @@ def test_verify_finds_a_factor_that_is_not_the_trained_one():
     assert verify(other, CFG, params, rules, state, TOKENS).differing.keys() == {"layers/mlp/up_proj/kernel"}
 
 
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("base", ["nf4", "onebit"])
 def test_jax_runs_what_numpy_runs(base):
     packed = packed_of(base)
     expected = np.asarray(Runtime(packed).forward(TOKENS))
@@ -119,6 +125,19 @@ def test_a_gpu_s_kernel_leaves_matrices_with_adapters_to_xla(monkeypatch):
     assert np.asarray(text.tokens).shape == (2, 4)
     with pytest.raises(QuantizerError, match="the GPU's kernel adds no adapter\n  -> leave the matrix to XLA"):
         from_packed(CFG, packed, jnp.bfloat16, kernels="gpu")
+
+
+def test_rounded_inputs_meet_factors_in_numpy_as_in_training():
+    params, rules, state = trained("rtn4_minmax")
+    rounding = ActivationRounding(tuple((path, INT8) for path in LINEARS))
+    packed = dataclasses.replace(packed_of("rtn4_minmax"), meta=to_meta(rounding, {}))
+    quantized = functools.partial(quantize_with, rules)
+    model = Transformer(CFG, jnp.float32, attention="xla", transform=quantized, hooks=rounding_hooks(rounding))
+    ours = np.asarray(jax.jit(model.apply)({"params": params, **state}, jnp.asarray(TOKENS, jnp.int32)))
+    theirs = Runtime(packed).forward(TOKENS)
+    without = Runtime(packed.without_adapters()).forward(TOKENS)
+    # Where float32 rounding tips an input over to the next step, logits move by what a step of 1/127 is worth.
+    assert np.sqrt(np.mean(np.square(ours - theirs))) < 0.01 * np.sqrt(np.mean(np.square(ours - without)))
 
 
 def test_integer_models_refuse_adapters():
