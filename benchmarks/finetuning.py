@@ -156,9 +156,15 @@ class Bench:
         made = time.monotonic() - began
         told |= {"git_commit": git_commit(), "seconds": made, **self._predicted(params), **found}
         self.record["rows"].append(told)
+        self.save()
+        print(f"{row.label}, {bits:g} bits: {told['nats']:.4f} nats/token, {made:.0f} s", file=sys.stderr, flush=True)
+
+    def save(self) -> None:
+        """Writes what there is, in the order of the table."""
+        order = [FLOAT, *(row.label for row in ROWS)]
+        self.record["rows"].sort(key=lambda row: (-row["bits"], order.index(row["label"])))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path, (json.dumps(self.record, indent=1, allow_nan=False) + "\n").encode())
-        print(f"{row.label}, {bits:g} bits: {told['nats']:.4f} nats/token, {made:.0f} s", file=sys.stderr, flush=True)
 
     def _predicted(self, params: Any) -> dict[str, Any]:
         nll = jax_predictor.predictor(self.source.cfg, params, {}).make_nll(BATCH, self.options.length, None)
@@ -235,6 +241,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for row in chosen:
             if bits in row.widths:
                 bench.add(row, bits)
+    bench.save()
 
 
 if __name__ == "__main__":

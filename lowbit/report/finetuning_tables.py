@@ -47,7 +47,7 @@ def rows(record: dict[str, Any], form: Form) -> str:
             f"{row['trained']:,}",
             format_seconds(row["seconds"]),
         ]
-        for row in sorted(found, key=lambda row: -row["bits"])
+        for row in found
     ]
     return lay_out(headings, [True, False, *[True] * 7], lines, form)
 
