@@ -56,6 +56,7 @@ class Row(NamedTuple):
       config: by which it is trained, a file of `configs` with variants; "" for a row that is not trained.
       rates: learning rate by width; none for a start that is not trained.
       widths: that it is made at.
+      rank: of adapters; None takes that of all rows.
     """
 
     label: str
@@ -63,6 +64,7 @@ class Row(NamedTuple):
     config: str = ""
     rates: tuple[tuple[float, float], ...] = ()
     widths: tuple[float, ...] = (4.0, 3.0, 2.0)
+    rank: int | None = None
 
 
 SCALES = ((4.0, 5e-5), (3.0, 1e-4), (2.0, 3e-4))
@@ -83,6 +85,7 @@ ROWS = (
     Row("QLoRA, from NF4", "", "qlora", FACTORS, widths=(4.0,)),
     Row("QLoRA, from ParetoQ's grid", "", "qlora", FACTORS, widths=(3.0, 2.0)),
     Row("LoftQ's start", "", "loftq"),
+    Row("LoftQ, rank 4", "", "loftq", FACTORS, rank=4),
     Row("LoftQ", "", "loftq", FACTORS),
 )
 """Rounding, GPTQ and Block-AP are to grids with zero points; LoftQ is to NF4 at 4 bits and to ParetoQ's below."""
@@ -217,7 +220,7 @@ class Bench:
         }
         config = configs.load(spec, [f"{key}={value}" for key, value in settings.items()])
         if config.adapters.rank:
-            config.adapters.rank = options.rank if row.config else 0
+            config.adapters.rank = (row.rank or options.rank) if row.config else 0
         return config
 
 
