@@ -88,7 +88,8 @@ def quantizer_table() -> str:
             if name.startswith(("paretoq", "onebit"))
             else "fixed at the start"
         )
-        per = {"channel": "output channel", "tensor": "matrix", "64": "64 inputs of an output"}[str(quantizer.granularity)]
+        granularity = str(quantizer.granularity)
+        per = {"channel": "output channel", "tensor": "matrix", "64": "64 inputs of an output"}[granularity]
         per += ", and one an input" if name.startswith("onebit") else ""
         levels = [f"`{name}`", grid.name, str(len(grid.levels)), f"{grid.bits:.3f}", f"{grid.storage_bits:g}"]
         rows.append([*levels, learns, per])

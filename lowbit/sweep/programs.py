@@ -31,8 +31,8 @@ def make_groups(points: Sequence[Point], at_once: int) -> list[Group]:
     """Groups points by program.
 
     What may differ inside of a program: the seed, the peak learning rate, and the width of ParetoQ's grids where no
-    scales are taken over and there are no adapters. A point that has no other of its kind, or whose parameters are cut over devices, is a run of
-    its own; with `at_once` = 0 every point is.
+    scales are taken over and there are no adapters. A point that has no other of its kind, or whose parameters are cut
+    over devices, is a run of its own; with `at_once` = 0 every point is.
     """
     alike: dict[str, list[Point]] = {}
     for point in points:
