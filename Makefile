@@ -38,6 +38,7 @@ docs: $(DEV_STAMP) ## regenerate what the docs and the README take from code and
 	$(BIN)/python scripts/make_recipe_page.py
 	$(BIN)/python scripts/make_ptq_page.py
 	$(BIN)/python scripts/make_mixed_precision_page.py
+	$(BIN)/python scripts/make_finetuning_page.py
 	$(BIN)/python scripts/make_speed_page.py
 	$(BIN)/python scripts/make_evaluation_page.py
 	$(BIN)/python scripts/make_kernels_page.py

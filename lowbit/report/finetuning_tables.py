@@ -18,7 +18,7 @@ def machine(record: dict[str, Any], form: Form) -> str:
     settings, found = record["settings"], record["machine"]
     lines = [
         ["model", settings["model"]],
-        ["grid", f"zero points, or NF4, in groups of {settings['group']}; adapters of rank {settings['rank']}"],
+        ["grid", f"zero points, or as rows say, in groups of {settings['group']}; adapters of rank {settings['rank']}"],
         ["trained on", f"{settings['tokens']:,} tokens of {settings['data']}"],
         ["evaluated on", f"{settings['windows']} windows of {settings['length']} tokens of {settings['eval']}"],
         ["float model", f"{_nats_of_float(record):.4f} nats/token"],

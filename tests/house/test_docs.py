@@ -67,6 +67,11 @@ def test_mixed_precision_page_is_current():
     assert module.PICTURE.exists()
 
 
+def test_fine_tuning_page_is_current():
+    module = script("make_finetuning_page")
+    assert module.PAGE.read_text(encoding="utf-8") == module.filled_page(), "run `make docs`"
+
+
 def test_recipe_page_is_current():
     module = script("make_recipe_page")
     assert module.PAGE.read_text(encoding="utf-8") == module.filled_page(), "run `make docs`"
