@@ -10,6 +10,7 @@ from lowbit.errors import ConfigError, nearest
 from lowbit.generation import fused_step
 from lowbit.generation.cache import KVCache
 from lowbit.generation.floats import FloatMatrix, float_matmul
+from lowbit.generation.fused_step import Products
 from lowbit.generation.joined import Columns
 from lowbit.generation.packed import PackedWeight, decode, even_levels, packed_matmul, packed_matmul_int8
 from lowbit.generation.weights import Weights
@@ -19,7 +20,7 @@ from lowbit.models.activations import rounding_hooks
 from lowbit.models.attention import rotary_at
 from lowbit.models.decoding import CachedBlock, CachedLayers, one_after_another
 from lowbit.models.layers import RMSNorm
-from lowbit.pallas import GpuWeight
+from lowbit.pallas import GpuWeight, matmul_gated
 
 
 class Decoder(NamedTuple):
@@ -59,8 +60,9 @@ class Decoder(NamedTuple):
         else:
             layers = weights.by_layer(self.cfg.num_layers)
             if tokens.shape[1] == 1 and self._fuses(layers):
-                step = self.cfg, layers, weights.layers["params"], x[:, 0], cos, sin, cache, self._multiply
-                hidden, filled = fused_step.all_layers(*step)
+                scale = weights.layers["params"]["norm"]["scale"]
+                step = self.cfg, layers, scale, x[:, 0], cos, sin, cache
+                hidden, filled = fused_step.all_layers(*step, Products(self._multiply, self._multiply_gated))
                 return hidden[:, None], filled.advance(1)
             result = one_after_another(CachedBlock(*parts), layers, x, cos, sin, cache)
             last, filled = result
@@ -77,6 +79,13 @@ class Decoder(NamedTuple):
         """x [b k] times a matrix of any form, f32[b n]."""
         numbers = (((1,), (0,)), ((), ()))
         return _DOT_GENERALS[self.activations](x, kernel, numbers, preferred_element_type=jnp.float32)
+
+    def _multiply_gated(self, both: jax.Array, kernel: Any) -> jax.Array:
+        """silu(gate) * other of both [b 2k] times a matrix, f32[b n]."""
+        if isinstance(kernel, GpuWeight) and self.activations == "float32":
+            return matmul_gated(both, kernel)
+        gate, other = jnp.split(both, 2, axis=-1)
+        return self._multiply(jax.nn.silu(gate) * other, kernel)
 
     def logits(self, weights: Weights, hidden: jax.Array) -> jax.Array:
         """Returns f32[b V] of states [b d]."""

@@ -68,7 +68,7 @@ def turned_stored_attended(
     """Attention of one new token of each sequence, which is stored.
 
     Args:
-      qkv: f32[b (heads + 2 kv_heads) h]: all queries, keys and values, not turned; rounded to `dtype` first.
+      qkv: [b (heads + 2 kv_heads) h]: all queries, keys and values, not turned; rounded to `dtype` first.
       cos: f32[b 1 h/2] of the token's position.
       sin: likewise.
       keys: turned ones of all layers, floats.
@@ -140,7 +140,7 @@ def _kernel(
         place = (first + number) * h + at
         index = qkv_ref.at[jnp.full_like(place, row), place]
         mask = jnp.broadcast_to(own, place.shape)
-        return plgpu.load(index, mask=mask, other=jnp.float32(0)).astype(shape.dtype)
+        return plgpu.load(index, mask=mask, other=jnp.zeros((), qkv_ref.dtype)).astype(shape.dtype)
 
     def turned(first: Any, own: jax.Array) -> jax.Array:
         plain, other = (load(first, own, at).astype(jnp.float32) for at in (column, partner))

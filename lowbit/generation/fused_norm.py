@@ -18,17 +18,15 @@ MOST_WARPS = 8
 # A program of its own: it is traced once for all layers.
 @functools.partial(jax.jit, static_argnames=("eps", "interpret"))
 def added_and_normed(
-    x: jax.Array, added: jax.Array | None, scales: jax.Array, layer: jax.Array, eps: float, *, interpret: bool
+    x: jax.Array, added: jax.Array | None, scale: jax.Array, eps: float, *, interpret: bool
 ) -> tuple[jax.Array, jax.Array]:
     """Returns (x + added, its `RMSNorm`), both [b d] in the dtype of x.
-
-    The norm's scale is read where it lies among those of all layers: to cut it out would be a kernel of its own.
 
     Args:
       x: the residual stream [b d].
       added: f32[b d], rounded to the dtype of x before it is added; or None.
-      scales: f32[L d] of the norm in all layers.
-      layer: i32[], which of them.
+      scale: f32[d] of the norm: an array of its own, as to cut it out of one of all layers is a kernel, and to find it
+        there by a number, which is to be read first, takes half as long.
       eps: of the norm.
       interpret: compute without a GPU.
     """
@@ -42,12 +40,11 @@ def added_and_normed(
         interpret=interpret,
         name="added_and_normed",
     )
-    number = layer.astype(jnp.int32).reshape(1)
-    result: tuple[jax.Array, jax.Array] = tuple(call(number, x, *([] if added is None else [added]), scales))
+    result: tuple[jax.Array, jax.Array] = tuple(call(x, *([] if added is None else [added]), scale))
     return result
 
 
-def _kernel(width: int, d: int, eps: float, adds: bool, layer_ref: Any, x_ref: Any, *refs: Any) -> None:
+def _kernel(width: int, d: int, eps: float, adds: bool, x_ref: Any, *refs: Any) -> None:
     *added_ref, scale_ref, sum_ref, normed_ref = refs
     row = pl.program_id(0)
     at = jax.lax.broadcasted_iota(jnp.int32, (width,), 0)
@@ -62,6 +59,6 @@ def _kernel(width: int, d: int, eps: float, adds: bool, layer_ref: Any, x_ref: A
         x = x + load(added_ref[0], row).astype(x.dtype)
     wide = x.astype(jnp.float32)
     mean = jnp.sum(wide * wide, axis=0) * jnp.float32(1 / d)
-    normed = wide * jax.lax.rsqrt(mean + jnp.float32(eps)) * load(scale_ref, layer_ref[0])
+    normed = wide * jax.lax.rsqrt(mean + jnp.float32(eps)) * load(scale_ref)
     for ref, numbers in ((sum_ref, x), (normed_ref, normed.astype(x.dtype))):
         plgpu.store(ref.at[jnp.full_like(at, row), at], numbers, mask=inside)

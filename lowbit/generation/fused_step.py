@@ -1,15 +1,14 @@
-"""A step of one token a sequence in as few kernels as a GPU needs: eight a layer, four of them products.
+"""A step of one token a sequence in few kernels: seven or eight a layer, four of them products.
 
 A step of a small model takes as long as its kernels take to start. Compiled from the layers of the model, a norm is two
 kernels and attention six beside its own; here each is one. What is computed is the same, up to the order of float sums.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from lowbit.generation.cache import KVCache
 from lowbit.generation.fused_attention import filled_slots, turned_stored_attended
@@ -19,8 +18,17 @@ from lowbit.llama import LAYER_PREFIX, CacheKind, LlamaConfig
 from lowbit.models.layers import PACKED
 from lowbit.pallas.fields import HALFWORD
 
-Multiply = Callable[[jax.Array, Any], jax.Array]
-"""x [b k] and a matrix of any form -> f32[b n]."""
+
+class Products(NamedTuple):
+    """What multiplies by matrices of any form, f32[b n].
+
+    Attributes:
+      plain: activations [b k].
+      gated: silu(gate) * other of both [b 2k], one after the other.
+    """
+
+    plain: Callable[[jax.Array, Any], jax.Array]
+    gated: Callable[[jax.Array, Any], jax.Array]
 
 
 def fits(cfg: LlamaConfig, kind: CacheKind, layers: Sequence[Mapping[str, Any]]) -> bool:
@@ -39,24 +47,24 @@ def fits(cfg: LlamaConfig, kind: CacheKind, layers: Sequence[Mapping[str, Any]])
 def all_layers(
     cfg: LlamaConfig,
     layers: Sequence[Mapping[str, Any]],
-    params: Mapping[str, Any],
+    norm: jax.Array,
     x: jax.Array,
     cos: jax.Array,
     sin: jax.Array,
     cache: KVCache,
-    multiply: Multiply,
+    products: Products,
 ) -> tuple[jax.Array, KVCache]:
     """Returns (normed last states [b d], cache) of layers that it `fits`.
 
     Args:
       cfg: sizes and constants.
       layers: variables of each.
-      params: floats of all layers, with a leading axis for them, and of the last norm.
+      norm: f32[d], scale of the last norm.
       x: embedded tokens [b d].
       cos: f32[b 1 h/2], of the angles of their positions.
       sin: likewise.
       cache: with room for a token.
-      multiply: activations by a matrix.
+      products: what multiplies.
     """
     interpret = jax.default_backend() == "cpu"
     dtype = x.dtype
@@ -64,12 +72,12 @@ def all_layers(
     keys, values = cache.keys, cache.values
     filled = filled_slots(cache.length, cache.start)
 
-    def normed(scales: jax.Array, number: int) -> tuple[jax.Array, jax.Array]:
-        return added_and_normed(x, added, scales, jnp.int32(number), cfg.rms_norm_eps, interpret=interpret)
+    def normed(scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return added_and_normed(x, added, scale, cfg.rms_norm_eps, interpret=interpret)
 
     for number, layer in enumerate(layers):
-        x, inputs = normed(params["layers"]["attn_norm"]["scale"], number)
-        qkv = multiply(inputs, _whole(layer, SIBLINGS[0]))
+        x, inputs = normed(layer["params"]["attn_norm"]["scale"])
+        qkv = products.plain(inputs, _whole(layer, SIBLINGS[0]))
         mixed, keys, values = turned_stored_attended(
             qkv,
             cos,
@@ -81,18 +89,12 @@ def all_layers(
             dtype=dtype,
             interpret=interpret,
         )
-        added = multiply(mixed, _kernel(layer, f"{LAYER_PREFIX}attn/o_proj"))
-        x, inputs = normed(params["layers"]["mlp_norm"]["scale"], number)
-        gated = _gated(multiply(inputs, _whole(layer, SIBLINGS[1])), dtype)
-        added = multiply(gated, _kernel(layer, f"{LAYER_PREFIX}mlp/down_proj"))
-    _, hidden = normed(params["norm"]["scale"][None], 0)
+        added = products.plain(mixed, _kernel(layer, f"{LAYER_PREFIX}attn/o_proj"))
+        x, inputs = normed(layer["params"]["mlp_norm"]["scale"])
+        both = products.plain(inputs, _whole(layer, SIBLINGS[1])).astype(dtype)
+        added = products.gated(both, _kernel(layer, f"{LAYER_PREFIX}mlp/down_proj"))
+    _, hidden = normed(norm)
     return hidden, cache.filled(keys, values)
-
-
-def _gated(both: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """silu(gate) * up of products f32[b 2f] with both, one after the other."""
-    gate, up = jnp.split(both.astype(dtype), 2, axis=-1)
-    return jax.nn.silu(gate) * up
 
 
 def _kernel(layer: Mapping[str, Any], path: str) -> Any:

@@ -36,7 +36,8 @@ class Weights(NamedTuple):
 
     Attributes:
       layers: {"params", "packed", "stacked", "grid"}, and "joined", a tuple of `Joined`: what `variables` and
-        `by_layer` are made of; "grid" are calibrated ranges of the inputs of layers.
+        `by_layer` are made of; "grid" are calibrated ranges of the inputs of layers. "apart", a tuple, has "params" of
+        each layer once more, as arrays of its own: norms, where matrices are laid out.
       embedding: [V d] in the compute dtype, or packed with an output a token.
       head: [d V] in the compute dtype, packed, or None where the embedding is the head as well.
     """
@@ -73,6 +74,8 @@ class Weights(NamedTuple):
         found, stacked = [], self._stacked()
         for number in range(count):
             own = {name: _cut(self.layers[name], number) for name in ("params", "grid", "packed")}
+            if self.layers["apart"]:
+                own["params"] = self.layers["apart"][number]
             packed = flatten(own["packed"])
             for path, w in stacked.items():
                 at = number if isinstance(_whole(w), OwnLayers) else jnp.asarray(number, jnp.int32)
@@ -129,7 +132,7 @@ def from_params(
             flat |= _floats_laid_out(members, dtype, rounding, joined)
         else:
             flat |= {path: _device(path, w, dtype) for path, w in members.items()}
-    return _assemble(flat, ranges or {}, tuple(joined))
+    return _assemble(flat, ranges or {}, tuple(joined), lays_out)
 
 
 def from_packed(cfg: LlamaConfig, packed: PackedModel, dtype: DTypeLike, kernels: str = "auto") -> Weights:
@@ -176,7 +179,7 @@ def from_packed(cfg: LlamaConfig, packed: PackedModel, dtype: DTypeLike, kernels
         flat |= {path: _laid_out(w, dtype, kernels) for path, w in codes.items()}
         floats = {path: w for path, w in members.items() if path not in codes}
         flat |= _floats_laid_out(floats, dtype, rounding, joined)
-    return _assemble(flat, ranges, tuple(joined))
+    return _assemble(flat, ranges, tuple(joined), lays_out)
 
 
 def _check(kernels: str) -> None:
@@ -263,7 +266,7 @@ def _laid_out(w: Any, dtype: DTypeLike, kernels: str) -> Any:
         return _own(w, dtype)
 
 
-def _assemble(flat: dict[str, Any], ranges: Ranges, joined: tuple[Joined, ...] = ()) -> Weights:
+def _assemble(flat: dict[str, Any], ranges: Ranges, joined: tuple[Joined, ...], lays_out: bool) -> Weights:
     embedding, head = flat.pop(EMBEDDING), flat.pop(HEAD, None)
     stacked = {path: w for path, w in flat.items() if isinstance(w, GpuWeight | OwnLayers)}
     parts = {
@@ -272,7 +275,14 @@ def _assemble(flat: dict[str, Any], ranges: Ranges, joined: tuple[Joined, ...] =
         "stacked": stacked,
     }
     layers = {name: unflatten(part) for name, part in parts.items()}
-    return Weights({**layers, "joined": joined, "grid": range_variables(ranges)}, embedding, head)
+    apart = _apart(layers["params"]) if lays_out else ()
+    return Weights({**layers, "apart": apart, "joined": joined, "grid": range_variables(ranges)}, embedding, head)
+
+
+def _apart(params: Tree) -> tuple[Tree, ...]:
+    """The parameters of each layer: a program that took them out of a stack would copy them, each time it runs."""
+    stacks = jax.tree.leaves(params.get("layers", {}))
+    return tuple(_cut(params, layer) for layer in range(len(stacks[0]) if stacks else 0))
 
 
 def _device(path: str, w: Any, dtype: DTypeLike) -> jax.Array:

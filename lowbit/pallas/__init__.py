@@ -1,6 +1,6 @@
 """Packed weights times bfloat16 or 8-bit activations on a GPU, in Pallas, and the same in plain XLA for all else."""
 
-from lowbit.pallas.product import Implementation, kernel_runs_here, matmul, matmul_int8
+from lowbit.pallas.product import Implementation, kernel_runs_here, matmul, matmul_gated, matmul_int8
 from lowbit.pallas.tiles import MAX_TOKENS, AnyTile, GemvTile, Tile
 from lowbit.pallas.weight import GpuWeight, from_tensor, prepack
 
@@ -14,6 +14,7 @@ __all__ = [
     "from_tensor",
     "kernel_runs_here",
     "matmul",
+    "matmul_gated",
     "matmul_int8",
     "prepack",
 ]

@@ -24,6 +24,9 @@ from lowbit.pallas.words import dot4, field_in_bytes, joined
 UNROLLED = 2
 """Most passes over the inputs that are written out, so that loads of the next come before sums of the last."""
 
+_ONE, _MINUS_LOG2_E = "0f3F800000", "0fBFB8AA3B"
+"""float32 numbers, as assembly writes them."""
+
 
 class Shape(NamedTuple):
     """Everything static about a product.
@@ -41,6 +44,7 @@ class Shape(NamedTuple):
       stacked: whether the weights are a stack.
       tile: of a program.
       interpret: whether inline assembly has to be avoided.
+      gated: whether activations are made of gates and what they let pass.
     """
 
     b: int
@@ -55,6 +59,7 @@ class Shape(NamedTuple):
     stacked: bool
     tile: GemvTile
     interpret: bool
+    gated: bool
 
     @property
     def planes(self) -> int:
@@ -83,8 +88,8 @@ class Shape(NamedTuple):
 
 
 # A program of its own: what looks for loop invariants (flax's scan) drops an unused jit, and would keep a bare kernel.
-@functools.partial(jax.jit, static_argnames=("tile", "interpret"))
-def gemv(x: jax.Array, w: GpuWeight, tile: GemvTile, *, interpret: bool = False) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("tile", "interpret", "gated"))
+def gemv(x: jax.Array, w: GpuWeight, tile: GemvTile, *, interpret: bool = False, gated: bool = False) -> jax.Array:
     """Returns x bf16[b k] times the levels of the weights and their scales, f32[b n].
 
     Activations are rounded by `fixed_point`, with a unit for the inputs of each word. What is not finite gives NaN.
@@ -94,6 +99,8 @@ def gemv(x: jax.Array, w: GpuWeight, tile: GemvTile, *, interpret: bool = False)
       w: weights that it `takes`.
       tile: of a program.
       interpret: compute without a GPU.
+      gated: x is bf16[b 2k], gates and then as many others, and silu(gate) * other, rounded to bfloat16, is what is
+        multiplied: each program makes it for itself, which for a few inputs takes less than a kernel of its own.
 
     Raises:
       ConfigError: a tile whose sizes are no powers of two, or weights that it does not take.
@@ -105,7 +112,7 @@ def gemv(x: jax.Array, w: GpuWeight, tile: GemvTile, *, interpret: bool = False)
             f"{w.k // w.groups} inputs a scale do not meet pairs of planes of {w.span}",
             "take a `Tile`, of tensor cores",
         )
-    shape = shape_of(w, len(x), tile, interpret)
+    shape = shape_of(w, len(x), tile, interpret, gated)
     layer = [] if w.layer is None else [w.layer.astype(jnp.int32).reshape(1)]
     call = pl.pallas_call(
         functools.partial(_kernel, shape),
@@ -113,7 +120,7 @@ def gemv(x: jax.Array, w: GpuWeight, tile: GemvTile, *, interpret: bool = False)
         grid=(-(-shape.n // tile.rows),),
         compiler_params=plgpu.CompilerParams(num_warps=tile.warps, num_stages=1),
         interpret=interpret,
-        name=f"packed_{w.bits}_bits_gemv",
+        name=f"packed_{w.bits}_bits_gemv{'_gated' * gated}",
     )
     result: jax.Array = call(*layer, x, w.scale, *w.words)
     return result
@@ -124,13 +131,12 @@ def takes(w: GpuWeight) -> bool:
     return w.groups == 1 or w.k // w.groups % (2 * w.span) == 0
 
 
-def shape_of(w: GpuWeight, tokens: int, tile: GemvTile, interpret: bool = False) -> Shape:
+def shape_of(w: GpuWeight, tokens: int, tile: GemvTile, interpret: bool = False, gated: bool = False) -> Shape:
     """Returns what is static about a product."""
     signed = w.bits == 8  # as they lie there: code - 128
     levels = w.levels._replace(first=w.levels.first + 128 * w.levels.distance) if signed else w.levels
-    return Shape(
-        *(tokens, w.k, w.n, w.groups, w.span, w.blocks, w.parts, levels, signed, w.layer is not None, tile, interpret)
-    )
+    sizes = tokens, w.k, w.n, w.groups, w.span, w.blocks, w.parts
+    return Shape(*sizes, levels, signed, w.layer is not None, tile, interpret, gated)
 
 
 def _kernel(shape: Shape, *refs: Any) -> None:
@@ -163,10 +169,18 @@ def _kernel(shape: Shape, *refs: Any) -> None:
 
         def activations(token: int, plane: int) -> jax.Array:
             at = (block * planes + plane) * span + place
-            index = x_ref.at[jnp.full_like(at, token), at]
-            if shape.k == shape.blocks * planes * span and inside is None:
-                return plgpu.load(index, volatile=tile.ordered)
-            return plgpu.load(index, mask=at < shape.k, other=0, volatile=tile.ordered)
+
+            def inputs(at: jax.Array, mask: jax.Array) -> jax.Array:
+                index = x_ref.at[jnp.full_like(at, token), at]
+                if shape.k == shape.blocks * planes * span and inside is None:
+                    return plgpu.load(index, volatile=tile.ordered)
+                return plgpu.load(index, mask=mask, other=0, volatile=tile.ordered)
+
+            x = inputs(at, at < shape.k)
+            if not shape.gated:
+                return x
+            gate, other = x.astype(jnp.float32), inputs(at + shape.k, at < shape.k).astype(jnp.float32)
+            return (_silu(gate, interpret=shape.interpret) * other).astype(x.dtype)
 
         # All loads first: what follows waits for them together, not for one after the other.
         loaded = [words(ref, part) for ref, part in zip(word_refs, shape.parts, strict=True)]
@@ -209,6 +223,19 @@ def _halves(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     m, width = x.shape
     even, odd = jnp.unstack(x.reshape(m, width // 2, 2), axis=2)
     return even, odd
+
+
+def _silu(x: jax.Array, *, interpret: bool) -> jax.Array:
+    """x / (1 + exp(-x)) of f32, on a GPU by its approximations of 2**-22 or so, which take an instruction each."""
+    if interpret:
+        return x / (1 + jnp.exp(-x))
+    text = (
+        f"{{ .reg .f32 t; mul.f32 t, $1, {_MINUS_LOG2_E}; ex2.approx.ftz.f32 t, t; add.f32 t, t, {_ONE}; "
+        "rcp.approx.ftz.f32 t, t; mul.f32 $0, $1, t; }"
+    )
+    shape = jax.ShapeDtypeStruct(x.shape, jnp.float32)
+    [result] = plgpu.elementwise_inline_asm(text, args=(x,), constraints="=f,f", pack=1, result_shape_dtypes=[shape])
+    return result
 
 
 def _codes(words: list[list[jax.Array]], shape: Shape) -> list[jax.Array]:

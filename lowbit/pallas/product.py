@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from lowbit.errors import ConfigError, DataError, QuantizerError, nearest
 from lowbit.kernels.reference import ACTIVATION_MAX, INT32_MAX
 from lowbit.pallas import gemv, kernel
-from lowbit.pallas.tiles import MAX_TOKENS, AnyTile, GemvTile, Tile, gemv_tile_for, tile_for
+from lowbit.pallas.tiles import MAX_TOKENS, AnyTile, GemvTile, Tile, gated_tile_for, gemv_tile_for, tile_for
 from lowbit.pallas.weight import GpuWeight, codes_of
 
 Implementation = Literal["auto", "kernel", "interpreted", "xla"]
@@ -26,6 +26,9 @@ HOPPER = 9.0
 """Compute capability from which on the kernel is chosen: that of an H100, what it was measured on."""
 SMALL_BLACKWELL = 12.0
 """Compute capability from which on it is not: GPUs with less shared memory than its tiles were measured with."""
+
+MOST_GATED = 2048
+"""Inputs of a matrix whose product makes them of gates: all of them, in each of its programs."""
 
 
 def kernel_runs_here() -> bool:
@@ -68,6 +71,19 @@ def matmul(x: jax.Array, w: GpuWeight, implementation: str = "auto", tile: AnyTi
         return y
     sums = jnp.sum(x.astype(jnp.float32).reshape(len(x), w.groups, -1), axis=-1)
     return y - _zero_part(sums, w)
+
+
+def matmul_gated(both: jax.Array, w: GpuWeight) -> jax.Array:
+    """Returns silu(gate) * other times the matrix, f32[b n], of both bf16[b 2k], one after the other.
+
+    One kernel, for one token and few inputs on a GPU that it was made for; otherwise what is gated and a `matmul`.
+    """
+    simple = w.groups == 1 and w.zero is w.in_scale is None
+    tile = gated_tile_for(w) if simple and len(both) == 1 and w.k <= MOST_GATED and kernel_runs_here() else None
+    if tile is not None:
+        return gemv.gemv(both, w, tile, gated=True)
+    gate, other = jnp.split(both, 2, axis=-1)
+    return matmul(jax.nn.silu(gate) * other, w)
 
 
 def matmul_int8(

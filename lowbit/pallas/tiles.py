@@ -99,6 +99,19 @@ def gemv_tile_for(w: GpuWeight, tokens: int) -> GemvTile | None:
     return tile if isinstance(tile, GemvTile) else None
 
 
+def gated_tile_for(w: GpuWeight) -> GemvTile | None:
+    """Returns the tile of the kernel without tensor cores for one token, faster or not; None for bits never timed.
+
+    What it takes longer than the other kernel, if it does, is less than a kernel for what it makes of gates.
+    """
+    rows = [row for row in table() if isinstance(row.tile, GemvTile) and row.bits == w.bits]
+    if not rows:
+        return None
+    tile = min(rows, key=_distance(w, 1)).tile
+    assert isinstance(tile, GemvTile)
+    return tile
+
+
 def _distance(w: GpuWeight, tokens: int) -> Callable[[Measured], float]:
     """How far a row of the table is from a product.
 

@@ -63,7 +63,8 @@ def test_each_layer_lies_by_itself_with_outputs_first(make):
             rows = w.of(w.whole.rows.T).T if "o_proj" not in path and "down" not in path else w.rows
             np.testing.assert_array_equal(rows, named[path].T, err_msg=path)
     assert isinstance(weights.head, FloatMatrix)
-    assert weights.nbytes == from_params(params, jnp.float32, kernels="xla").nbytes
+    norms_again = sum(leaf.nbytes for leaf in jax.tree.leaves(weights.layers["apart"]))
+    assert weights.nbytes == from_params(params, jnp.float32, kernels="xla").nbytes + norms_again
 
 
 def test_what_has_the_same_inputs_is_one_product_and_no_layer_is_copied(make):

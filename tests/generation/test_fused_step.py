@@ -63,7 +63,7 @@ def test_generates_the_same_text(make):
 
 def test_is_taken_where_it_fits(make, monkeypatch):
     calls = []
-    monkeypatch.setattr(fused_step, "all_layers", lambda *a: calls.append(a) or (a[3], a[6]))
+    monkeypatch.setattr(fused_step, "all_layers", lambda *a, **_: calls.append(a) or (a[3], a[6]))
     packed = make(**WIDE)
     plain, fused = generators(packed)
     coded = Generator.from_packed(packed, kernels="gpu", cache="int8", attention="kernel")
@@ -82,18 +82,18 @@ def random(seed, *shape):
 
 @pytest.mark.parametrize(("b", "d", "adds"), [(1, 576, True), (3, 64, True), (2, 100, False)])
 def test_a_sum_and_its_norm(b, d, adds):
-    x, added, scales = random(0, b, d), random(1, b, d), random(2, 3, d)
-    total, normed = added_and_normed(x, added if adds else None, scales, jnp.int32(2), 1e-5, interpret=True)
+    x, added, scale = random(0, b, d), random(1, b, d), random(2, d)
+    total, normed = added_and_normed(x, added if adds else None, scale, 1e-5, interpret=True)
     expected = x + added if adds else x
     np.testing.assert_array_equal(total, expected)
-    norm = RMSNorm(1e-5, jnp.float32).apply({"params": {"scale": scales[2]}}, expected)
+    norm = RMSNorm(1e-5, jnp.float32).apply({"params": {"scale": scale}}, expected)
     # The mean of d squares is a sum of d terms, in any order; its root halves what is lost.
     np.testing.assert_allclose(normed, norm, rtol=(d + 8) * EPS, atol=0)
 
 
 def test_the_sum_is_rounded_as_a_layer_rounds_it():
     x, added = random(0, 1, 64).astype(jnp.bfloat16), random(1, 1, 64)
-    total, _ = added_and_normed(x, added, jnp.ones((1, 64)), jnp.int32(0), 1e-5, interpret=True)
+    total, _ = added_and_normed(x, added, jnp.ones(64), 1e-5, interpret=True)
     np.testing.assert_array_equal(total, x + added.astype(jnp.bfloat16))
 
 
@@ -139,12 +139,12 @@ def test_the_kernels_are_lowered_for_a_gpu(splits):
     """Into the Triton language, all of it: the last step before the GPU's own compiler."""
     gpu = AbstractMesh((1,), ("x",), abstract_device=AbstractDevice("NVIDIA H100 80GB HBM3", None, "gpu"))
     cache = filled("bfloat16")
-    x, scales = jnp.ones((3, 96), jnp.bfloat16), jnp.ones((2, 96))
+    x, scale = jnp.ones((3, 96), jnp.bfloat16), jnp.ones(96)
     qkv = jnp.ones((3, 10 * 64))
     cos, sin = rotary_at(CFG, cache.positions(1))
 
     def both(x, qkv, cache):
-        normed = added_and_normed(x, x.astype(jnp.float32), scales, jnp.int32(1), 1e-5, interpret=False)
+        normed = added_and_normed(x, x.astype(jnp.float32), scale, 1e-5, interpret=False)
         at = jnp.int32(LAYER), filled_slots(cache.length, cache.start)
         options = {"dtype": jnp.dtype("bfloat16"), "splits": splits, "interpret": False}
         return normed, turned_stored_attended(qkv, cos, sin, cache.keys, cache.values, *at, **options)

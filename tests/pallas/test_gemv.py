@@ -8,7 +8,7 @@ import pytest
 from lowbit import pallas
 from lowbit.errors import ConfigError
 from lowbit.formats import PackedTensor
-from lowbit.pallas import gemv, tiles
+from lowbit.pallas import gemv, product, tiles
 from lowbit.pallas.fixed_point import fixed_point
 from lowbit.pallas.tiles import GemvTile
 
@@ -141,3 +141,37 @@ def test_refuses_what_it_does_not_take():
             pallas.matmul(x, w, "interpreted", tile)
     with pytest.raises(ConfigError, match=r"32 inputs a scale do not meet pairs of planes of 32\n  -> take a `Tile`"):
         pallas.matmul(x, pallas.from_tensor(tensor(2, 512, groups=16)), "interpreted", GemvTile(4, 32, 1, True))
+
+
+def test_makes_its_inputs_of_gates():
+    """Gates that are 0 or far from it leave nothing to round, and others are whole numbers: sums are exact."""
+    w, rng = tensor(2, 300), np.random.default_rng(5)
+    gate = rng.choice([-200.0, 0.0, 128.0], (2, 300))
+    other = rng.integers(-1, 2, (2, 300))
+    both = jnp.asarray(np.concatenate([gate, other], axis=1), jnp.bfloat16)
+    got = gemv.gemv(both, pallas.from_tensor(w), GemvTile(4, 32, 1, True), interpret=True, gated=True)
+    np.testing.assert_array_equal(got, np.maximum(gate, 0) * other @ w.decode().astype(np.float64))
+
+
+def test_gates_are_silu():
+    laid_out = pallas.from_tensor(tensor(4, 300))
+    both = jnp.asarray(np.random.default_rng(6).normal(size=(1, 600)), jnp.bfloat16)
+    got = gemv.gemv(both, laid_out, GemvTile(4, 32, 1, True), interpret=True, gated=True)
+    # Rounded once, where matmul_gated on a CPU rounds silu, and then its product: 2**-8 of each of 300 inputs.
+    gate, other = jnp.split(both.astype(jnp.float32), 2, axis=1)
+    most = jnp.abs(jax.nn.silu(gate) * other) @ jnp.abs(laid_out.rows(jnp.arange(laid_out.n))).T
+    assert jnp.all(jnp.abs(got - pallas.matmul_gated(both, laid_out)) <= 2.0**-7 * most)
+
+
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
+def test_the_gated_kernel_is_taken_for_one_token(monkeypatch):
+    monkeypatch.setattr(product, "kernel_runs_here", lambda: True)
+
+    def text(tokens, **options):
+        w, both = pallas.from_tensor(tensor(2, **options)), jnp.ones((tokens, 2 * options["k"]), jnp.bfloat16)
+        return str(jax.make_jaxpr(lambda both: pallas.matmul_gated(both, w))(both))
+
+    assert "ex2.approx" in text(1, k=512)
+    assert "ex2.approx" not in text(2, k=512)
+    assert "ex2.approx" not in text(1, k=4096)
+    assert "ex2.approx" not in text(1, k=512, groups=4)
