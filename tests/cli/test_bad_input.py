@@ -217,7 +217,7 @@ def test_model_family_that_is_not_supported(refused, float_model, tmp_path):
         (["--scale-init", "max"], r"is a float model, and --method is missing"),
         (["--method", "rtn"], "--method rtn needs --bits"),
         (["--method", "rtm", "--bits", 4], r"unknown quantization method 'rtm'\n  -> did you mean 'rtn'"),
-        (["--method", "rtn", "--bits", 9], r"9.0 bits per weight\n  -> choose from 1, 1.58"),
+        (["--method", "rtn", "--bits", 9], r"no grid of rounding has 9.0 bits\n  -> choose 1, 1.58, or an integer"),
         (["--method", "rtn", "--bits", "four"], "--bits is a float, which 'four' is not"),
         (["--method", "float", "--bits", 4], r"--method float has no choice of --bits\n  -> leave out --bits"),
         (["--method", "float", "--granularity", 16], "--method float has no choice of --granularity"),
