@@ -51,7 +51,7 @@ def adapted(
     2310.08659, algorithm 1 (LoftQ).
 
     Args:
-      quantizer: of matrices, with codes.
+      quantizer: of matrices `[*s k n]`, with codes; not `transposed`.
       rank: r, at most the smaller side of the matrix.
       alpha: a' b' is alpha / r times the product of a and b.
       start: of `ADAPTER_STARTS`.
@@ -60,8 +60,7 @@ def adapted(
 
     Raises:
       QuantizerError: another rank, alpha, start or number of rounds; a quantizer without codes, with codes fixed under
-        scales that learn, along the rows of an embedding, or of layers that differ. `init` raises for a rank beyond the
-        matrix.
+        scales that learn, with other masters, or of layers that differ. `init` raises for a rank beyond the matrix.
     """
     if quantizer.granularity is None:
         raise QuantizerError(
@@ -193,6 +192,7 @@ class _Adapter:
         # Scales are functions of the state: of any weights, zeros too, `encode` makes them as the file holds them.
         kept = self.base.encode(jnp.zeros(w.shape, jnp.float32), state["grid"])
         assert isinstance(kept, QTensor)
+        assert not kept.transposed
         return dataclasses.replace(kept, codes=self.masters(w, state))
 
     def _loftq(self, w: Array) -> LoftQ:
