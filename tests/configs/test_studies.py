@@ -53,7 +53,7 @@ def place(tmp_path_factory):
         patch.chdir(folder)
         (folder / "configs").symlink_to(ROOT / "configs")
         overrides = [f"--config.{text}" for text in (*SMALL, "data.train=train.npy")]
-        config = "configs/qat_smollm2.py:bits=2"
+        config = "configs/qat_smollm2.py:bits=2,recipe=logits"
         assert main(["cache-teacher", config, "--k", "8", "-o", "caches/smollm2_k8", *overrides]) == 0
     return folder
 
@@ -81,6 +81,7 @@ CHOSEN = {
     "teacher_cache": (1,),
     "onebit_start": (5,),
     "onebit_losses": (5,),
+    "finetuning_2_bits": (1, 2),
 }
 """Points of a kind of their own; others differ from them, or from those of tests/train, in a number."""
 
@@ -91,6 +92,9 @@ def test_a_study_trains_in_a_small_form(name, place, tmp_path, monkeypatch, comp
     sweep = load_sweep(f"configs/sweeps/{name}.py")
     small = dataclasses.replace(sweep, points=[sweep.points[i] for i in CHOSEN[name]])
     overrides = (*SMALL, "data.train=train.npy", *(() if "onebit" in name else NO_SEARCH))
+    if "finetuning" in name:
+        overrides = (*SMALL, "data.train=train.npy", "quant.granularity=8")
+        small.points[0]["adapters.rank"] = 4
     assert run_sweep(small, tmp_path / "sweep", overrides=overrides, say=lambda line: None)
     results = read_sweep(tmp_path / "sweep" / "sweep.json")
     assert [point.error for point in results.points] == [None] * len(small.points)
