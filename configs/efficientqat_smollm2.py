@@ -10,8 +10,8 @@ Command: python -m lowbit quantize SmolLM2-135M-Instruct.Q4_1.gguf --method bloc
     python -m lowbit train configs/efficientqat_smollm2.py:bits=2 --config.run_folder=runs/smollm2_efficientqat_w2
     --config.model.source=runs/smollm2_block_ap_w2 --config.data.train=train.npy --config.data.valid=val.npy
 Hardware: one H100 with 80 GB.
-Time: not measured yet.
-Expected: not measured yet.
+Time: 54 seconds for the first phase, 41 for the second, of 10 M tokens.
+Expected: 3.765 / 3.986 nats/token at 2 bits (val / WikiText-2 valid): experiments/2026-11-22_smollm2_efficientqat.
 Variants: bits=2|3|4; group=64|N, inputs a scale, as the first phase had it; distill=X, 0 to 1, share of the divergence
     from the float model in the loss (the paper: 0); smoke trains two steps of a tiny model from scratch.
 """

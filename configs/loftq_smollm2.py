@@ -8,8 +8,9 @@ Command: python -m lowbit train configs/loftq_smollm2.py:bits=2 --config.run_fol
     --config.model.source=SmolLM2-135M-Instruct.Q4_1.gguf --config.data.train=task.npy --config.data.valid=val.npy
     (the hub's HuggingFaceTB/SmolLM2-135M is the default source; texts are taken in place of .npy tokens)
 Hardware: one H100 with 80 GB.
-Time: not measured yet.
-Expected: not measured yet; on the quickstart's model docs/finetuning.md.
+Time: 47 seconds for 10 M tokens.
+Expected: 3.155 / 3.066 nats/token at 4 bits (NF4), 3.721 / 3.767 at 2 (val / WikiText-2 valid):
+    experiments/2026-11-22_smollm2_finetuning_{4,2}_bits. 3 bits: on the quickstart's model, docs/finetuning.md.
 Variants: bits=2|3|4, NF4 at 4 and ParetoQ's grid at 2 and 3; rank=16|N; rounds=5|N; smoke trains two steps of a tiny
     model from scratch.
 """

@@ -11,8 +11,9 @@ Command: python -m lowbit train configs/peqa_smollm2.py:bits=4 --config.run_fold
     python -m lowbit train configs/peqa_smollm2.py:bits=4 --config.run_folder=runs/smollm2_peqa_gptq_w4
     --config.model.source=runs/gptq_w4 --config.model.source_scales=true --config.data.train=task.npy
 Hardware: one H100 with 80 GB.
-Time: not measured yet.
-Expected: not measured yet.
+Time: 45 seconds for 10 M tokens.
+Expected: from rounding 3.175 / 3.076 nats/token at 4 bits, 4.570 / 4.875 at 2 (val / WikiText-2 valid):
+    experiments/2026-11-22_smollm2_finetuning_{4,2}_bits. 3 bits: on the quickstart's model, docs/finetuning.md.
 Variants: bits=2|3|4; group=64|N, inputs a scale, 0 for one scale an output channel; zeros=true lets zero points learn
     as well; smoke trains two steps of a tiny model from scratch.
 """

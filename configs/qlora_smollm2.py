@@ -12,8 +12,9 @@ Command: python -m lowbit train configs/qlora_smollm2.py:bits=4 --config.run_fol
     python -m lowbit train configs/qlora_smollm2.py:bits=4,grid=zero_point --config.model.source=runs/gptq_w4
     --config.model.source_scales=true --config.run_folder=runs/smollm2_qlora_gptq_w4 --config.data.train=task.npy
 Hardware: one H100 with 80 GB.
-Time: not measured yet.
-Expected: not measured yet; on the quickstart's model docs/finetuning.md.
+Time: 58 seconds for 10 M tokens.
+Expected: 3.154 / 3.076 nats/token at 4 bits (NF4), 4.399 / 4.850 at 2 (val / WikiText-2 valid):
+    experiments/2026-11-22_smollm2_finetuning_{4,2}_bits. 3 bits: on the quickstart's model, docs/finetuning.md.
 Variants: bits=2|3|4; grid=nf4|paretoq|zero_point, by default NF4 at 4 bits and ParetoQ's at 2 and 3; rank=16|N; smoke
     trains two steps of a tiny model from scratch.
 """

@@ -4,8 +4,9 @@ Command: python -m lowbit sweep configs/sweeps/finetuning_2_bits.py -o runs/stud
     --config.model.source=SmolLM2-135M-Instruct.Q4_1.gguf --config.data.train=train.npy
     --config.data.valid=val.npy,wiki.npy
 Hardware: one H100 with 80 GB.
-Time: not measured yet.
-Expected: not measured yet.
+Time: 44 to 56 seconds a point, 3 minutes 12 in all; half as long again beside another study.
+Expected: nats/token above float: LoftQ 0.68 / 0.71, QLoRA 1.36 / 1.80, PEQA 1.53 / 1.82:
+    experiments/2026-11-22_smollm2_finetuning_2_bits.
 Record: python scripts/make_study_record.py configs/sweeps/finetuning_2_bits.py runs/study_finetuning_2_bits
 """
 

@@ -4,8 +4,9 @@ Command: python -m lowbit sweep configs/sweeps/finetuning_4_bits.py -o runs/stud
     --config.model.source=SmolLM2-135M-Instruct.Q4_1.gguf --config.data.train=train.npy
     --config.data.valid=val.npy,wiki.npy
 Hardware: one H100 with 80 GB.
-Time: not measured yet.
-Expected: not measured yet.
+Time: 45 to 58 seconds a point, 3 minutes 17 in all; half as long again beside another study.
+Expected: nats/token above float: QLoRA 0.115 / 0.021, LoftQ 0.116 / 0.011, PEQA 0.136 / 0.021:
+    experiments/2026-11-22_smollm2_finetuning_4_bits.
 Record: python scripts/make_study_record.py configs/sweeps/finetuning_4_bits.py runs/study_finetuning_4_bits
 """
 

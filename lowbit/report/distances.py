@@ -1,10 +1,15 @@
 """The figure of a study: how far each of its points is from the float model among them, on every text."""
 
+import textwrap
+
 from matplotlib.figure import Figure
 
 from lowbit.errors import DataError
 from lowbit.report import theme
 from lowbit.report.sweep import FLOAT, METHOD, Setting, SweepResults, float_setting, label, settings_of, show
+
+NAME_WIDTH, NAME_LINES, LINE_INCHES = 38, 4, 0.19
+"""Characters of a line of a setting's name in the figure, most of its lines, and the height of one."""
 
 
 def distances(results: SweepResults) -> dict[str, dict[str, float]]:
@@ -49,7 +54,9 @@ def draw_distances(results: SweepResults) -> Figure:
     found = distances(results)
     reference = float_setting(results)
     with theme.style():
-        height = 1.1 + len(found) * (0.22 + 0.24 * len(results.texts))
+        names = [_in_lines(name) for name in found]
+        room = (max(0.22 + 0.24 * len(results.texts), LINE_INCHES * (1 + name.count("\n"))) for name in names)
+        height = 1.1 + sum(room)
         figure = Figure(figsize=(8.6, height), layout="constrained")
         axes = figure.subplots()
         thickness = 0.8 / len(results.texts)
@@ -69,7 +76,7 @@ def draw_distances(results: SweepResults) -> Figure:
                     fontsize=9,
                     color=theme.MUTED.light,
                 )
-        axes.set_yticks(range(len(found)), list(found))
+        axes.set_yticks(range(len(found)), names)
         axes.invert_yaxis()
         axes.grid(False, axis="y")
         axes.tick_params(axis="y", length=0)
@@ -77,3 +84,8 @@ def draw_distances(results: SweepResults) -> Figure:
         axes.set_xlabel("nats per token above the float model trained on the same tokens (lower is better)")
         axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(results.texts))
     return figure
+
+
+def _in_lines(name: str) -> str:
+    """A name that leaves room for bars; settings that change ten keys have one that would push them out."""
+    return "\n".join(textwrap.wrap(name, NAME_WIDTH, max_lines=NAME_LINES, placeholder=" …"))

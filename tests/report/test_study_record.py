@@ -99,3 +99,14 @@ def test_a_study_becomes_a_record_and_a_page(make, tmp_path):
 def test_a_sweep_without_a_float_model_is_no_study(make):
     with pytest.raises(DataError, match=r"no point of the sweep is a float model .*\n  -> add one to its points"):
         distances(read_sweep(make(POINTS[:3]) / "sweep.json"))
+
+
+def test_long_names_stay_in_the_picture(make):
+    """Ten keys that a point changes would push the bars out, and be cut off themselves."""
+    many = {f"optimizer.key_{i}": f"a value of some length {i}" for i in range(10)}
+    figure = draw_distances(read_sweep(make(((many, 3.5, 3.6), POINTS[-1])) / "sweep.json"))
+    figure.draw_without_rendering()
+    (label,) = figure.axes[0].get_yticklabels()
+    assert label.get_text().endswith("…")
+    assert label.get_window_extent().x0 >= 0
+    assert figure.axes[0].get_window_extent().width > figure.bbox.width / 3
