@@ -36,6 +36,7 @@ class Writer(NamedTuple):
 def run(arguments: argparse.Namespace) -> int:
     """Prints text as it comes, and the speed on stderr."""
     _check_text(arguments.prompt)
+    _check_draws(arguments)
     if _backend(arguments) == "jax":
         from lowbit.cli import generate_jax
 
@@ -121,6 +122,14 @@ def _numpy_writer(arguments: argparse.Namespace) -> Writer:
 
     engine = f"{runtime.kernels} kernels, {runtime.weights.activations} activations"
     return Writer(lambda text: prompt_tokens(tokenizer, text, runtime.config), generate, tokenizer.stream, True, engine)
+
+
+def _check_draws(arguments: argparse.Namespace) -> None:
+    for name in ("top_k", "top_p"):
+        if arguments.temperature == 0 and getattr(arguments, name) is not None:
+            flag = f"--{name.replace('_', '-')}"
+            cause = f"{flag} says what to draw from, and --temperature 0 draws nothing"
+            raise UsageError(cause, "give --temperature 1, or leave it out")
 
 
 def _check_text(prompt: str) -> None:

@@ -20,7 +20,8 @@ class Standing(NamedTuple):
       codes: u8 `[*s k n]`, those of `Quantizer.encode`; here also where stacked layers differ in width.
       clipped: bool `[*s k n]`, whether w/scale is outside of the range that it is clipped to before it is rounded.
       drift: f32 `[*s g m]`, the scale over the one of least squared error for these weights, both as stored, at
-        evenly spaced channels (m at most `SAMPLED_CHANNELS`); None where a zero point moves with the scale.
+        evenly spaced channels (m at most `SAMPLED_CHANNELS`); None where a zero point moves with the scale, and
+        on a codebook.
     """
 
     # Not annotated as arrays: jax rebuilds tuples around stand-ins for them.

@@ -70,6 +70,7 @@ def test_both_backends_print_the_same_text_and_their_speed(lowbit, path):
         (["--backend", "jax", "--threads", "2"], "--threads is not for --backend jax"),
         (["--backend", "jax", "--kv-bits", "5"], "argument --kv-bits: invalid choice: '5'"),
         (["--backend", "jax", "--storage", "float32", "--activations", "int8"], "int8 needs the codes of the file"),
+        (["--top-k", "5"], "--top-k says what to draw from, and --temperature 0 draws nothing"),
         (["--backend", "jax", "--tokens", "4000"], "do not fit the model's 2048 positions"),
     ],
 )

@@ -10,6 +10,7 @@ from lowbit.numerics.grids import Grid
 from lowbit.numerics.groups import Granularity
 from lowbit.numerics.qtensor import QTensor
 from lowbit.numerics.quantizers.base import Quantizer, State
+from lowbit.numerics.standing import Standing
 
 NF4_LEVELS = (
     -1.0,
@@ -69,17 +70,23 @@ def codebook(
         grouped = groups.split(w.astype(jnp.float32), granularity)
         return {"scale": jnp.max(jnp.abs(grouped), axis=-2) / reach}
 
+    def codes_of(u: Array) -> Array:
+        return groups.merge(jnp.searchsorted(jnp.asarray(middles), u)).astype(jnp.uint8)
+
     def encode(w: Float[Array, "*s k n"], state: State) -> QTensor:
         kept = scales.stored(state["scale"], scale_dtype)
-        codes = jnp.searchsorted(jnp.asarray(middles), scales.in_units_of(kept, w))
-        return QTensor(groups.merge(codes).astype(jnp.uint8), kept.astype(scale_dtype), None, grid)
+        return QTensor(codes_of(scales.in_units_of(kept, w)), kept.astype(scale_dtype), None, grid)
 
     def fake(w: Float[Array, "*s k n"], state: State) -> Float[Array, "*s k n"]:
         kept = scales.stored(state["scale"], scale_dtype)
         nearest = _nearest(table, middles, scales.in_units_of(kept, w))
         return ste.passthrough(w, groups.merge(nearest * kept[..., None, :]).astype(w.dtype))
 
-    return Quantizer(name, grid, init, encode, fake, granularity)
+    def standing(w: Float[Array, "*s k n"], state: State) -> Standing:
+        u = scales.in_units_of(scales.stored(state["scale"], scale_dtype), w)
+        return Standing(codes_of(u), groups.merge((u < table[0]) | (u > table[-1])), None)
+
+    return Quantizer(name, grid, init, encode, fake, granularity, standing=standing)
 
 
 def nf4(granularity: Granularity = 64, scale_dtype: DTypeLike = jnp.float16) -> Quantizer:
