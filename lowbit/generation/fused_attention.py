@@ -12,7 +12,17 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from lowbit.generation.step_attention import NEVER, QUERIES, Tile, mixed_pieces, pieces_for, product, tile_for, weighed
+from lowbit.generation.step_attention import (
+    NEVER,
+    QUERIES,
+    Tile,
+    blocks_of_piece,
+    mixed_pieces,
+    pieces_for,
+    product,
+    tile_for,
+    weighed,
+)
 from lowbit.generation.stored import Stored
 
 
@@ -129,9 +139,8 @@ def _kernel(
     column = jax.lax.broadcasted_iota(jnp.int32, (1, h), 1)
     # Dimension i turns together with i + h/2: one takes the sine of the other with a minus.
     partner = jax.lax.rem(column + jnp.int32(h // 2), jnp.int32(h))
-    angle = row, jnp.zeros_like(column), jax.lax.rem(column, jnp.int32(h // 2))
-    cos = plgpu.load(cos_ref.at[(jnp.full_like(column, row), *angle[1:])])
-    sin = plgpu.load(sin_ref.at[(jnp.full_like(column, row), *angle[1:])])
+    angle = jnp.full_like(column, row), jnp.zeros_like(column), jax.lax.rem(column, jnp.int32(h // 2))
+    cos, sin = plgpu.load(cos_ref.at[angle]), plgpu.load(sin_ref.at[angle])
     sin = jnp.where(column < h // 2, -sin, sin)
 
     def load(first: Any, own: jax.Array, at: jax.Array) -> jax.Array:
@@ -146,7 +155,8 @@ def _kernel(
         plain, other = (load(first, own, at).astype(jnp.float32) for at in (column, partner))
         return (plain * cos + other * sin).astype(shape.dtype)
 
-    own = jax.lax.broadcasted_iota(jnp.int32, (QUERIES, 1), 0) < shape.group
+    query = jax.lax.broadcasted_iota(jnp.int32, (QUERIES, 1), 0)
+    own = query < shape.group
     one = jnp.ones((1, 1), bool)
     queries = turned(head * shape.group, own)
     key = turned(shape.heads + head, one)
@@ -179,15 +189,10 @@ def _kernel(
         sums = sums * before[:, None] + product(shares.astype(shape.dtype), held(v_ref), 0)
         return sums, largest, total
 
-    begin = jax.lax.div(start, jnp.int32(slots))
-    end = pl.cdiv(length, slots)
-    piece = pl.cdiv(end - begin, shape.splits)
-    begin = begin + split * piece
-    until = jnp.minimum(begin + piece, end)
+    begin, until = blocks_of_piece(start, length, slots, shape.splits, split)
     sums, largest, total = jax.lax.fori_loop(begin, until, block, (sums, largest, total))
     if shape.splits == 1:
-        number = jax.lax.broadcasted_iota(jnp.int32, (QUERIES, 1), 0)
-        place = (head * shape.group + number) * h + column
+        place = (head * shape.group + query) * h + column
         mixed = (sums / total[:, None]).astype(shape.dtype)
         index = mixed_refs[0].at[jnp.full_like(place, row), place]
         plgpu.store(index, mixed, mask=jnp.broadcast_to(own, place.shape))

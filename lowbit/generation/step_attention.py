@@ -193,6 +193,17 @@ def pieces_for(heads: int, slots: int) -> int:
     return max(1, min(-(-PROGRAMS // heads), slots // SPLIT_SLOTS))
 
 
+def blocks_of_piece(
+    start: jax.Array, used: jax.Array, size: int, splits: int, split: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the first block of slots of a piece, and the first behind it, from that of the first slot on."""
+    begin = jax.lax.div(start, jnp.int32(size))
+    end = pl.cdiv(used, size)
+    piece = pl.cdiv(end - begin, splits)
+    begin = begin + split * piece
+    return begin, jnp.minimum(begin + piece, end)
+
+
 def mixed_pieces(mixed: jax.Array, weight: jax.Array) -> jax.Array:
     """Returns values f32[b kv_heads q h] from those of pieces, by the shares that their scores have of all.
 
@@ -300,17 +311,14 @@ def _attend(
         return tuple(sums), now, total, ahead
 
     # Blocks from that of the first slot on: each has a slot that is seen, and leaves no NEVER behind.
-    begin = jax.lax.div(start, jnp.int32(tile.slots))
-    end = pl.cdiv(used, tile.slots)
-    piece = pl.cdiv(end - begin, splits)
-    begin = begin + split * piece
+    begin, until = blocks_of_piece(start, used, tile.slots, splits, split)
     nothing = (
         tuple(jnp.zeros((QUERIES, span), jnp.float32) for _ in range(planes)),
         jnp.full(QUERIES, NEVER),
         jnp.zeros(QUERIES, jnp.float32),
         scales_of(begin),
     )
-    sums, largest, total, _ = jax.lax.fori_loop(begin, jnp.minimum(begin + piece, end), block, nothing)
+    sums, largest, total, _ = jax.lax.fori_loop(begin, until, block, nothing)
     empty = total == 0.0  # a piece without slots
     total = jnp.where(empty, jnp.float32(1), total)
     for plane in range(planes):

@@ -73,9 +73,9 @@ class Weights(NamedTuple):
         """Returns the variables of each of so many layers on its own, for use in a compiled program."""
         found, stacked = [], self._stacked()
         for number in range(count):
-            own = {name: _cut(self.layers[name], number) for name in ("params", "grid", "packed")}
-            if self.layers["apart"]:
-                own["params"] = self.layers["apart"][number]
+            own = {name: _cut(self.layers[name], number) for name in ("grid", "packed")}
+            apart = self.layers["apart"]
+            own["params"] = apart[number] if apart else _cut(self.layers["params"], number)
             packed = flatten(own["packed"])
             for path, w in stacked.items():
                 at = number if isinstance(_whole(w), OwnLayers) else jnp.asarray(number, jnp.int32)

@@ -170,16 +170,16 @@ def _kernel(shape: Shape, *refs: Any) -> None:
         def activations(token: int, plane: int) -> jax.Array:
             at = (block * planes + plane) * span + place
 
-            def inputs(at: jax.Array, mask: jax.Array) -> jax.Array:
-                index = x_ref.at[jnp.full_like(at, token), at]
+            def inputs(first: int) -> jax.Array:
+                index = x_ref.at[jnp.full_like(at, token), at + first]
                 if shape.k == shape.blocks * planes * span and inside is None:
                     return plgpu.load(index, volatile=tile.ordered)
-                return plgpu.load(index, mask=mask, other=0, volatile=tile.ordered)
+                return plgpu.load(index, mask=at < shape.k, other=0, volatile=tile.ordered)
 
-            x = inputs(at, at < shape.k)
+            x = inputs(0)
             if not shape.gated:
                 return x
-            gate, other = x.astype(jnp.float32), inputs(at + shape.k, at < shape.k).astype(jnp.float32)
+            gate, other = x.astype(jnp.float32), inputs(shape.k).astype(jnp.float32)
             return (_silu(gate, interpret=shape.interpret) * other).astype(x.dtype)
 
         # All loads first: what follows waits for them together, not for one after the other.
