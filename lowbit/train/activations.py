@@ -18,6 +18,7 @@ from lowbit.models.activations import STATE, input_quantizer, watched, watching
 from lowbit.models.placement import on_mesh
 from lowbit.numerics.activations import Range, range_state, widest
 from lowbit.train import sharding
+from lowbit.train.overrides import changes
 from lowbit.train.state import Tree
 from lowbit.tree import Rule, assign
 from lowbit.tree.paths import get
@@ -38,16 +39,9 @@ def activation_rounding(settings: ConfigDict) -> ActivationRounding:
     """
     common = {name: settings[name] for name in InputRounding._fields}
     rules: list[Rule[InputRounding | None]] = []
-    for entry in settings.overrides:
-        if not (isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[1], Mapping)):
-            raise ConfigError(
-                f"activations.overrides holds {entry!r}", 'give pairs such as ("layers/mlp/down_proj", {"bits": 8})'
-            )
-        pattern, changes = entry
-        for key in changes:
-            if key not in common:
-                raise ConfigError(f"activations.overrides sets an unknown key {key!r}", nearest(key, common))
-        rules.append(Rule(str(pattern), _input_rounding({**common, **changes})))
+    example = '("layers/mlp/down_proj", {"bits": 8})'
+    for pattern, changed in changes(settings.overrides, "activations", common, example):
+        rules.append(Rule(pattern, _input_rounding({**common, **changed})))
     found = assign([*rules, Rule(".*", _input_rounding(common))], LINEARS)
     cache = None
     if settings.kv_bits != FLOAT_BITS:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lowbit.config import ConfigDict, base
-from lowbit.errors import ConfigError, QuantizerError, nearest
+from lowbit.errors import ConfigError, QuantizerError
 from lowbit.numerics.quantizers import Quantizer, adapted
+from lowbit.train.overrides import changes
 from lowbit.train.quantization import EMBEDDING, FAMILY_PATHS, LINEAR_KERNELS, quantization_rules
 from lowbit.tree.rules import Rule, assign, lookup
 
@@ -71,16 +72,9 @@ def _settings_by_path(adapters: ConfigDict) -> dict[str, dict[str, Any] | None]:
     """What `adapted` is told of each path of the family; None for no adapter."""
     common = adapters.to_dict()
     table: list[Rule[dict[str, Any] | None]] = []
-    for entry in common.pop("overrides"):
-        if not (isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[1], Mapping)):
-            raise ConfigError(
-                f"adapters.overrides holds {entry!r}", 'give pairs such as ("layers/mlp/.*/kernel", {"rank": 8})'
-            )
-        pattern, changes = entry
-        for key in changes:
-            if key not in common:
-                raise ConfigError(f"adapters.overrides sets an unknown key {key!r}", nearest(key, common))
-        table.append(Rule(str(pattern), _settings({**common, **changes})))
+    overrides = common.pop("overrides")
+    for pattern, changed in changes(overrides, "adapters", common, '("layers/mlp/.*/kernel", {"rank": 8})'):
+        table.append(Rule(pattern, _settings({**common, **changed})))
     left = [path for path in FAMILY_PATHS if lookup([*(Rule(r.pattern, False) for r in table), Rule(".*", True)], path)]
     usual: Rule[dict[str, Any] | None] = Rule(LINEAR_KERNELS, _settings(common))
     if any(re.fullmatch(LINEAR_KERNELS, path) for path in left):

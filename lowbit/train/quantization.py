@@ -21,6 +21,7 @@ from lowbit.numerics.quantizers import (
     stored_as,
     transposed,
 )
+from lowbit.train.overrides import changes
 from lowbit.tree.apply import resolve
 from lowbit.tree.paths import Tree
 from lowbit.tree.rules import Rule, lookup
@@ -71,18 +72,12 @@ def quantization_rules(quant: ConfigDict) -> list[Rule]:
         raise ConfigError(f"the section quant lacks {', '.join(missing)}", "use the version of lowbit that wrote it")
     overrides = settings.pop("overrides")
     rules: list[Rule] = []
-    for entry in overrides:
-        if not (isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[1], Mapping)):
-            raise ConfigError(f"quant.overrides holds {entry!r}", 'give pairs such as ("layers/mlp/.*", {"bits": 4})')
-        pattern, changes = entry
-        for key in changes:
-            if key not in settings:
-                raise ConfigError(f"quant.overrides sets an unknown key {key!r}", nearest(key, settings))
+    for pattern, changed in changes(overrides, "quant", settings, '("layers/mlp/.*", {"bits": 4})'):
         inherited = settings
-        if (method := changes.get("method", settings["method"])) != settings["method"]:
+        if (method := changed.get("method", settings["method"])) != settings["method"]:
             left = {key: neutral for key, (owners, neutral) in OF_SOME_METHODS.items() if method not in owners}
             inherited = settings | left
-        rules += _override(str(pattern), make_quantizer({**inherited, **changes}), rules)
+        rules += _override(pattern, make_quantizer({**inherited, **changed}), rules)
     # Where overrides take every kernel, as an allocation of widths does, nothing is left for this rule to reach.
     fallen_through: Rule[Quantizer | None] = Rule(".*", None)
     if settings["method"] != FLOAT and not all(lookup([*rules, fallen_through], path) for path in _KERNEL_PATHS):
