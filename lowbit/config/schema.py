@@ -133,6 +133,10 @@ def base() -> ConfigDict:
                 # Factor on the learning rate, for embedding, head, norms and biases
                 "float_learning_rate": 1.0,
                 "clip_norm": 1.0,  # global L2 norm of the gradient; inf clips nothing
+                # Share of the output channels of the layers' kernels that learn, of largest mean |w|; 1: all (EfQAT)
+                "channel_share": 1.0,
+                "channel_choice": "matrix",  # the share is of each "matrix", of the "network", or whole ones: "layer"
+                "channel_every_steps": 100,  # steps after which channels are chosen anew
                 "frozen": (),  # patterns of paths like "params/embed/.*" that stay as they start
             },
             "schedule": {"shape": "cosine", "warmup": 0.05, "final": 0.0},  # shares of the steps, and of the peak

@@ -23,6 +23,7 @@ POSITIVE = Limit("a finite number above 0", lambda x: 0 < x < INF)
 POSITIVE_OR_INF = Limit("a number above 0, or inf", lambda x: x > 0)
 NOT_NEGATIVE = Limit("a finite number, at least 0", lambda x: 0 <= x < INF)
 SHARE = Limit("a number from 0 to 1", lambda x: 0 <= x <= 1)
+SOME = Limit("a number above 0, to 1", lambda x: 0 < x <= 1)
 DECAY = Limit("a number in [0, 1)", lambda x: 0 <= x < 1)
 
 LIMITS = {
@@ -44,6 +45,8 @@ LIMITS = {
     "optimizer.float_learning_rate": NOT_NEGATIVE,
     "optimizer.scale_until": SHARE,
     "optimizer.clip_norm": POSITIVE_OR_INF,
+    "optimizer.channel_share": SOME,
+    "optimizer.channel_every_steps": COUNT,
     "train.batch_size": COUNT,
     "train.sequence_length": COUNT,
     "train.accumulate": COUNT,

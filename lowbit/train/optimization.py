@@ -7,7 +7,9 @@ from collections.abc import Collection, Mapping
 import optax
 
 from lowbit import config as configs
-from lowbit.config import ConfigDict, choose
+from lowbit.config import ConfigDict, base, choose
+from lowbit.errors import ConfigError
+from lowbit.train.channels import CHOICES, only_chosen_channels
 from lowbit.train.optimizers import Group, adamw, assign_groups, default_groups, leaf_paths, muon
 from lowbit.train.schedules import SHAPES, Schedule, make_schedule, stop_after
 from lowbit.train.state import Tree
@@ -18,8 +20,17 @@ OPTIMIZERS = {"adamw": adamw, "muon": muon}
 
 
 def check_optimizer(settings: ConfigDict) -> None:
-    """Raises ConfigError for a name in `config.optimizer` that stands for nothing; numbers have their limits."""
+    """Raises ConfigError for a name in `config.optimizer` that stands for nothing, or a choice among all channels.
+
+    Numbers have their limits.
+    """
     choose("optimizer", settings.name, OPTIMIZERS)
+    choose("optimizer.channel_choice", settings.channel_choice, CHOICES)
+    if settings.channel_share == 1.0 and settings.channel_choice != base().optimizer.channel_choice:
+        raise ConfigError(
+            f"optimizer.channel_choice={settings.channel_choice!r} is set, and all channels learn",
+            "set optimizer.channel_share, or leave optimizer.channel_choice out",
+        )
     choose("optimizer.scale_schedule", settings.scale_schedule, {"same": None, **SHAPES})
 
 
@@ -52,7 +63,7 @@ def parameter_groups(
 
     Raises:
       RuleError: a pattern of `frozen` that nothing matches.
-      ConfigError: a negative or infinite factor, or nothing left to train.
+      ConfigError: a negative or infinite factor, or a share of channels where no kernel learns.
     """
     frozen = [Rule(pattern, Group(frozen=True)) for pattern in settings.frozen]
     taken = [*(Rule(rule.pattern, True) for rule in frozen), Rule(".*", False)]
@@ -66,8 +77,15 @@ def parameter_groups(
         orthogonal=settings.name == "muon",
         scale_schedule=scale_schedule,
         float_learning_rate=settings.float_learning_rate,
+        partial=settings.channel_share < 1.0,
     )
-    return assign_groups([*frozen, *usual], shapes)
+    groups = assign_groups([*frozen, *usual], shapes)
+    if settings.channel_share < 1.0 and not any(group.partial for group in groups.values()):
+        raise ConfigError(
+            f"optimizer.channel_share={settings.channel_share:g}, and no kernel of the layers learns",
+            "leave optimizer.channel_share out, or let kernels learn: by optimizer.frozen, and codes that move",
+        )
+    return groups
 
 
 def make_optimizer(
@@ -80,7 +98,7 @@ def make_optimizer(
     """
     make = choose("optimizer", settings.name, OPTIMIZERS)
     own = {"momentum": settings.momentum} if make is muon else {}
-    return make(
+    optimizer = make(
         schedule,
         settings.learning_rate,
         groups,
@@ -90,3 +108,8 @@ def make_optimizer(
         clip_norm=None if math.isinf(settings.clip_norm) else settings.clip_norm,
         **own,
     )
+    partial = [path for path, group in groups.items() if group.partial and not group.frozen]
+    if not partial:
+        return optimizer
+    choice = choose("optimizer.channel_choice", settings.channel_choice, CHOICES)
+    return only_chosen_channels(optimizer, partial, choice, settings.channel_share, settings.channel_every_steps)

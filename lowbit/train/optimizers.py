@@ -22,6 +22,7 @@ class Group:
       weight_decay: decoupled decay per unit of learning rate (AdamW's lambda).
       frozen: the parameter is a constant of the run: no gradient, no moments, no share in the gradient's norm.
       orthogonal: its updates are made orthogonal, matrix by matrix of a stack `[*s k n]`; read by `muon`.
+      partial: of its output channels only those that matter most learn; read by `channels.only_chosen_channels`.
       schedule: share of the peak by step; None follows the run's own.
     """
 
@@ -29,6 +30,7 @@ class Group:
     weight_decay: float = 0.0
     frozen: bool = False
     orthogonal: bool = False
+    partial: bool = False
     schedule: Schedule | None = None
 
     def __post_init__(self) -> None:
@@ -46,6 +48,7 @@ def default_groups(
     orthogonal: bool = False,
     scale_schedule: Schedule | None = None,
     float_learning_rate: float = 1.0,
+    partial: bool = False,
 ) -> list[Rule]:
     """Returns the usual table: matrices decay, norms and biases do not, scales have a rate of their own.
 
@@ -57,12 +60,13 @@ def default_groups(
       orthogonal: whether updates of the layers' kernels are made orthogonal; those of embedding and head never are.
       scale_schedule: of the same collection; None follows the run's own.
       float_learning_rate: factor on the learning rate of embedding, head, norms and biases.
+      partial: whether but a share of the output channels of the layers' kernels learn.
 
     Raises:
       RuleError: a pattern that is no regular expression.
     """
-    kernels_apart = orthogonal or float_learning_rate != 1.0
-    kernels = Group(weight_decay=weight_decay, orthogonal=orthogonal)
+    kernels_apart = orthogonal or partial or float_learning_rate != 1.0
+    kernels = Group(weight_decay=weight_decay, orthogonal=orthogonal, partial=partial)
     table = [
         Rule(r"quant/.*", Group(learning_rate=scale_learning_rate, schedule=scale_schedule)),
         Rule(r"params/(.*/)?(\w*norm/scale|bias)", Group(learning_rate=float_learning_rate)),
