@@ -36,6 +36,10 @@ from lowbit.version import __version__
 PART = "all"
 PATIENCE = 4096
 """Texts left out in a row after which nothing more is expected."""
+FIRST_TEXTS = 128
+"""The same, of the first texts of a job, where all of them repeat themselves or each other: a teacher of which one text
+in twenty is kept is stopped in one of 700 jobs."""
+REPEATING = {"repeated", "compressible", "duplicate", "near_duplicate"}
 
 
 class Progress(NamedTuple):
@@ -185,17 +189,27 @@ class _Keeper:
         if reason is not None:
             self.dropped[reason] += 1
             self.streak += 1
-            if self.streak >= PATIENCE:
-                counts = ", ".join(f"{name} {count:,}" for name, count in self.dropped.items())
-                raise DataError(
-                    f"an empty generation: the last {self.streak:,} texts were all left out (so far: {counts})",
-                    "loosen the filters, draw at another temperature, or take a teacher that was trained",
-                )
+            self._check_yield()
             return False
         self.streak = 0
         self.kept += len(tokens) + 1
         ended = np.append(tokens, self._tokenizer.separator).astype(np.uint32)
         return self.shards.append(Place(0, number), len(content), ended)
+
+    def _check_yield(self) -> None:
+        counts = ", ".join(f"{name} {count:,}" for name, count in self.dropped.items() if count)
+        if not self.kept and self.streak >= FIRST_TEXTS and set(+self.dropped) <= REPEATING:
+            raise DataError(
+                f"an empty generation: the first {self.dropped.total():,} texts all repeat themselves or each other "
+                f"({counts})",
+                "draw at a higher temperature (0 takes the likeliest token always, and runs in circles), or take "
+                "another teacher",
+            )
+        if self.streak >= PATIENCE:
+            raise DataError(
+                f"an empty generation: the last {self.streak:,} texts were all left out (so far: {counts})",
+                "loosen the filters, draw at another temperature, or take a teacher that was trained",
+            )
 
 
 def _keep_all(
@@ -236,6 +250,12 @@ def _keep_all(
             new = keeper.kept - keeper.before
             report(Progress(keeper.kept, keeper.wanted, made, new, number + 1, dict(keeper.dropped), seconds))
             if not keeper.done:
+                if not recipe.sampling.temperature and first + recipe.batch >= len(starts):
+                    raise DataError(
+                        f"the likeliest tokens behind each of the {len(starts):,} start tokens are written, and come "
+                        f"to {keeper.kept:,} of {keeper.wanted:,} tokens",
+                        "draw (a temperature above 0): further texts would be the same again",
+                    )
                 first += recipe.batch
                 number = first
                 if enough:

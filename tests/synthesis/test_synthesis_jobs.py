@@ -195,10 +195,35 @@ def test_an_empty_generation_is_an_error(make, tmp_path, monkeypatch):
     message = r"an empty generation: the last 40 texts were all left out \(so far: short 40\)\n  -> loosen the filters"
     with pytest.raises(DataError, match=message):
         make(tmp_path / "short", filters=Filters(min_tokens=25))
-    # A teacher that always takes the likeliest token writes each text once.
-    greedy = dataclasses.replace(RECIPE, sampling=Sampling(), starts=6, tokens=10_000)
-    with pytest.raises(DataError, match=r"an empty generation: .*duplicate \d+"):
+
+
+def test_a_teacher_that_takes_the_likeliest_token_writes_each_text_once(make, tmp_path):
+    greedy = dataclasses.replace(RECIPE, sampling=Sampling(), starts=20, tokens=10_000)
+    message = r"behind each of the 20 start tokens are written, and come to \d+ of 10,000 tokens\n  -> draw \(a temp"
+    with pytest.raises(DataError, match=message):
         make(tmp_path / "again", greedy, Filters(min_tokens=2, max_repeated=1.0, max_compression=1000.0))
+
+
+def test_first_texts_that_all_repeat_end_a_job_early(make, tmp_path, monkeypatch):
+    monkeypatch.setattr("lowbit.synthesis.job.FIRST_TEXTS", 24)
+    greedy = dataclasses.replace(RECIPE, sampling=Sampling(), tokens=10_000)
+    everything = dict.fromkeys(REASONS, 0)
+
+    def report(progress):
+        everything.update(progress.dropped)
+
+    message = (
+        r"an empty generation: the first 24 texts all repeat themselves or each other \(compressible 24\)\n"
+        r"  -> draw at a higher temperature \(0 takes"
+    )
+    circles = Filters(min_tokens=1, max_repeated=1.0, max_compression=1e-6)
+    with pytest.raises(DataError, match=message):
+        make(tmp_path / "circles", greedy, circles, report=report)
+    assert everything["compressible"] == 16  # of one wave: the second was not judged to its end
+    # Texts that are left out for another reason, or come after one that was kept, have the longer patience.
+    monkeypatch.setattr("lowbit.synthesis.job.PATIENCE", 40)
+    with pytest.raises(DataError, match=r"the last 40 texts were all left out \(so far: short 40\)"):
+        make(tmp_path / "short", greedy, Filters(min_tokens=25))
 
 
 def test_what_the_teacher_cannot_write_is_refused(make, tmp_path, tokenizer_folder, generator):
