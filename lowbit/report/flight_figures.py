@@ -45,6 +45,8 @@ QUANTITIES = {
     "change": Quantity("|W − W0| / |W0|, L1"),
     "change_l2": Quantity("|W − W0| / |W0|, L2"),
     "drift": Quantity("scale / best scale", percent=False),
+    "update": Quantity("|A B| / |W|, L2"),
+    "update_step": Quantity("|change of A B by one step| / |W|, L2", decades=True, of_a_step=True),
 }
 
 

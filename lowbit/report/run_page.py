@@ -38,6 +38,12 @@ SECTIONS = (
         "The learned scale over the one of least squared error for the weights as they are now, geometric mean over a "
         "sample of channels. Above 1, training prefers a wider grid than rounding would.",
     ),
+    (
+        "Adapters",
+        ("update", "update_step"),
+        "The product of an adapter's factors, relative to the weights that its codes stand for: how large it is, and "
+        "how far the recorded step moved it. QLoRA's begins at 0, LoftQ's with what rounding loses.",
+    ),
 )
 
 
@@ -97,7 +103,8 @@ def flight_sections(log: FlightLog) -> list[str]:
         known = [name for name in names if any(name in own for own in log.figures.values())]
         svgs = [inline_svg(draw_quantity(log, name), QUANTITIES[name].words, name) for name in known]
         if title == "Codes":
-            svgs.insert(1, inline_svg(draw_heat_maps(log), "Codes changed by one step, by layer and step", "heat"))
+            if "flips" in known:  # codes under adapters stay
+                svgs.insert(1, inline_svg(draw_heat_maps(log), "Codes changed by one step, by layer and step", "heat"))
             svgs.append(inline_svg(draw_levels(log), "Share of each level over steps", "levels"))
         if svgs:
             sections.append(section(title, note, "\n".join(map(_figure, svgs))))

@@ -5,6 +5,7 @@ carried from record to record and a resumed run writes what an undisturbed one w
 says what each figure means and what it costs.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -15,6 +16,9 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, UInt8
 
+from lowbit.numerics import low_rank
+from lowbit.numerics.low_rank import Factors
+from lowbit.numerics.qtensor import QTensor
 from lowbit.numerics.quantizers import Quantizer
 from lowbit.train import sharding
 from lowbit.train.metrics import JsonLines
@@ -30,6 +34,9 @@ Watched = dict[str, tuple[Array, Any]]
 
 Record = dict[str, dict[str, Array]]
 """{path: {figure: f32[L], and "levels": f32[L levels]}}, L = 1 for a parameter that is not stacked."""
+
+Marks = dict[str, Array | Factors]
+"""{path: what a step may move}: codes u8[*s k n], or the factors of an adapter, beside which codes stay."""
 
 DIGITS = 5
 """What is written of each number: a record is for reading and drawing."""
@@ -100,17 +107,17 @@ class Recorder:
         own = [len(_levels(quantizer, layer)) for layer in range(len(figures["levels"]))]
         return row | {"levels": [_rounded(of[:count]) for of, count in zip(figures["levels"], own, strict=True)]}
 
-    def _codes_of(self, state: TrainState) -> dict[str, Array]:
+    def _codes_of(self, state: TrainState) -> Marks:
         return codes(self._quantizers, watched(self._quantizers, state.variables))
 
-    def _measured(self, state: TrainState, before: dict[str, Array], start: Watched) -> Record:
+    def _measured(self, state: TrainState, before: Marks, start: Watched) -> Record:
         return measure(self._quantizers, watched(self._quantizers, state.variables), before, start)
 
 
 def watched_quantizers(rules: Sequence[Rule[Any]], params: Tree) -> dict[str, Quantizer]:
     """Returns the quantizer of each parameter that has codes; raises RuleError as `resolve` does."""
     found = {path: q for path, q in resolve(rules, params).items() if q is not None}
-    return {path: quantizer for path, quantizer in found.items() if quantizer.standing is not None}
+    return {path: quantizer for path, quantizer in found.items() if quantizer.standing is not None or quantizer.adapter}
 
 
 def watched(quantizers: Mapping[str, Quantizer], variables: Tree) -> Watched:
@@ -119,21 +126,26 @@ def watched(quantizers: Mapping[str, Quantizer], variables: Tree) -> Watched:
     return {path: (params[path], state_at(variables, path)) for path in quantizers}
 
 
-def codes(quantizers: Mapping[str, Quantizer], now: Watched) -> dict[str, Array]:
-    """Returns the codes u8[*s k n] of each path; pure."""
-    return {path: _standing(quantizers[path], *pair).codes for path, pair in now.items()}
+def codes(quantizers: Mapping[str, Quantizer], now: Watched) -> Marks:
+    """Returns the codes u8[*s k n] of each path, or the factors of its adapter; pure."""
+    return {
+        path: _kept(quantizers[path], *pair).adapter
+        if quantizers[path].adapter
+        else _standing(quantizers[path], *pair).codes
+        for path, pair in now.items()
+    }
 
 
 def measure(
-    quantizers: Mapping[str, Quantizer], now: Watched, before: Mapping[str, Array], start: Watched
+    quantizers: Mapping[str, Quantizer], now: Watched, before: Mapping[str, Any], start: Watched
 ) -> dict[str, dict[str, Array]]:
     """Returns the record of a step; pure, so it may be jitted and sharded.
 
     Args:
       quantizers: by path.
       now: after the step.
-      before: the codes before it.
-      start: of the run; its weights may be in a narrower dtype that holds them exactly.
+      before: `codes` before it.
+      start: of the run; its weights may be in a narrower dtype that holds them exactly. An adapter needs none.
 
     Returns:
       For each path and layer, as shares of its weights unless something else is said:
@@ -145,8 +157,16 @@ def measure(
         levels: each level's own share, zeros behind the last where layers differ in width;
         drift: geometric mean of scale / mean-square-optimal scale over a sample of channels (`Standing.drift`);
         change, change_l2: |W - W0| / |W0| in the L1 and the L2 norm.
+      Of a matrix with an adapter, whose codes and scales stay, levels, and as shares of |decode(codes)|, L2 norms all:
+        update: |a b|, both as the file holds them, alpha / r included;
+        update_step: |a b - a b before the step|.
     """
-    return {path: _measured(quantizers[path], *now[path], before[path], *start[path]) for path in now}
+    return {
+        path: _updated(quantizers[path], *now[path], before[path])
+        if quantizers[path].adapter
+        else _measured(quantizers[path], *now[path], before[path], *start[path])
+        for path in now
+    }
 
 
 def reference(quantizers: Mapping[str, Quantizer], experiment: Experiment) -> Watched:
@@ -154,9 +174,11 @@ def reference(quantizers: Mapping[str, Quantizer], experiment: Experiment) -> Wa
 
     Published weights are of 16 bits, and cost 2 bytes each here; masters that a quantizer put in their place cost 4. It
     is made from `experiment.params` and `experiment.scales`, as the first state is, by one program, so that a run that
-    begins and one that resumes have the same.
+    begins and one that resumes have the same. Matrices with adapters are left out: none of their figures is about the
+    start, and that of LoftQ takes long to make.
     """
     params = flatten(experiment.params)
+    quantizers = {path: quantizer for path, quantizer in quantizers.items() if not quantizer.adapter}
     dtypes = {
         path: narrowest(np.asarray(params[path])) if quantizer.masters is None else np.dtype(np.float32)
         for path, quantizer in quantizers.items()
@@ -187,6 +209,26 @@ def _standing(quantizer: Quantizer, w: Array, state: Any) -> Any:
     return quantizer.standing(w, quantizer.state_of(w, state))
 
 
+def _kept(quantizer: Quantizer, w: Array, state: Any) -> QTensor:
+    kept = quantizer.encode(w, state)
+    assert isinstance(kept, QTensor)
+    return kept
+
+
+def _updated(quantizer: Quantizer, codes: Array, state: Any, before: Factors) -> dict[str, Array]:
+    kept = _kept(quantizer, codes, state)
+    layers = codes.shape[0] if codes.ndim > 2 else 1
+    base = _norm(dataclasses.replace(kept, adapter=None).decode(), 2)
+    update = low_rank.product(*kept.adapter)
+    figures = {
+        "update": _norm(update, 2) / base,
+        "update_step": _norm(update - low_rank.product(*before), 2) / base,
+    }
+    return {name: figure.reshape(layers) for name, figure in figures.items()} | {
+        "levels": _level_shares(kept.codes, len(_levels(quantizer, 0)), layers)
+    }
+
+
 def _measured(
     quantizer: Quantizer, w: Array, state: Any, before: UInt8[Array, "*s k n"], w0: Array, state0: Any
 ) -> dict[str, Array]:
@@ -208,8 +250,14 @@ def _measured(
     }
     if now.drift is not None:
         figures["drift"] = jnp.exp(jnp.mean(jnp.log(now.drift), axis=(-2, -1)))
-    shares = [_share(now.codes == jnp.uint8(code), (-2, -1)).reshape(layers) for code in range(levels)]
-    return {name: figure.reshape(layers) for name, figure in figures.items()} | {"levels": jnp.stack(shares, axis=-1)}
+    return {name: figure.reshape(layers) for name, figure in figures.items()} | {
+        "levels": _level_shares(now.codes, levels, layers)
+    }
+
+
+def _level_shares(codes: UInt8[Array, "*s k n"], levels: int, layers: int) -> Float[Array, "layers levels"]:
+    shares = [_share(codes == jnp.uint8(code), (-2, -1)).reshape(layers) for code in range(levels)]
+    return jnp.stack(shares, axis=-1)
 
 
 def _levels(quantizer: Quantizer, layer: int) -> tuple[float, ...]:

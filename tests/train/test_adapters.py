@@ -14,6 +14,7 @@ import pytest
 from lowbit.config import base, override
 from lowbit.data import TokenDataset
 from lowbit.errors import ConfigError, LowbitError, QuantizerError, RuleError
+from lowbit.report.run_page import write_run_page
 from lowbit.train import load_trained, prepare, run, train
 from lowbit.train.adapters import model_rules
 from lowbit.train.checkpoints import Progress, opened
@@ -223,6 +224,12 @@ def test_a_teacher_and_the_recorder_work_beside_adapters(make):
     lines = [json.loads(line) for line in (Path(config.run_folder) / "metrics.jsonl").read_text().splitlines()]
     assert all(np.isfinite(line["loss"]) for line in lines)
     assert "divergence" in lines[0]
+    records = [json.loads(line) for line in (Path(config.run_folder) / "recorder.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in records] == [1, 2]
+    first, second = (row["parameters"][KERNEL] for row in records)
+    assert first["update"] == first["update_step"]  # it begins at nothing
+    assert all(0 < a < b for a, b in zip(first["update"], second["update"], strict=True))
+    assert "Adapters" in write_run_page(config.run_folder).read_text()
 
 
 def test_runs_on_a_mesh_learn_what_one_device_learns(make):

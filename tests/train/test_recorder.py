@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lowbit.errors import ConfigError
-from lowbit.numerics.quantizers import absmean_ternary, llmqat, paretoq, rtn, transposed
+from lowbit.numerics.quantizers import absmean_ternary, adapted, llmqat, nf4, paretoq, rtn, transposed
 from lowbit.train import prepare, run, sharding
 from lowbit.train.recorder import DIGITS, Recorder, codes, measure, narrowest, reference, watched, watched_quantizers
 from lowbit.train.run_folder import RunFolder
@@ -105,6 +105,34 @@ def test_a_parameter_that_is_not_stacked_is_one_layer():
     record = measure(quantizer, start, codes(quantizer, start), start)["embed/embedding"]
     assert {figure: value.shape for figure, value in record.items()}["levels"] == (1, 4)
     assert (record["flips"], record["stuck_rows"], record["change"]) == (0.0, 1.0, 0.0)
+
+
+@pytest.mark.parametrize("start", ["zero", "loftq"])
+def test_an_adapter_is_measured_by_what_it_adds_to_its_weights(start):
+    quantizer = adapted(nf4(8), rank=2, alpha=4.0, start=start, rounds=1)
+    w = jnp.asarray(stack_of_kernels(0))
+    begun = quantizer.init(w)
+    masters = quantizer.masters(w, begun)
+    noise = np.random.default_rng(1).normal(size=(2, LAYERS, 2, OUTPUTS)).astype(np.float32)
+    states = [begun | {"b": begun["b"] + step * noise[i]} for i, step in enumerate((0.1, 0.01))]
+    by_path = {"p": quantizer}
+    before, now = ({"p": (masters, state)} for state in states)
+    record = jax.jit(lambda a, b: measure(by_path, a, codes(by_path, b), {}))(now, before)["p"]
+    assert record.keys() == {"update", "update_step", "levels"}
+    files = [quantizer.encode(masters, state) for state in states]
+    products = [np.asarray(file.adapter.a, np.float64) @ np.asarray(file.adapter.b, np.float64) for file in files]
+    base = np.asarray(dataclasses.replace(files[0], adapter=None).decode(), np.float64)
+    held = np.asarray(files[0].codes)
+    for index in range(LAYERS):
+        norm = np.linalg.norm(base[index])
+        # Sums of 128 squares in float32, of numbers with a rounding or two each.
+        close = {"rtol": 128 * EPS, "atol": 4 * EPS}
+        np.testing.assert_allclose(record["update"][index], np.linalg.norm(products[1][index]) / norm, **close)
+        step = np.linalg.norm(products[1][index] - products[0][index]) / norm
+        np.testing.assert_allclose(record["update_step"][index], step, **close)
+        shares = np.bincount(held[index].ravel(), minlength=16) / held[index].size
+        np.testing.assert_array_equal(record["levels"][index], shares.astype(np.float32))
+    assert (np.asarray(record["update"]) > 0).all()
 
 
 def test_the_narrowest_dtype_holds_every_value():
