@@ -153,10 +153,11 @@ def test_the_page_of_a_run_tells_what_it_came_to(run_page_folder):
         "Codes",
         "Weights",
         "Scales",
+        "Adapters",
     ):
         assert words in text
     assert "&lt;valid&gt;" in page
-    assert page.count("<svg") == 1 + 6 + 1 + 1
+    assert page.count("<svg") == 1 + 6 + 1 + 1 + 2
     assert "http" not in page.replace("http://www.w3.org", "")
 
 
