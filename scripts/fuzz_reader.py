@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from lowbit.errors import FormatError, LowbitError, ModelError
-from lowbit.formats import BFloat16, PackedModel, PackedTensor, decode, read, write
+from lowbit.formats import BFloat16, CodedScale, PackedModel, PackedTensor, decode, read, write
 from lowbit.gguf import CODERS, GgufTensor, coder_for
 from lowbit.gguf import read as read_gguf
 from lowbit.gguf import write as write_gguf
@@ -63,7 +63,7 @@ _FORBIDDEN = (
 
 
 def sound_packed() -> bytes:
-    """A packed file with every packing, scales of both dtypes, zeros, floats of all dtypes and a tokenizer."""
+    """A packed file with every packing, scales of both dtypes and as codes, zeros, all float dtypes and a tokenizer."""
     tensors: dict[str, Any] = {}
     for i, count in enumerate((2, 3, 4, 8, 16, 200)):
         codes = ((np.arange(30) * 7 + i) % count).astype(np.uint8).reshape(10, 3)
@@ -71,6 +71,12 @@ def sound_packed() -> bytes:
         levels = np.arange(count, dtype=np.float32)
         zero = scale / 2 if i == 4 else None
         tensors[f"layers.0.w{count}.kernel"] = PackedTensor.from_codes(codes, scale, levels, f"g{count}", zero=zero)
+    coded = CodedScale(
+        np.arange(130, 160, dtype=np.uint8).reshape(3, 10), np.full(1, 0.01, np.float32), np.full(1, 0.5, np.float32)
+    )
+    tensors["layers.0.coded.kernel"] = PackedTensor.from_codes(
+        codes, coded.decode(), levels, f"g{count}", coded_scale=coded
+    )
     tensors["norm.scale"] = np.ones(3, np.float16)
     tensors["bias"] = np.ones((2, 1), np.float32)
     tensors["half"] = BFloat16.from_float32(np.ones(2, np.float32))
@@ -116,8 +122,12 @@ def sound_model() -> bytes:
         tensors[name] = np.ones(shape, np.float16)
         if name.endswith("kernel"):
             codes = rng.integers(0, 16, shape).astype(np.uint8)
-            scale = np.full((1, shape[1]), 0.5, np.float16)
-            tensors[name] = PackedTensor.from_codes(codes, scale, np.arange(-8, 8, dtype=np.float32), "int4")
+            coded = CodedScale(
+                np.full((shape[1], 1), 130, np.uint8), np.full(1, 0.01, np.float32), np.full(1, 0.5, np.float32)
+            )
+            coded_scale = coded if name.endswith("v_proj.kernel") else None
+            levels = np.arange(-8, 8, dtype=np.float32)
+            tensors[name] = PackedTensor.from_codes(codes, coded.decode(), levels, "int4", coded_scale=coded_scale)
     tokenizer = {
         "version": "1.0",
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},

@@ -55,6 +55,7 @@ ADDED: dict[str, Any] = {
     "optimizer.scale_schedule": "same",
     "optimizer.scale_until": 1.0,
     "quant.codes": "moving",
+    "quant.double_quant": False,
     "quant.estimator": "clipped",
     "quant.latent": 0.0,
     "quant.layer_bits": (),

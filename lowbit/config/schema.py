@@ -80,6 +80,7 @@ def base() -> ConfigDict:
                 "codes": "moving",
                 "latent": 0.0,  # onebit: magnitude that all masters start at, with their signs; 0 leaves them
                 "scale_dtype": "float16",  # as stored in the packed file
+                "double_quant": False,  # scales as codes of 8 bits with scales of their own (QLoRA); not for onebit
                 "float_dtype": "float16",  # stored dtype of what is not quantized
                 "overrides": (),  # (path pattern, {key of quant: value}), before the table's own; the first match wins
             },

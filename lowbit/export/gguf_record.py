@@ -10,7 +10,7 @@ import numpy as np
 from lowbit.errors import ModelError
 from lowbit.export.gguf_blocks import Blocks, block_scales
 from lowbit.export.gguf_layout import Slot, slots
-from lowbit.formats import BFloat16, PackedModel, PackedTensor, StoredTensor
+from lowbit.formats import BFloat16, CodedScale, PackedModel, PackedTensor, StoredTensor
 from lowbit.formats.layout import canonical_json
 from lowbit.gguf import GgufFile, coder_for, read
 from lowbit.llama import LlamaConfig
@@ -20,6 +20,10 @@ KEY = "lowbit.packed"
 """JSON `{"meta", "grids", "tensors", "floats"}`; absent from files of other programs."""
 
 _SCALE, _ZERO = "lowbit.scale.", "lowbit.zero."
+_SCALE_CODES, _SCALE_STEPS = "lowbit.scale_codes.", "lowbit.scale_steps."
+_MEAN = "scale_mean"
+"""Of scales that are codes, in the entry of their tensor."""
+
 _BFLOAT16 = "bfloat16"
 _DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype(np.float16), "float32": np.dtype(np.float32)}
 
@@ -31,7 +35,8 @@ def record(packed: PackedModel, blocks: Mapping[str, Blocks]) -> dict[str, Any]:
       packed: the model.
       blocks: packed name to what became of the tensor.
     """
-    tensors, floats, arrays = {}, {}, {}
+    tensors, floats = {}, {}
+    arrays: dict[str, np.ndarray] = {}
     for name, tensor in packed.tensors.items():
         unit = blocks[name].unit
         if not isinstance(tensor, PackedTensor):
@@ -47,7 +52,10 @@ def record(packed: PackedModel, blocks: Mapping[str, Blocks]) -> dict[str, Any]:
                 "zero": tensor.zero is not None,
             }
             back = _scale_of(block_scales(tensor.scale, unit), unit, tensor.scale.dtype)
-            if not np.array_equal(back, tensor.scale):  # rounded in the blocks
+            if (coded := tensor.coded_scale) is not None:
+                tensors[name][_MEAN] = float(coded.mean[0])
+                arrays |= {_SCALE_CODES + name: coded.codes.reshape(-1), _SCALE_STEPS + name: coded.steps}
+            elif not np.array_equal(back, tensor.scale):  # rounded in the blocks
                 arrays[_SCALE + name] = tensor.scale.astype(np.float32).reshape(-1)
             if tensor.zero is not None:
                 arrays[_ZERO + name] = tensor.zero.astype(np.float32).reshape(-1)
@@ -104,10 +112,15 @@ def _tensor(file: GgufFile, slot: Slot, told: Mapping[str, Any]) -> StoredTensor
     integers, d = coder.decode(slot.to_packed(data).reshape(-1, kind.nbytes))
     dtype = _DTYPES[entry["scale_dtype"]]
     groups = int(entry["scale_shape"][0])
-    scale = _scale_of(d.reshape(n, groups, -1)[:, :, 0].T, entry["unit"], dtype)
-    scale = _array(
-        file, _SCALE + slot.packed, entry, dtype, scale[: entry["scale_shape"][0], : entry["scale_shape"][1]]
-    )
+    coded = _coded_scale(file, slot.packed, entry, n) if _MEAN in entry else None
+    if coded is not None:
+        coded.validate(k, n)
+        scale: np.ndarray = coded.decode()
+    else:
+        scale = _scale_of(d.reshape(n, groups, -1)[:, :, 0].T, entry["unit"], dtype)
+        scale = _array(
+            file, _SCALE + slot.packed, entry, dtype, scale[: entry["scale_shape"][0], : entry["scale_shape"][1]]
+        )
     zero = _array(file, _ZERO + slot.packed, entry, dtype, None) if entry["zero"] else None
     levels = np.array(told["grids"][entry["grid"]], np.float32)
     values = (integers * np.float32(entry["unit"])).reshape(n, groups, -1)
@@ -118,8 +131,20 @@ def _tensor(file: GgufFile, slot: Slot, told: Mapping[str, Any]) -> StoredTensor
     if (levels[codes] != values).any():
         raise ValueError(f"{slot.gguf} holds weights that are no levels of the grid {entry['grid']!r}")
     return PackedTensor.from_codes(
-        codes.reshape(n, k).T, scale, levels, entry["grid"], zero=zero, transposed=slot.along_rows
+        codes.reshape(n, k).T,
+        scale,
+        levels,
+        entry["grid"],
+        zero=zero,
+        transposed=slot.along_rows,
+        coded_scale=coded,
     )
+
+
+def _coded_scale(file: GgufFile, name: str, entry: Mapping[str, Any], n: int) -> CodedScale:
+    codes = np.array(file.metadata[_SCALE_CODES + name], np.uint8).reshape(n, -1)
+    steps = np.array(file.metadata[_SCALE_STEPS + name], np.float32)
+    return CodedScale(codes, steps, np.array([entry[_MEAN]], np.float32))
 
 
 def _scale_of(d: np.ndarray, unit: float, dtype: np.dtype[Any]) -> np.ndarray:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lowbit.errors import ModelError
-from lowbit.formats import Adapter, BFloat16, PackedModel, PackedTensor, StoredTensor, decode
+from lowbit.formats import Adapter, BFloat16, CodedScale, PackedModel, PackedTensor, StoredTensor, decode
 from lowbit.llama import LAYER_PREFIX, LlamaConfig
 from lowbit.llama.activations import from_meta
 from lowbit.numerics.qtensor import QTensor
@@ -98,6 +98,7 @@ def _stored(kept: QTensor | jax.Array) -> StoredTensor:
             transposed=kept.transposed,
             in_scale=None if kept.in_scale is None else _as_numpy_scale(kept.in_scale).reshape(-1),
             adapter=None if kept.adapter is None else Adapter(*map(np.asarray, kept.adapter)),
+            coded_scale=None if kept.coded_scale is None else CodedScale(*map(np.asarray, kept.coded_scale)),
         )
     if kept.dtype == jnp.bfloat16:
         return BFloat16(np.asarray(kept).view(np.uint16))

@@ -1,6 +1,7 @@
 """The packed file: a model at 1 to 8 bits per weight, as numpy and safetensors alone can read it."""
 
 from lowbit.formats.adapter import Adapter
+from lowbit.formats.coded_scale import CodedScale
 from lowbit.formats.layout import FORMAT, VERSION, PackedModel
 from lowbit.formats.packing import PACKINGS, Packing, pack, packing_for, row_bytes, unpack
 from lowbit.formats.reader import read, verify_checksums
@@ -14,6 +15,7 @@ __all__ = [
     "VERSION",
     "Adapter",
     "BFloat16",
+    "CodedScale",
     "PackedModel",
     "PackedTensor",
     "Packing",

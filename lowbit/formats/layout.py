@@ -129,7 +129,12 @@ def stored_arrays(model: PackedModel) -> dict[str, BFloat16 | np.ndarray]:
     named: list[tuple[str, BFloat16 | np.ndarray]] = []
     for name, tensor in model.tensors.items():
         if isinstance(tensor, PackedTensor):
-            named += [(f"{name}.codes", tensor.packed), (f"{name}.scale", tensor.scale)]
+            named.append((f"{name}.codes", tensor.packed))
+            if (coded := tensor.coded_scale) is None:
+                named.append((f"{name}.scale", tensor.scale))
+            else:
+                endings = {SCALE_CODES: coded.codes, SCALE_STEPS: coded.steps, SCALE_MEAN: coded.mean}
+                named += [(f"{name}.{ending}", array) for ending, array in endings.items()]
             if tensor.zero is not None:
                 named.append((f"{name}.zero", tensor.zero))
             if tensor.in_scale is not None:
@@ -158,17 +163,20 @@ def packed_entry(tensor: PackedTensor) -> dict[str, Any]:
         "transposed": tensor.transposed,
         "zero": tensor.zero is not None,
     }
-    beside = {IN_SCALE: tensor.in_scale, ADAPTER: tensor.adapter}
+    beside = {IN_SCALE: tensor.in_scale, ADAPTER: tensor.adapter, CODED_SCALE: tensor.coded_scale}
     return entry | {key: True for key, value in beside.items() if value is not None}
 
 
-IN_SCALE, ADAPTER = "in_scale", "adapter"
-OPTIONAL_ENTRIES = frozenset({IN_SCALE, ADAPTER})
-"""The entries that need not be there: true where the tensor has a factor an input, or a matrix of low rank to be added.
-A reader that does not know one refuses the file rather than leave the factors out."""
+IN_SCALE, ADAPTER, CODED_SCALE = "in_scale", "adapter", "coded_scale"
+OPTIONAL_ENTRIES = frozenset({IN_SCALE, ADAPTER, CODED_SCALE})
+"""The entries that need not be there: true where the tensor has a factor an input, a matrix of low rank to be added, or
+codes in the place of scales. A reader that does not know one refuses the file rather than leave something out."""
 
 LORA_A, LORA_B = "lora_a", "lora_b"
 """Endings of the arrays of an adapter."""
+
+SCALE_CODES, SCALE_STEPS, SCALE_MEAN = "scale_codes", "scale_steps", "scale_mean"
+"""Endings of the arrays that scales are decoded from."""
 
 PACKED_ENTRY_TYPES: dict[str, type] = {
     "grid": str,

@@ -1,8 +1,8 @@
 """Reads a packed file by memory map, and checks it.
 
-Opening reads the header only; codes and weights stay on the disk until somebody looks at them, and are shared by
-every process that maps the same file. The header proves itself by its own checksum on every opening; the arrays are
-compared with theirs on demand, because that reads the whole file.
+Opening reads the header, and decodes scales that are codes themselves; other scales, codes and weights stay on the disk
+until somebody looks at them, and are shared by every process that maps the same file. The header proves itself by its
+own checksum on every opening; the arrays are compared with theirs on demand, because that reads the whole file.
 """
 
 import hashlib
@@ -14,8 +14,20 @@ import numpy as np
 
 from lowbit.errors import FormatError
 from lowbit.formats.adapter import Adapter
+from lowbit.formats.coded_scale import CodedScale
 from lowbit.formats.header import DTYPES, ArrayEntry, Header, header_bytes, parse_header
-from lowbit.formats.layout import ADAPTER, IN_SCALE, LORA_A, LORA_B, TOKENIZER_PREFIX, PackedModel
+from lowbit.formats.layout import (
+    ADAPTER,
+    CODED_SCALE,
+    IN_SCALE,
+    LORA_A,
+    LORA_B,
+    SCALE_CODES,
+    SCALE_MEAN,
+    SCALE_STEPS,
+    TOKENIZER_PREFIX,
+    PackedModel,
+)
 from lowbit.formats.tensors import BFloat16, PackedTensor, StoredTensor, located
 
 
@@ -103,18 +115,32 @@ def _packed_tensor(
 ) -> PackedTensor:
     if entry["grid"] not in grids:
         raise FormatError(f"grid {entry['grid']!r} is not in the table of grids", "export the model again")
+    k, n = entry["shape"]
+    coded_scale = _coded_scale(data, name, left) if CODED_SCALE in entry else None
+    if coded_scale is not None:
+        coded_scale.validate(k, n)
+        scale: np.ndarray = coded_scale.decode()
+    else:
+        scale = _view(data, _take(left, f"{name}.scale", "F16", "F32"))
     return PackedTensor(
         packed=_view(data, _take(left, f"{name}.codes", "U8")),
-        scale=_view(data, _take(left, f"{name}.scale", "F16", "F32")),
+        scale=scale,
         zero=_view(data, _take(left, f"{name}.zero", "F16", "F32")) if entry["zero"] else None,
         levels=grids[entry["grid"]],
-        shape=(entry["shape"][0], entry["shape"][1]),
+        shape=(k, n),
         grid=entry["grid"],
         packing=entry["packing"],
         transposed=entry["transposed"],
         in_scale=_view(data, _take(left, f"{name}.{IN_SCALE}", "F16", "F32")) if IN_SCALE in entry else None,
         adapter=_adapter(data, name, left) if ADAPTER in entry else None,
+        coded_scale=coded_scale,
     )
+
+
+def _coded_scale(data: np.ndarray, name: str, left: dict[str, ArrayEntry]) -> CodedScale:
+    codes = _view(data, _take(left, f"{name}.{SCALE_CODES}", "U8"))
+    steps, mean = (_view(data, _take(left, f"{name}.{ending}", "F32")) for ending in (SCALE_STEPS, SCALE_MEAN))
+    return CodedScale(codes, steps, mean)
 
 
 def _adapter(data: np.ndarray, name: str, left: dict[str, ArrayEntry]) -> Adapter:

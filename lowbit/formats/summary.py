@@ -13,7 +13,7 @@ class TensorRow:
 
     Attributes:
       name: parameter path with dots.
-      grid: name of the grid, with the rank of an adapter, or the float dtype.
+      grid: name of the grid, with what else there is to know of scales and adapters, or the float dtype.
       bits: stored bits per weight, scales, zeros and padding included.
       shape: shape of the parameter.
       weights: number of weights.
@@ -80,6 +80,8 @@ def _row(model: PackedModel, name: str) -> TensorRow:
     if isinstance(tensor, PackedTensor):
         k, n = tensor.shape
         shape, grid = ((n, k) if tensor.transposed else (k, n)), tensor.grid
+        if tensor.coded_scale is not None:
+            grid += ", 8-bit scales"
         if tensor.adapter is not None:
             grid += f" + rank {tensor.adapter.rank}"
     else:

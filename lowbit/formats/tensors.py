@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lowbit.errors import FormatError
 from lowbit.formats.adapter import Adapter
+from lowbit.formats.coded_scale import CodedScale
 from lowbit.formats.packing import pack, packing_for, row_bytes, unpack
 
 SCALE_DTYPES = (np.dtype(np.float16), np.dtype(np.float32))
@@ -39,6 +40,7 @@ class PackedTensor:
       transposed: the parameter is [n k].
       in_scale: f16 or f32 [k], a second factor, of each input; None where there is none.
       adapter: a matrix of low rank that is added; None where there is none. A transposed tensor has none.
+      coded_scale: what `scale` was decoded from, and the file holds in its place; None where it holds `scale` itself.
     """
 
     packed: NDArray[np.uint8]
@@ -51,6 +53,7 @@ class PackedTensor:
     transposed: bool = False
     in_scale: np.ndarray | None = None
     adapter: Adapter | None = None
+    coded_scale: CodedScale | None = None
 
     @staticmethod
     def from_codes(
@@ -63,6 +66,7 @@ class PackedTensor:
         transposed: bool = False,
         in_scale: np.ndarray | None = None,
         adapter: Adapter | None = None,
+        coded_scale: CodedScale | None = None,
     ) -> "PackedTensor":
         """Packs codes u8[k n], also where transposed; the packing follows from the number of levels.
 
@@ -83,6 +87,7 @@ class PackedTensor:
             transposed=transposed,
             in_scale=in_scale,
             adapter=adapter,
+            coded_scale=coded_scale,
         )
         tensor.validate()
         return tensor
@@ -99,9 +104,10 @@ class PackedTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of codes, scales and zeros, and of an adapter."""
+        """Bytes of codes, scales and zeros, and of an adapter, as a file holds them."""
+        scale = self.scale if self.coded_scale is None else self.coded_scale
         beside = (self.zero, self.in_scale, self.adapter)
-        return self.packed.nbytes + self.scale.nbytes + sum(x.nbytes for x in beside if x is not None)
+        return self.packed.nbytes + scale.nbytes + sum(x.nbytes for x in beside if x is not None)
 
     def validate(self) -> None:
         """Checks shapes, dtypes and levels against each other, without reading the codes.
@@ -144,6 +150,8 @@ class PackedTensor:
                 f"{self.scale.dtype}",
                 "store in_scale as [k], in the dtype of scale",
             )
+        if self.coded_scale is not None:
+            self.coded_scale.validate(k, n)
         if self.adapter is not None:
             if self.transposed:
                 raise FormatError("a transposed matrix has an adapter", "add it to the weights before they are rounded")
@@ -185,7 +193,10 @@ class PackedTensor:
         return matrix if self.transposed else matrix.T
 
     def outputs(self, index: NDArray[np.integer] | slice) -> "PackedTensor":
-        """Returns the tensor restricted to some of the n outputs: rows of an embedding, columns of a kernel."""
+        """Returns the tensor restricted to some of the n outputs: rows of an embedding, columns of a kernel.
+
+        Scales that a file holds as codes are those that these decode to.
+        """
         packed = self.packed[index]
         per_tensor = self.scale.shape[1] == 1
         return replace(
@@ -195,6 +206,7 @@ class PackedTensor:
             zero=self.zero if per_tensor or self.zero is None else self.zero[:, index],
             shape=(self.shape[0], len(packed)),
             adapter=None if self.adapter is None else self.adapter.outputs(index),
+            coded_scale=None,
         )
 
     def without_adapter(self) -> "PackedTensor":
@@ -205,7 +217,8 @@ class PackedTensor:
         """Reads every code, scale and zero.
 
         Raises:
-          FormatError: a code without a level, damaged padding, or a number that is not finite.
+          FormatError: a code without a level, damaged padding, a number that is not finite, or scales that are not
+            those of their codes.
         """
         self._code_rows()
         _check_finite(self.scale, "scale")
@@ -213,6 +226,8 @@ class PackedTensor:
             _check_finite(self.zero, "zero")
         if self.in_scale is not None:
             _check_finite(self.in_scale, "in_scale")
+        if self.coded_scale is not None and not np.array_equal(self.scale, self.coded_scale.decode()):
+            raise FormatError("scale is not what its codes decode to", "give coded_scale.decode() as the scale")
         if self.adapter is not None:
             self.adapter.check_contents()
 

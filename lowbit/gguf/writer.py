@@ -10,7 +10,11 @@ from lowbit.errors import ModelError
 from lowbit.gguf import values
 from lowbit.gguf.reader import GgufTensor
 
-_ARRAY_KINDS = {np.dtype(np.int32): values.INT32, np.dtype(np.float32): values.FLOAT32}
+_ARRAY_KINDS = {
+    np.dtype(np.uint8): values.UINT8,
+    np.dtype(np.int32): values.INT32,
+    np.dtype(np.float32): values.FLOAT32,
+}
 
 
 def write(file: BinaryIO, metadata: Mapping[str, Any], tensors: Mapping[str, GgufTensor]) -> None:

@@ -23,7 +23,8 @@ TERNARY_BITS = 1.58
 WIDTHS = (1, TERNARY_BITS, 2, 3, 4)
 """The widths of ParetoQ, in bits per weight."""
 
-_STORAGE_BITS = ((2, 1.0), (3, 1.6), (4, 2.0), (8, 3.0), (16, 4.0), (256, 8.0))
+_WORDS = ((2, 8, 1), (3, 5, 1), (4, 4, 1), (8, 8, 3), (16, 2, 1), (256, 1, 1))
+"""Up to so many levels, so many codes share a word of so many bytes in a packed row."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,16 @@ class Grid:
     @property
     def storage_bits(self) -> float:
         """Bits that one code takes in a packed row (ternary: five codes a byte, so 1.6)."""
-        return next(bits for count, bits in _STORAGE_BITS if len(self.levels) <= count)
+        codes, nbytes = self._word()
+        return 8 * nbytes / codes
+
+    def row_bytes(self, k: int) -> int:
+        """Bytes of a packed row of k codes, which ends with a whole byte."""
+        codes, nbytes = self._word()
+        return -(-k * nbytes // codes)
+
+    def _word(self) -> tuple[int, int]:
+        return next((codes, nbytes) for count, codes, nbytes in _WORDS if len(self.levels) <= count)
 
     def table(self) -> Float[np.ndarray, " levels"]:
         """The levels as a float32 look-up table."""

@@ -27,6 +27,7 @@ class QTensor:
       transposed: the array that this stands for is `[*s n k]`; codes and scales are kept as `[*s k n]`.
       in_scale: `[*s k 1]`, a second factor, of each input; None where there is none. The stored dtype.
       adapter: `low_rank.Factors`, f16 `[*s k r]` and `[*s r n]`, whose product is added; None where there are none.
+      coded_scale: `coded_scales.CodedScale`, as which a file holds `scale`; None where it holds `scale` itself.
     """
 
     # Not annotated as arrays: under eval_shape, vmap and the like, jax rebuilds pytrees around stand-ins for them.
@@ -37,6 +38,7 @@ class QTensor:
     transposed: bool = dataclasses.field(default=False, metadata={"static": True})
     in_scale: Any = None
     adapter: Any = None
+    coded_scale: Any = None
 
     def decode(self) -> Float[Array, "*s a b"]:
         """Returns `(levels[codes] - zero) * scale * in_scale + a b` in float32, in that order of operations.

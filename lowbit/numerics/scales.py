@@ -69,14 +69,18 @@ def mean_magnitude(grouped: Float[Array, "*s g G m"]) -> Float[Array, "*s g m"]:
     last bit of a scale that is computed anew at every step decides whether the file holds the trained one. Here sums
     are elementwise, whose order no compiler changes. No gradient passes.
     """
-    total = jnp.abs(jax.lax.stop_gradient(grouped.astype(jnp.float32)))
-    size = grouped.shape[-2]
-    while total.shape[-2] > 1:
-        missing = -total.shape[-2] % _SUMMED_AT_ONCE
-        padded = jnp.pad(total, [(0, 0)] * (total.ndim - 2) + [(0, missing), (0, 0)])
-        total = functools.reduce(jnp.add, jnp.split(padded, _SUMMED_AT_ONCE, axis=-2))
-        total = jax.lax.optimization_barrier(total)  # fused with the sums after them, these would be computed again
-    return total[..., 0, :] * np.float32(1 / size)
+    magnitude = jnp.abs(jax.lax.stop_gradient(grouped.astype(jnp.float32)))
+    return sum_in_order(magnitude) * np.float32(1 / grouped.shape[-2])
+
+
+def sum_in_order(x: Float[Array, "*s k m"]) -> Float[Array, "*s m"]:
+    """Returns the sum over the axis before the last, by elementwise additions in one order."""
+    while x.shape[-2] > 1:
+        missing = -x.shape[-2] % _SUMMED_AT_ONCE
+        padded = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, missing), (0, 0)])
+        x = functools.reduce(jnp.add, jnp.split(padded, _SUMMED_AT_ONCE, axis=-2))
+        x = jax.lax.optimization_barrier(x)  # fused with the sums after them, these would be computed again
+    return x[..., 0, :]
 
 
 def absmax(grouped: Float[Array, "*s g G m"], grid: AffineGrid) -> Float[Array, "*s g m"]:

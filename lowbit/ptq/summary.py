@@ -43,7 +43,7 @@ class Tally:
             if kernel is None:
                 self.add_float(leaf.size)
                 continue
-            bits = self._bits_of(kernel, leaf.size)
+            bits = self._bits_of(kernel, leaf.shape)
             self._kernel_bits, self._kernel_weights = self._kernel_bits + bits, self._kernel_weights + leaf.size
             self._bits, self._weights = self._bits + bits, self._weights + leaf.size
             self._errors.setdefault(path, []).append(kernel.error)
@@ -62,11 +62,12 @@ class Tally:
             self._packable,
         )
 
-    def _bits_of(self, kernel: QuantizedKernel, weights: int) -> float:
+    def _bits_of(self, kernel: QuantizedKernel, shape: tuple[int, ...]) -> float:
+        k, n = shape
         quantizer = kernel.quantizer(self._target)
         if quantizer is None:
             assert kernel.bits is not None
-            return kernel.bits * weights
+            return kernel.bits * k * n
         assert quantizer.grid is not None
         scales = sum(leaf.size for leaf in kernel.state.values())
-        return quantizer.grid.storage_bits * weights + FLOAT_BITS * scales
+        return 8.0 * quantizer.grid.row_bytes(k) * n + FLOAT_BITS * scales

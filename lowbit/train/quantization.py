@@ -12,6 +12,7 @@ from lowbit.numerics.quantizers import (
     QUANTIZERS,
     Quantizer,
     absmean_ternary,
+    doubled,
     fixed,
     llmqat,
     nf4,
@@ -48,6 +49,7 @@ OF_SOME_METHODS: dict[str, tuple[tuple[str, ...], Any]] = {
     "estimator": (("paretoq",), "clipped"),
     "codes": (("paretoq", "rtn"), "moving"),
     "latent": (("onebit",), 0.0),
+    "double_quant": (("paretoq", "rtn", "llmqat", "absmean_ternary", "nf4"), False),
 }
 """Choices that only some methods have, and the value that stands where there is no choice."""
 
@@ -94,8 +96,8 @@ def make_quantizer(settings: Mapping[str, Any]) -> Quantizer:
     """Returns the quantizer that a section `quant` describes.
 
     Raises:
-      ConfigError: a width a layer, a symmetry, a variant, an estimator or fixed codes for a method that has no such
-        choice, or codes that are neither moving nor fixed.
+      ConfigError: a width a layer, a symmetry, a variant, an estimator, fixed codes or scales that are quantized once
+        more for a method that has no such choice, or codes that are neither moving nor fixed.
       QuantizerError: see `quantization_rules`.
     """
     method = settings["method"]
@@ -109,6 +111,8 @@ def make_quantizer(settings: Mapping[str, Any]) -> Quantizer:
     if settings["codes"] not in CODES:
         raise ConfigError(f"unknown quant.codes {settings['codes']!r}", nearest(str(settings["codes"]), CODES))
     quantizer = _of_method(settings)
+    if settings["double_quant"]:
+        quantizer = doubled(quantizer)
     return fixed(quantizer) if settings["codes"] == "fixed" else quantizer
 
 

@@ -28,7 +28,10 @@ from lowbit.tree import fake_quant, flatten, resolve, unflatten
 from lowbit.tree.apply import state_at
 from lowbit.tree.paths import get
 
-DECIDES_SCALES = ("method", "bits", "layer_bits", "granularity", "symmetric", "scale_dtype", "overrides")
+DECIDES_SCALES = (
+    *("method", "bits", "layer_bits", "granularity", "symmetric"),
+    *("scale_dtype", "double_quant", "overrides"),
+)
 """Keys of the section `quant` that two runs must share for the scales of one to mean the same in the other."""
 
 

@@ -23,7 +23,7 @@ class ParameterBits:
       path: the parameter's path.
       quantizer: name of its quantizer, "float32" where it has none.
       shape: its shape, stacked layers included.
-      code_bits: bits of all codes, or of all values where it stays float.
+      code_bits: bits of all codes with the padding of their rows, or of all values where it stays float.
       scale_bits: bits of all scales and zero points, and of the factors of an adapter.
       quantized: whether it has codes at all.
     """
@@ -83,7 +83,7 @@ def _average(parameters: Sequence[ParameterBits]) -> float:
 
 
 def bits_report(rules: Sequence[QuantizerRule], params: Tree) -> BitsReport:
-    """Counts the bits that each parameter will cost in a packed file, rows padded to whole bytes left aside.
+    """Counts the bits that each parameter will cost in a packed file, rows of codes in whole bytes.
 
     Args:
       rules: as for `resolve`.
@@ -107,8 +107,10 @@ def bits_report(rules: Sequence[QuantizerRule], params: Tree) -> BitsReport:
             kept = _kept(layer, jax.ShapeDtypeStruct(one, jnp.float32))  # of masters, or of what took their place
             if isinstance(kept, QTensor):
                 quantized = True
-                code_bits += kept.grid.storage_bits * math.prod(one)
-                scales = jax.tree.leaves((kept.scale, kept.zero, kept.in_scale, kept.adapter))
+                *stacked, k, n = kept.codes.shape
+                code_bits += 8.0 * kept.grid.row_bytes(k) * n * math.prod(stacked)
+                scale = kept.scale if kept.coded_scale is None else kept.coded_scale
+                scales = jax.tree.leaves((scale, kept.zero, kept.in_scale, kept.adapter))
                 scale_bits += sum(8.0 * s.dtype.itemsize * s.size for s in scales)
             else:
                 code_bits += 8.0 * kept.dtype.itemsize * math.prod(one)

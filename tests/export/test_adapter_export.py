@@ -27,7 +27,7 @@ from lowbit.llama.activations import INT8, to_meta
 from lowbit.models import Transformer, load
 from lowbit.models.activations import rounding_hooks
 from lowbit.models.gguf import dequantized, interleaved_rows
-from lowbit.numerics.quantizers import adapted, nf4, onebit, paretoq, rtn, stored_as
+from lowbit.numerics.quantizers import adapted, doubled, nf4, onebit, paretoq, rtn, stored_as
 from lowbit.tree import Rule, flatten, init_state, start_masters
 
 CFG = LlamaConfig(96, 32, 48, 2, 4, 2, 8, tie_embeddings=True, max_positions=64, bos_token_id=0, eos_token_ids=(0,))
@@ -37,6 +37,7 @@ BASES = {
     "rtn4_minmax": rtn(4, 16, symmetric=False),
     "paretoq2": paretoq(2, scale_init="max"),
     "onebit": onebit(scale_init="mean"),
+    "nf4_doubled": doubled(nf4(16)),
 }
 
 
@@ -95,7 +96,7 @@ def test_verify_finds_a_factor_that_is_not_the_trained_one():
     assert verify(other, CFG, params, rules, state, TOKENS).differing.keys() == {"layers/mlp/up_proj/kernel"}
 
 
-@pytest.mark.parametrize("base", ["nf4", "onebit"])
+@pytest.mark.parametrize("base", ["nf4", "onebit", "nf4_doubled"])
 def test_jax_runs_what_numpy_runs(base):
     packed = packed_of(base)
     expected = np.asarray(Runtime(packed).forward(TOKENS))

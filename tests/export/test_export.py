@@ -16,7 +16,17 @@ from lowbit.export.hf import to_hf
 from lowbit.export.packed import unpack_params
 from lowbit.llama import LlamaConfig
 from lowbit.models import Transformer
-from lowbit.numerics.quantizers import absmean_ternary, llmqat, onebit, paretoq, rtn, stored_as, transposed
+from lowbit.numerics.quantizers import (
+    absmean_ternary,
+    doubled,
+    fixed,
+    llmqat,
+    onebit,
+    paretoq,
+    rtn,
+    stored_as,
+    transposed,
+)
 from lowbit.tree import Rule, bits_report, fake_quant, flatten, init_state
 
 CFG = LlamaConfig.from_hf(
@@ -45,6 +55,8 @@ METHODS = {
     "per_tensor": rtn(8, granularity="tensor"),
     "llmqat": llmqat(4),
     "absmean": absmean_ternary(),
+    "doubled": doubled(paretoq(3, granularity=16)),
+    "doubled_minmax_fixed": fixed(doubled(rtn(4, 16, symmetric=False))),
     "onebit": onebit(),
     "onebit_groups_float32": onebit(granularity=16, scale_dtype=jnp.float32),
     "float": None,
@@ -110,12 +122,21 @@ def test_one_changed_code_is_found():
     assert "is NOT the trained model" in str(result)
 
 
-def test_bits_in_the_report_are_the_bytes_in_the_file():
-    params, rules, state = trained(paretoq(4), transposed(rtn(8)))
-    summary = formats.summarize(pack_model(CFG, params, rules, state, {}, {}))
+ODD = dataclasses.replace(CFG, hidden_size=36, intermediate_size=44)
+"""Rows of 36, 32 and 44 codes: of three levels, and of two, they end within a byte."""
+
+
+@pytest.mark.parametrize(
+    "quantizer",
+    [paretoq(4), paretoq(1.58), paretoq(1), paretoq([3, 1.58]), doubled(rtn(4, 4, symmetric=False))],
+    ids=str,
+)
+def test_bits_in_the_report_are_the_bytes_in_the_file(quantizer):
+    params, rules, state = trained(quantizer, transposed(doubled(rtn(3))), ODD)
+    summary = formats.summarize(pack_model(ODD, params, rules, state, {}, {}))
     report = bits_report(rules, params)
-    assert summary.quantized_bits == pytest.approx(report.quantized_bits_per_weight)
-    assert summary.model_bits == pytest.approx(report.model_bits_per_weight)
+    assert summary.quantized_bits == pytest.approx(report.quantized_bits_per_weight, rel=1e-12)
+    assert summary.model_bits == pytest.approx(report.model_bits_per_weight, rel=1e-12)
 
 
 def with_norms(cfg=CFG):

@@ -10,6 +10,7 @@ from lowbit.numerics import low_rank
 from lowbit.numerics.quantizers import (
     absmean_ternary,
     adapted,
+    doubled,
     fixed,
     llmqat,
     nf4,
@@ -34,6 +35,7 @@ BASES = {
     "onebit": onebit(scale_init="mean"),
     "absmean_ternary": absmean_ternary(),
     "llmqat4": llmqat(4),
+    "nf4_doubled": doubled(nf4(16)),
 }
 
 

@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from lowbit.numerics.activations import dynamic, static
-from lowbit.numerics.quantizers import QUANTIZERS, absmean_ternary, fixed, llmqat, nf4, onebit, paretoq, rtn, transposed
+from lowbit.numerics.quantizers import (
+    QUANTIZERS,
+    absmean_ternary,
+    doubled,
+    fixed,
+    llmqat,
+    nf4,
+    onebit,
+    paretoq,
+    rtn,
+    transposed,
+)
 
 CASES = {
     **{f"paretoq{b:g}": functools.partial(paretoq, b) for b in (1, 1.58, 2, 3, 4)},
@@ -62,8 +73,24 @@ FIXED = {
     "fixed_rtn3": fixed_codes(rtn, 3),
     "fixed_rtn4_minmax": fixed_codes(rtn, 4, symmetric=False),
 }
+
+
+def twice(make):
+    """Scales that are coded themselves: of outputs or groups, so that one scale a matrix becomes one of 4 inputs."""
+    return lambda granularity="channel": doubled(make(granularity=4 if granularity == "tensor" else granularity))
+
+
+# Scales of all outputs and groups share a mean and steps: neither are strangers to each other.
+DOUBLED = {
+    "doubled_paretoq2": twice(functools.partial(paretoq, 2, scale_init="max")),
+    "doubled_rtn4_minmax": twice(functools.partial(rtn, 4, symmetric=False)),
+    "doubled_llmqat4": twice(functools.partial(llmqat, 4)),
+    "doubled_nf4": twice(nf4),
+    "doubled_fixed_rtn3": lambda granularity="channel": fixed(twice(functools.partial(rtn, 3))(granularity)),
+}
 GRANULARITIES = ["channel", "tensor", 8]
-EVERY, EVERY_OF_ONE_SCALE = CASES | ACTIVATIONS | FIXED, ONE_SCALE | ACTIVATIONS | FIXED
+EVERY_OF_ONE_SCALE = ONE_SCALE | ACTIVATIONS | FIXED
+EVERY = CASES | ACTIVATIONS | FIXED | DOUBLED
 every_case = pytest.mark.parametrize("make", EVERY.values(), ids=EVERY.keys())
 every_case_with_groups = pytest.mark.parametrize("make", CASES.values(), ids=CASES.keys())
 every_case_of_one_scale = pytest.mark.parametrize("make", EVERY_OF_ONE_SCALE.values(), ids=EVERY_OF_ONE_SCALE.keys())

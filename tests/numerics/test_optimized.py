@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lowbit.numerics.quantizers import absmean_ternary, llmqat, paretoq, rtn
+from lowbit.numerics.quantizers import absmean_ternary, doubled, fixed, llmqat, nf4, paretoq, rtn
 from lowbit.tree import Rule, encode, fake_quant, init_state
 
 QUANTIZERS = [
@@ -17,6 +17,10 @@ QUANTIZERS = [
     rtn(8, granularity="tensor"),
     llmqat(4),
     absmean_ternary(),
+    doubled(nf4(8)),
+    doubled(paretoq(2, granularity=8)),
+    doubled(llmqat(4, granularity=8)),
+    fixed(doubled(rtn(3, granularity=8, symmetric=False))),
 ]
 SHAPES = {"a": (3, 64, 48), "b": (40, 56)}
 

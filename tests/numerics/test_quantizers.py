@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lowbit.errors import QuantizerError
+from lowbit.formats import packing_for, row_bytes
 from lowbit.numerics import scales
 from lowbit.numerics.grids import WIDTHS, Grid, paretoq_grid
 from lowbit.numerics.qtensor import QTensor
@@ -30,6 +31,13 @@ def test_paretoq_levels_and_bits(bits):
     np.testing.assert_array_equal(grid.table(), np.asarray(LEVELS[bits], np.float32))
     assert grid.bits == pytest.approx(math.log2(len(LEVELS[bits])))
     assert grid.storage_bits == {1: 1, 1.58: 1.6, 2: 2, 3: 3, 4: 4}[bits]
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 8, 9, 16, 17, 256])
+def test_rows_take_the_bytes_of_the_packed_file(count):
+    grid = Grid("any", tuple(map(float, range(count))))
+    for k in range(1, 50):
+        assert grid.row_bytes(k) == row_bytes(packing_for(count), k)
 
 
 @pytest.mark.parametrize("bits", WIDTHS)

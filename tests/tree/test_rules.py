@@ -105,11 +105,11 @@ def test_bits_report_counts_codes_scales_and_floats():
     rules = (Rule("layers/.*/q_proj/kernel", paretoq(1.58)), Rule("layers/.*", None), Rule(".*", stored_as("float16")))
     report = bits_report(rules, jax.eval_shape(params))
     weights = 2 * 8 * 6
-    bits = weights * 1.6 + 2 * 6 * 16
+    bits = 2 * 6 * (2 * 8 + 16)  # for each output of each layer: eight trits in two bytes, and a scale
     assert report.quantized_bits_per_weight == pytest.approx(bits / weights)
     everything = bits + weights * 32 + (80 + 8) * 16
     assert report.model_bits_per_weight == pytest.approx(everything / (2 * weights + 88))
-    assert re.search(r"layers/attn/q_proj/kernel +paretoq1.58 +96 weights +3.600 bits/weight", str(report))
+    assert re.search(r"layers/attn/q_proj/kernel +paretoq1.58 +96 weights +4.000 bits/weight", str(report))
 
 
 def test_bits_report_of_mixed_widths_is_their_mean():

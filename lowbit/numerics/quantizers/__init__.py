@@ -9,6 +9,7 @@ from lowbit.errors import QuantizerError, nearest
 from lowbit.numerics.quantizers.adapted import ADAPTER_STARTS, adapted
 from lowbit.numerics.quantizers.base import Quantizer, State, transposed
 from lowbit.numerics.quantizers.codebook import nf4
+from lowbit.numerics.quantizers.doubled import doubled
 from lowbit.numerics.quantizers.fixed import fixed
 from lowbit.numerics.quantizers.onebit import onebit
 from lowbit.numerics.quantizers.paretoq import paretoq
@@ -44,6 +45,7 @@ __all__ = [
     "absmean_ternary",
     "adapted",
     "by_name",
+    "doubled",
     "fixed",
     "llmqat",
     "nf4",

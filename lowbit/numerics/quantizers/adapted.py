@@ -102,6 +102,7 @@ def adapted(
         scale_dtype=quantizer.scale_dtype,
         fixed=True,
         adapter=rank,
+        doubled=quantizer.doubled,
     )
 
 

@@ -42,10 +42,12 @@ class Quantizer(NamedTuple):
       masters: `(w, state) -> w`, what the float weights become when training starts, after `init`; None leaves them.
       levels: `(w, state) -> level of each weight's code`, f32 `[*s k n]` in units of the grid; None where a decoded
         weight is not `(level - zero) * scale`.
-      scale_dtype: in which the file stores scales and zero points; None where nothing learns of them.
+      scale_dtype: in which the file stores scales and zero points; None where the parameter stays float, and for the
+        two vectors of OneBit.
       fixed: codes are those of the start, whatever is learned: masters have no gradient.
       adapter: rank of the factors that learn beside the codes (`adapted`); 0 where there are none. `masters` then are
         the codes themselves, u8.
+      doubled: the file holds scales as codes with scales of their own (`doubled`).
     """
 
     name: str
@@ -62,6 +64,7 @@ class Quantizer(NamedTuple):
     scale_dtype: DTypeLike | None = None
     fixed: bool = False
     adapter: int = 0
+    doubled: bool = False
 
     def layer(self, index: int) -> "Quantizer":
         """The quantizer of one layer of a stacked parameter."""

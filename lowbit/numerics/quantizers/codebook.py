@@ -86,7 +86,7 @@ def codebook(
         u = scales.in_units_of(scales.stored(state["scale"], scale_dtype), w)
         return Standing(codes_of(u), groups.merge((u < table[0]) | (u > table[-1])), None)
 
-    return Quantizer(name, grid, init, encode, fake, granularity, standing=standing)
+    return Quantizer(name, grid, init, encode, fake, granularity, standing=standing, scale_dtype=scale_dtype)
 
 
 def nf4(granularity: Granularity = 64, scale_dtype: DTypeLike = jnp.float16) -> Quantizer:

@@ -12,6 +12,7 @@ from lowbit.errors import QuantizerError
 from lowbit.numerics import groups, ste
 from lowbit.numerics.qtensor import QTensor
 from lowbit.numerics.quantizers.base import Quantizer, State
+from lowbit.numerics.quantizers.doubled import with_coded_scale
 from lowbit.numerics.standing import Standing
 
 
@@ -49,7 +50,7 @@ def fixed(quantizer: Quantizer) -> Quantizer:
             "take paretoq or rtn; the signs of onebit are fixed where its masters are frozen (optimizer.frozen)",
         )
     layered = quantizer.at_layer
-    return quantizer._replace(
+    stays = quantizer._replace(
         name=f"{quantizer.name}_fixed",
         init=functools.partial(_init, quantizer),
         encode=functools.partial(_encode, quantizer),
@@ -59,6 +60,8 @@ def fixed(quantizer: Quantizer) -> Quantizer:
         levels=None,
         fixed=True,
     )
+    # What made the codes is doubled by itself; so is the scale that learns.
+    return with_coded_scale(stays, stays.at_layer) if quantizer.doubled else stays
 
 
 def _init(quantizer: Quantizer, w: Float[Array, "..."]) -> State:
