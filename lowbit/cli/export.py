@@ -1,12 +1,14 @@
 """`export`: a trained or rounded model to a packed file, a GGUF file or a Hugging Face folder."""
 
 import argparse
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 from lowbit import formats
 from lowbit.cli import quantized
 from lowbit.cli.gguf_summary import summary
+from lowbit.cli.origin import without_adapters
 from lowbit.cli.packed_file import bits_fields, open_model
 from lowbit.cli.sources import asks_for_rounding, kind_of, refuse_rounding
 from lowbit.cli.tables import fields
@@ -81,13 +83,19 @@ def _to_gguf(packed: PackedModel, output: Path, arguments: argparse.Namespace) -
     beside = output.with_suffix(ADAPTER_SUFFIX)
     if adapter is not None:
         check_output(beside, arguments.overwrite)
-    model = to_gguf(packed.without_adapters(), output.stem, arguments.avoid, arguments.pre)
+    base = packed if adapter is None else _base(packed)
+    model = to_gguf(base, output.stem, arguments.avoid, arguments.pre)
     write_gguf(output, model)
     told = summary(model, output.stat().st_size)
     if adapter is None:
         return told
     write_tensors(beside, adapter.metadata, adapter.tensors)
     return f"{told}\n{fields([('adapters', f'{beside}, {format_bytes(beside.stat().st_size)}, for --lora')])}"
+
+
+def _base(packed: PackedModel) -> PackedModel:
+    """The model beside which adapters were trained, which says so when it is packed again."""
+    return dataclasses.replace(packed.without_adapters(), meta=without_adapters(packed.meta))
 
 
 def _to_hf(packed: PackedModel, output: Path, arguments: argparse.Namespace) -> str:

@@ -1,6 +1,7 @@
 """A model on its way to the file: float masters, rules and quantizer state, from a run or from rounding."""
 
 import argparse
+import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from lowbit import config as configs
 from lowbit.cli.activation_flags import rounding_of
@@ -21,7 +23,7 @@ from lowbit.models import pretrained
 from lowbit.train import load_trained
 from lowbit.train.provenance import git_commit
 from lowbit.train.quantization import FLOAT, quantization_rules
-from lowbit.tree import Rule, fake_quant, init_state
+from lowbit.tree import Rule, fake_quant, flatten, init_state, resolve, unflatten
 from lowbit.tree.paths import Tree
 from lowbit.version import __version__
 
@@ -63,6 +65,14 @@ class Quantized(NamedTuple):
     def decoded(self) -> dict[str, Any]:
         """Returns the parameters as the packed file would decode them."""
         return jax.jit(functools.partial(fake_quant, self.rules))(self.params, self.state)
+
+    def without_adapters(self) -> "Quantized":
+        """Returns the model that adapters of a run were trained beside: the product of their factors is 0."""
+        quantizers = resolve(self.rules, self.params)
+        last = {f"{path}/b" for path, quantizer in quantizers.items() if quantizer is not None and quantizer.adapter}
+        learned = {key: np.zeros_like(x) if key in last else x for key, x in flatten(self.state["quant"]).items()}
+        state = {**self.state, "quant": unflatten(learned)}
+        return self._replace(state=state, origin=dataclasses.replace(self.origin, kind="base"))
 
 
 def from_run(folder: str, step: int | None = None) -> Quantized:

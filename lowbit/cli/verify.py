@@ -74,7 +74,7 @@ def _other_side(arguments: argparse.Namespace, packed: PackedModel) -> Quantized
             ) from error
     match kind_of(against):
         case "run":
-            return _run_at(against, _step(packed))
+            return _run_at(against, _step(packed), _is_base(packed))
         case "pretrained":
             # Rounding leaves no trace but the settings in the file.
             origin = read_origin(packed.meta, arguments.packed)
@@ -97,15 +97,22 @@ def _check_settings(path: str, origin: Origin) -> None:
 
 def _restored(origin: Origin) -> Quantized:
     """Makes again what a packed file was made from."""
-    if origin.kind == "run":
-        return _run_at(origin.path, origin.step)
+    if origin.kind != "pretrained":
+        return _run_at(origin.path, origin.step, origin.kind == "base")
     return quantized.from_pretrained(origin.path, origin.quant)
 
 
-def _run_at(folder: str, step: int | None) -> Quantized:
-    """The checkpoint that a file is of, while the run keeps it; else its newest."""
+def _run_at(folder: str, step: int | None, base: bool) -> Quantized:
+    """The checkpoint that a file is of, while the run keeps it, else its newest; of a base, without its adapters."""
     kept = checkpoint_steps(Path(folder).expanduser())
-    return quantized.from_run(folder, step if step in kept else None)
+    model = quantized.from_run(folder, step if step in kept else None)
+    return model.without_adapters() if base else model
+
+
+def _is_base(packed: PackedModel) -> bool:
+    """Whether a packed model says that it is a run without its adapters."""
+    origin = packed.meta.get(KEY)
+    return isinstance(origin, dict) and origin.get("kind") == "base"
 
 
 def _step(packed: PackedModel) -> int | None:
@@ -117,7 +124,7 @@ def _step(packed: PackedModel) -> int | None:
 def _note_on_steps(packed: PackedModel, other: Origin) -> str | None:
     """What to know of a run that went on after the export."""
     step = _step(packed)
-    if other.kind != "run" or step is None:
+    if other.kind == "pretrained" or step is None:
         return None
     if other.step != step:
         return f"the file is of step {step}, of which the run has no checkpoint; its newest is of step {other.step}"

@@ -91,7 +91,7 @@ def from_gguf(path: Path) -> PackedModel:
         cfg = LlamaConfig.from_hf(config, f"{CONFIG_KEY} of {path}")
         tensors = {slot.packed: _tensor(file, slot, told) for slot in slots(cfg)}
         packed = PackedModel(tensors, config, load_gguf_tokenizer(path), told["meta"])
-    except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError) as error:
         raise ModelError(
             f"{KEY} of {path} does not fit the tensors of the file ({type(error).__name__}: {error})",
             "export the model again",

@@ -1,5 +1,6 @@
 """Adapters at the command line: a run, its file, proof that both are one, text, and llama.cpp's two files."""
 
+import dataclasses
 import re
 
 import pytest
@@ -30,6 +31,17 @@ def test_a_run_with_adapters_is_packed_verified_inspected_and_split(lowbit, trai
     assert not theirs.adapters()
     for name, tensor in ours.tensors.items():
         assert (formats.decode(tensor) == formats.decode(theirs.tensors[name])).all()
+
+    # The run has factors that the base is without: verify compares it with what they stand beside, and knows.
+    for flags in ((), ("--against", run)):
+        done = lowbit("verify", base, *flags)
+        assert done.status == 0, done.out
+        assert re.search(r"^\S+base.lowbit against run \S+run at step 2 without its adapters$", done.out, re.M)
+        assert "all equal bit for bit" in done.out
+    wrong = tmp_path / "wrong.lowbit"
+    formats.write(wrong, dataclasses.replace(theirs, meta=formats.read(packed).meta))
+    done = lowbit("verify", wrong)
+    assert (done.status, "is NOT the trained model" in done.out) == (1, True)
 
     gguf.unlink()
     done = lowbit("export", packed, "--to", "gguf", "-o", gguf)  # the file of the adapters is still there

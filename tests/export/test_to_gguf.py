@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lowbit.errors import ModelError, TokenizerError
+from lowbit.errors import FormatError, ModelError, TokenizerError
 from lowbit.export.gguf import to_gguf, write_gguf
 from lowbit.export.gguf_blocks import HALF_ULP, to_blocks
 from lowbit.export.gguf_layout import slots
 from lowbit.export.gguf_record import CONFIG_KEY, KEY, from_gguf, is_recorded
-from lowbit.formats import BFloat16, PackedModel, PackedTensor, decode
+from lowbit.formats import BFloat16, CodedScale, PackedModel, PackedTensor, decode, summarize
 from lowbit.gguf import GgufTensor, read
 from lowbit.kernels import unstacked_shapes
 from lowbit.llama import LlamaConfig, RopeScaling, rope_frequencies
@@ -255,6 +255,51 @@ def test_what_llama_cpp_cannot_compute_is_refused():
     del packed.tensors["norm.scale"]
     with pytest.raises(ModelError, match=r"the tensors are not those of the config: see norm\.scale"):
         to_gguf(packed, "m")
+
+
+def with_coded_scales(groups=4):
+    """A model whose kernels' scales are codes, and those codes by name."""
+    packed, coded = packed_model("int4", groups=groups), {}
+    for name, tensor in packed.tensors.items():
+        if isinstance(tensor, PackedTensor):
+            codes = np.random.default_rng(len(coded)).integers(1, 256, (tensor.shape[1], groups)).astype(np.uint8)
+            steps = np.full(-(-codes.size // 256), 2.0**-12, np.float32)
+            coded[name] = CodedScale(codes, steps, np.array([0.0431], np.float32))
+    for name, scale in coded.items():
+        packed.tensors[name] = dataclasses.replace(packed.tensors[name], scale=scale.decode(), coded_scale=scale)
+    return packed, coded
+
+
+def test_scales_that_are_codes_come_back_as_codes_and_their_weights_are_exact(tmp_path):
+    packed, coded = with_coded_scales()
+    model = to_gguf(packed, "m")
+    assert {(row.kind, row.error) for row in model.rows if row.grid} == {("Q4_0", 0.0)}
+    write_gguf(tmp_path / "m.gguf", model)
+    again = from_gguf(tmp_path / "m.gguf")
+    equal(packed, again)
+    for name, scale in coded.items():
+        for part in ("codes", "steps", "mean"):
+            np.testing.assert_array_equal(getattr(again.tensors[name].coded_scale, part), getattr(scale, part))
+    assert summarize(again).tensor_bytes == summarize(packed).tensor_bytes
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "error", "message"),
+    [
+        ("scale_codes", np.full(256 * 4, 300, np.int32), ModelError, "OverflowError"),
+        ("scale_codes", np.zeros(256 * 4 - 1, np.uint8), ModelError, "does not fit the tensors"),
+        ("scale_codes", np.zeros(256 * 5, np.uint8), FormatError, r"codes of scales are uint8\[256, 5\]"),
+        ("scale_steps", np.ones(3, np.float32), FormatError, r"scale_steps is float32\[3\], and not float32\[4\]"),
+        ("scale_steps", np.full(4, np.nan, np.float32), FormatError, "a step or the mean of scales is NaN"),
+    ],
+)
+def test_codes_of_scales_that_do_not_fit_are_refused(key, value, error, message, tmp_path):
+    packed, _ = with_coded_scales()
+    model = to_gguf(packed, "m")
+    forged = {**model.metadata, f"lowbit.{key}.layers.0.attn.q_proj.kernel": value}
+    write_gguf(tmp_path / "m.gguf", model._replace(metadata=forged))
+    with pytest.raises(error, match=message):
+        from_gguf(tmp_path / "m.gguf")
 
 
 def test_a_file_of_another_program_has_no_codes(tmp_path):
