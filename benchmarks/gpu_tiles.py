@@ -1,14 +1,16 @@
 """Which tile of the GPU's kernels is fastest for each width, shape and number of tokens, for `lowbit.pallas.tiles`.
 
-Every candidate of `tiles.candidates` and, for few tokens, of `tiles.gemv_candidates` is compared with the portable
-product, with 8-bit activations too where the kernel takes them, and timed inside one program over weights larger than
-the cache; of each kernel those that came near the best a few times more, in turns. Widths are independent: several
-processes, each with a GPU of its own, share the work, and `--merge` puts together what they wrote.
+Every candidate of `tiles.candidates` and, for few tokens, of `tiles.gemv_candidates` and `tiles.cuda_candidates` is
+compared with the portable product, with 8-bit activations too where the kernel takes them, and timed inside one
+program over weights larger than the cache; of each kernel those that came near the best a few times more, in turns.
+Widths are independent: several processes, each with a GPU of its own, share the work, and `--merge` puts together what
+they wrote.
 
 Command: python -m benchmarks.gpu_tiles --bits 2 -o tiles_2.json
   then: python -m benchmarks.gpu_tiles --merge $TABLE tiles_*.json -o $TABLE
 Hardware: an H100; three to six minutes a width.
-Expected: the table, lowbit/pallas/tiles_h100.json.
+Expected: the table, lowbit/pallas/tiles_h100.json. With --known the kernels in Pallas take part with the tiles alone
+that the table has for a product: a minute a width.
 """
 
 import argparse
@@ -17,18 +19,33 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
+from lowbit import cuda
 from lowbit.bench.gpu import GpuPlan
 from lowbit.bench.gpu_products import GpuProduct, Matrices, Program
 from lowbit.generation.packed import quantize_activations
-from lowbit.pallas import matmul, matmul_int8
-from lowbit.pallas.tiles import GEMV_TOKENS, AnyTile, GemvTile, Measured, Tile, candidates, gemv_candidates, measured
+from lowbit.pallas import GpuWeight, matmul, matmul_int8
+from lowbit.pallas.tiles import (
+    GEMV_TOKENS,
+    AnyTile,
+    CudaTile,
+    GemvTile,
+    Measured,
+    Tile,
+    candidates,
+    cuda_candidates,
+    cuda_shape,
+    gemv_candidates,
+    gemv_tile_for,
+    measured,
+    tile_for,
+)
 
 PRODUCT = Measured._fields[:4]
 COMPILERS = 12
@@ -41,23 +58,20 @@ WRONG = 1e-4
 """Of the largest result: far above what rounding explains, far below what a wrong code changes."""
 
 
-def fastest(case: GpuProduct, tokens: int, repeats: int) -> dict[AnyTile, float]:
-    """Returns the best tile of each kernel and its seconds; the kernel without tensor cores only where it is faster.
+def fastest(case: GpuProduct, tokens: int, repeats: int, known: bool) -> dict[AnyTile, float]:
+    """Returns the best tile of each kernel and its seconds; of kernels that need no `Tile` only the fastest one.
 
     Tiles that cannot be compiled, for want of shared memory, are left out.
     """
     matrices = Matrices(case)
-    blocks = matrices.weights[0].blocks
-    tiles: list[AnyTile] = list(candidates(blocks, case.n, tokens))
-    if tokens <= GEMV_TOKENS:
-        tiles += gemv_candidates(blocks * matrices.weights[0].span // 2)
+    tiles = list(_tiles(matrices.weights[0], tokens, known))
     with ThreadPoolExecutor(COMPILERS) as pool:
         first = dict(zip(tiles, pool.map(lambda tile: _tried(matrices, tokens, tile), tiles), strict=True))
     programs = {tile: program for tile, program in first.items() if program is not None}
     once = {tile: program.seconds() for tile, program in programs.items()}
     near = [
         tile
-        for kernel in (Tile, GemvTile)
+        for kernel in (Tile, GemvTile, CudaTile)
         for tile in sorted((tile for tile in once if isinstance(tile, kernel)), key=lambda tile: once[tile])[:FINALISTS]
     ]
     times: dict[AnyTile, list[float]] = {tile: [] for tile in near}
@@ -68,6 +82,19 @@ def fastest(case: GpuProduct, tokens: int, repeats: int) -> dict[AnyTile, float]
     ranked = sorted(near, key=lambda tile: medians[tile])
     won = ranked[0], next(tile for tile in ranked if isinstance(tile, Tile))
     return {tile: medians[tile] for tile in won}
+
+
+def _tiles(w: GpuWeight, tokens: int, known: bool) -> Iterator[AnyTile]:
+    if known:
+        gemv = gemv_tile_for(w, tokens)
+        yield from (tile_for(w, tokens), *([] if gemv is None else [gemv]))
+    else:
+        yield from candidates(w.blocks, w.n, tokens)
+        if tokens <= GEMV_TOKENS:
+            yield from gemv_candidates(w.blocks * w.span // 2)
+    shape = cuda_shape(w, tokens)
+    if shape is not None and cuda.available():
+        yield from cuda_candidates(shape)
 
 
 def _tried(matrices: Matrices, tokens: int, tile: AnyTile) -> Program | None:
@@ -89,21 +116,22 @@ def _right(matrices: Matrices, tokens: int, tile: AnyTile) -> bool:
     x = jax.random.normal(jax.random.key(1), (tokens, w.k), jnp.bfloat16)
     expected = matmul(x, w, "xla")
     near = jnp.max(jnp.abs(matmul(x, w, tile=tile) - expected)) < WRONG * jnp.max(jnp.abs(expected))
-    if isinstance(tile, GemvTile):
+    if not isinstance(tile, Tile):
         return bool(near)
     codes, scale = quantize_activations(x)
     return bool(near & jnp.all(matmul_int8(codes, scale, w, tile=tile) == matmul_int8(codes, scale, w, "xla")))
 
 
 def write_table(device: str, rows: Sequence[Measured], output: Path) -> None:
-    """Writes the tables of both kernels, a line a row."""
+    """Writes the tables of all kernels, a line a row."""
 
-    def table(kernel: type[Tile] | type[GemvTile]) -> str:
+    def table(kernel: type[AnyTile]) -> str:
         own = sorted([*row[:4], *row.tile] for row in rows if isinstance(row.tile, kernel))
         fields = json.dumps([*PRODUCT, *kernel._fields])
         return f'"fields": {fields}, "tiles": [\n' + ",\n".join(" " + json.dumps(row) for row in own) + "\n]"
 
-    text = f'{{"device": {json.dumps(device)}, {table(Tile)},\n"gemv": {{{table(GemvTile)}}}}}\n'
+    others = ",\n".join(f'"{name}": {{{table(kernel)}}}' for name, kernel in (("gemv", GemvTile), ("cuda", CudaTile)))
+    text = f'{{"device": {json.dumps(device)}, {table(Tile)},\n{others}}}\n'
     output.write_text(text, encoding="utf-8")
 
 
@@ -127,6 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--bits", type=int, nargs="+", choices=(1, 2, 3, 4, 8), default=[1, 2, 3, 4, 8])
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS, help="powers of two")
     parser.add_argument("--shapes", nargs="+", metavar="NxK", help="of products")
+    parser.add_argument("--known", action="store_true", help="search the tiles of the CUDA kernel alone")
     parser.add_argument("--repeats", type=int, default=5, help="timings of those that came near the best")
     parser.add_argument("--limit", type=float, default=240, help="seconds after which no other product is begun")
     parser.add_argument("--merge", nargs="+", metavar="FILE", help="tables to put together, in place of timings")
@@ -144,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for k, n in shapes or GpuPlan().shapes + (MODEL_SHAPES if tokens == 1 else ()):
                 if time.perf_counter() - began > options.limit:
                     continue
-                for tile, seconds in fastest(GpuProduct(k, n, bits), tokens, options.repeats).items():
+                for tile, seconds in fastest(GpuProduct(k, n, bits), tokens, options.repeats, options.known).items():
                     rows.append(Measured(bits, tokens, n, k, tile))
                     print(f"{bits} bits, {tokens} tokens, {n} x {k}: {1e6 * seconds:.2f} us, {tile}", file=sys.stderr)
                 write_table(jax.devices()[0].device_kind, rows, Path(options.output))

@@ -1,4 +1,4 @@
-"""Products with packed weights: the kernel for few tokens on a GPU, plain XLA for many and for all other devices.
+"""Products with packed weights: kernels for few tokens on a GPU, plain XLA for many and for all other devices.
 
 What equals what:
 - 8-bit activations: sums of whole numbers are exact everywhere. With one scale an output kernel and XLA have the same
@@ -6,7 +6,8 @@ What equals what:
   group; the kernel those of the codes in each block of it, and adds what code 0 stands for once a group: both are
   float32 sums of exact integers times scales, which differ by the rounding of their terms.
 - bfloat16 activations: levels are whole numbers, exact in bfloat16, and so is each product in float32; scales are
-  applied to float32 sums. Kernel and XLA differ in the order of these sums alone.
+  applied to float32 sums. Kernel and XLA differ in the order of these sums alone. The kernel in CUDA C++, for few
+  tokens, rounds activations to whole numbers first, and its sums are exact (`lowbit.cuda.product`).
 """
 
 from typing import Literal, get_args
@@ -14,10 +15,22 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
+from lowbit import cuda
+from lowbit.cuda import CudaTile
 from lowbit.errors import ConfigError, DataError, QuantizerError, nearest
 from lowbit.kernels.reference import ACTIVATION_MAX, INT32_MAX
 from lowbit.pallas import gemv, kernel
-from lowbit.pallas.tiles import MAX_TOKENS, AnyTile, GemvTile, Tile, gated_tile_for, gemv_tile_for, tile_for
+from lowbit.pallas.tiles import (
+    MAX_TOKENS,
+    AnyTile,
+    GemvTile,
+    Tile,
+    cuda_shape,
+    cuda_tile_for,
+    gated_tile_for,
+    gemv_tile_for,
+    tile_for,
+)
 from lowbit.pallas.weight import GpuWeight, codes_of
 
 Implementation = Literal["auto", "kernel", "interpreted", "xla"]
@@ -50,7 +63,7 @@ def matmul(x: jax.Array, w: GpuWeight, implementation: str = "auto", tile: AnyTi
       x: activations of any float dtype.
       w: weights.
       implementation: "auto" is the kernel for up to `MAX_TOKENS` tokens where `kernel_runs_here`, XLA otherwise.
-      tile: of one of the two kernels; None takes what was measured to be good.
+      tile: of one of the three kernels; None takes what was measured to be good.
 
     Raises:
       ConfigError: an unknown implementation, or a tile that does not fit.
@@ -60,9 +73,11 @@ def matmul(x: jax.Array, w: GpuWeight, implementation: str = "auto", tile: AnyTi
     x = w.scaled_inputs(x).astype(jnp.bfloat16)
     interpret = chosen == "interpreted"
     if tile is None:
-        tile = (gemv_tile_for(w, len(x)) if gemv.takes(w) else None) or tile_for(w, len(x))
+        tile = _measured_tile(w, len(x), chosen)
     if chosen == "xla":
         y = _portable(x, w.single())
+    elif isinstance(tile, CudaTile):
+        y = _by_cuda(x, w, tile, chosen)
     elif isinstance(tile, GemvTile):
         y = gemv.gemv(x, w, tile, interpret=interpret)
     else:
@@ -71,6 +86,21 @@ def matmul(x: jax.Array, w: GpuWeight, implementation: str = "auto", tile: AnyTi
         return y
     sums = jnp.sum(x.astype(jnp.float32).reshape(len(x), w.groups, -1), axis=-1)
     return y - _zero_part(sums, w)
+
+
+def _measured_tile(w: GpuWeight, tokens: int, chosen: str) -> AnyTile:
+    """The fastest of the kernels that can run."""
+    by_cuda = cuda_tile_for(w, tokens) if chosen == "kernel" and cuda.available() else None
+    return by_cuda or (gemv_tile_for(w, tokens) if gemv.takes(w) else None) or tile_for(w, tokens)
+
+
+def _by_cuda(x: jax.Array, w: GpuWeight, tile: CudaTile, chosen: str) -> jax.Array:
+    shape = cuda_shape(w, len(x))
+    if shape is None or chosen == "interpreted":
+        raise ConfigError(
+            f"{tile} is of a kernel for single matrices with a scale an output, on a GPU", "take another tile"
+        )
+    return cuda.matmul(x, w.scale, w.words, shape, tile)
 
 
 def matmul_gated(both: jax.Array, w: GpuWeight) -> jax.Array:

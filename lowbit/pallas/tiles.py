@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from importlib import resources
 from typing import Any, NamedTuple
 
+from lowbit import cuda
+from lowbit.cuda import CudaTile
 from lowbit.pallas.weight import GpuWeight
 
 MAX_TOKENS = 64
@@ -62,7 +64,7 @@ class GemvTile(NamedTuple):
     ordered: bool
 
 
-AnyTile = Tile | GemvTile
+AnyTile = Tile | GemvTile | CudaTile
 
 
 class Measured(NamedTuple):
@@ -95,8 +97,37 @@ def gemv_tile_for(w: GpuWeight, tokens: int) -> GemvTile | None:
     if w.groups > 1:
         return None
     distance = _distance(w, tokens)
-    tile = min(table(), key=lambda row: (distance(row), isinstance(row.tile, Tile))).tile
+    rows = (row for row in table() if not isinstance(row.tile, CudaTile))
+    tile = min(rows, key=lambda row: (distance(row), isinstance(row.tile, Tile))).tile
     return tile if isinstance(tile, GemvTile) else None
+
+
+def cuda_tile_for(w: GpuWeight, tokens: int) -> CudaTile | None:
+    """Returns the tile of the CUDA kernel where it was faster than both for the most similar product, None elsewhere.
+
+    Whether the kernel is available here is not asked.
+    """
+    shape = cuda_shape(w, tokens)
+    if shape is None:
+        return None
+    distance = _distance(w, tokens)
+    tile = min(table(), key=lambda row: (distance(row), not isinstance(row.tile, CudaTile))).tile
+    if not isinstance(tile, CudaTile):
+        return None
+    tile = tile._replace(chunks=math.gcd(tile.chunks, w.blocks))
+    while not cuda.fits(shape, tile) and tile.rows > cuda.TILE:
+        tile = tile._replace(rows=tile.rows // 2 // cuda.TILE * cuda.TILE)
+    return tile if cuda.fits(shape, tile) else None
+
+
+def cuda_shape(w: GpuWeight, tokens: int) -> cuda.Shape | None:
+    """Returns what the CUDA kernel has to know of a product; None of one that it does not take.
+
+    It takes single matrices with a scale for each output, and inputs in groups of four.
+    """
+    if w.groups > 1 or w.layer is not None or w.k % 4 or tokens > cuda.MOST_TOKENS:
+        return None
+    return cuda.Shape(tokens, w.k, w.n, w.bits, w.span, w.blocks, w.levels.first, w.levels.distance)
 
 
 def gated_tile_for(w: GpuWeight) -> GemvTile | None:
@@ -143,10 +174,12 @@ def table() -> tuple[Measured, ...]:
 
 
 def measured(tables: Any) -> tuple[Measured, ...]:
-    """Returns the rows of both tables of a file."""
+    """Returns the rows of the tables of a file."""
     rows = [Measured(bits, tokens, n, k, Tile(*tile)) for bits, tokens, n, k, *tile in tables["tiles"]]
     for bits, tokens, n, k, *tile in tables["gemv"]["tiles"]:
         rows.append(Measured(bits, tokens, n, k, GemvTile(*tile)))
+    for bits, tokens, n, k, *tile in tables["cuda"]["tiles"]:
+        rows.append(Measured(bits, tokens, n, k, CudaTile(*tile)))
     return tuple(rows)
 
 
@@ -181,3 +214,13 @@ def gemv_candidates(words: int) -> Iterator[GemvTile]:
         for width, warps in ((128, 1), (128, 2), (256, 2), (256, 4), (512, 4), (512, 8), (1024, 8)):
             if width < 2 * words or width == 128:
                 yield from (GemvTile(rows, width, warps, ordered) for ordered in (False, True))
+
+
+def cuda_candidates(shape: cuda.Shape) -> Iterator[CudaTile]:
+    """Yields tiles worth a try: few rows where there are few outputs, and copies of a row that are not too short."""
+    for rows in (16, 32, 64, 112):
+        for warps in (4, 8, 14):
+            for chunks in (1, 2):
+                tile = CudaTile(rows, warps, chunks)
+                if cuda.fits(shape, tile) and (rows == cuda.TILE or shape.outputs >= 64 * rows):
+                    yield tile

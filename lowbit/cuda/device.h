@@ -1,0 +1,69 @@
+// What product.cu asks of a GPU of compute capability 9.0 beyond C++: copies into shared memory that a barrier counts,
+// and products of bytes by tensor cores. Tests have a file of the same names for processors.
+#pragma once
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#define LB_KERNEL extern "C" __global__ void __launch_bounds__
+#define LB_DEVICE __device__ __forceinline__
+extern __shared__ __align__(128) u8 lb_shared[];
+
+LB_DEVICE u32 lb_address(const void *p) { return (u32)__cvta_generic_to_shared(p); }
+
+/// Makes a barrier that waits for `bytes`, whoever copies them. One thread calls it, before any copy.
+LB_DEVICE void lb_expect(u64 *barrier, u32 bytes) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(lb_address(barrier)) : "memory");
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(lb_address(barrier)), "r"(bytes)
+                 : "memory");
+}
+
+/// Begins to copy bytes, a multiple of 16 at such an address, from memory to shared memory.
+LB_DEVICE void lb_copy(u8 *to, const u8 *from, u32 bytes, u64 *barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                     lb_address(to)),
+                 "l"(from), "r"(bytes), "r"(lb_address(barrier))
+                 : "memory");
+}
+
+/// Returns when all bytes of the barrier are there.
+LB_DEVICE void lb_wait(u64 *barrier) {
+    asm volatile("{\n"
+                 ".reg .pred done;\n"
+                 "WAIT:\n"
+                 "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], 0;\n"
+                 "@done bra DONE;\n"
+                 "bra WAIT;\n"
+                 "DONE:\n"
+                 "}" ::"r"(lb_address(barrier))
+                 : "memory");
+}
+
+/// Four bfloat16 numbers from memory. In the order of the program: it begins before the copies that follow it.
+LB_DEVICE uint2 lb_load(const u16 *from) {
+    uint2 x;
+    asm volatile("ld.global.nc.v2.u32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "l"(from));
+    return x;
+}
+
+/// c[16 8] += a[16 32] b[32 8], codes and signed digits, in the registers of a warp.
+LB_DEVICE void lb_multiply(int *c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+                 "{%0,%1,%2,%3};"
+                 : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+LB_DEVICE u32 lb_largest_of_warp(u32 x) { return __reduce_max_sync(~0u, x); }
+LB_DEVICE int lb_sum_of_warp(int x) { return __reduce_add_sync(~0u, x); }
+LB_DEVICE void lb_meet_warp() { __syncwarp(); }
+LB_DEVICE void lb_meet() { __syncthreads(); }
+/// The larger ones of two pairs of 16-bit numbers.
+LB_DEVICE u32 lb_larger_halves(u32 x, u32 y) { return __vmaxu2(x, y); }
+/// Bytes of x and y by the four digits of `chosen`: 0 to 3 of x, 4 to 7 of y.
+LB_DEVICE u32 lb_bytes(u32 x, u32 y, u32 chosen) { return __byte_perm(x, y, chosen); }
+LB_DEVICE int lb_rounded(float x) { return __float2int_rn(x); }
+LB_DEVICE float lb_float(u32 bits) { return __uint_as_float(bits); }

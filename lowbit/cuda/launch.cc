@@ -1,0 +1,137 @@
+// The handler that XLA calls on a GPU for lowbit.cuda: it launches a kernel that was compiled while the program was traced.
+//
+// The driver's library is looked up when it is first needed, so that this compiles and loads where there is none.
+#include <dlfcn.h>
+
+#include <cstdint>
+#include <map>
+#include <mutex>
+#include <string>
+#include <utility>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace {
+
+using Handle = void *;  // of a stream, a context, a module or a function of the driver
+
+constexpr int kMaxDynamicSharedSize = 8;  // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+constexpr int kRelaxedCapture = 2;        // CU_STREAM_CAPTURE_MODE_RELAXED
+
+struct Driver {
+    int (*stream_context)(Handle stream, Handle *context);
+    int (*push_context)(Handle context);
+    int (*pop_context)(Handle *context);
+    int (*exchange_capture_mode)(int *mode);
+    int (*load_module)(Handle *module, const void *image);
+    int (*get_function)(Handle *function, Handle module, const char *name);
+    int (*set_attribute)(Handle function, int attribute, int value);
+    int (*launch)(Handle function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned shared,
+                  Handle stream, void **arguments, void **extra);
+    int (*describe)(int error, const char **text);
+    bool complete = false;
+
+    Driver() {
+        void *library = dlopen("libcuda.so.1", RTLD_NOW);
+        complete = library && find(library, "cuStreamGetCtx", stream_context) &&
+                   find(library, "cuCtxPushCurrent_v2", push_context) &&
+                   find(library, "cuCtxPopCurrent_v2", pop_context) &&
+                   find(library, "cuThreadExchangeStreamCaptureMode", exchange_capture_mode) &&
+                   find(library, "cuModuleLoadData", load_module) &&
+                   find(library, "cuModuleGetFunction", get_function) &&
+                   find(library, "cuFuncSetAttribute", set_attribute) && find(library, "cuLaunchKernel", launch) &&
+                   find(library, "cuGetErrorString", describe);
+    }
+
+    template <typename F> static bool find(void *library, const char *name, F &function) {
+        function = reinterpret_cast<F>(dlsym(library, name));
+        return function != nullptr;
+    }
+};
+
+const Driver &driver() {
+    static const Driver found;
+    return found;
+}
+
+std::mutex mutex;
+std::map<std::string, std::string, std::less<>> images;               // by name
+std::map<std::pair<Handle, std::string>, Handle, std::less<>> loaded;  // functions, by context and name
+
+ffi::Error failed(const char *what, int error) {
+    const char *text = nullptr;
+    driver().describe(error, &text);
+    return ffi::Error(ffi::ErrorCode::kInternal, std::string(what) + ": " + (text ? text : "unknown error"));
+}
+
+/// Finds the function of a kernel in the context of a stream, and loads it there when it is first asked for.
+ffi::Error find_function(Handle stream, std::string_view kernel, int shared, Handle *function) {
+    const Driver &cuda = driver();
+    Handle context = nullptr;
+    if (int error = cuda.stream_context(stream, &context)) return failed("the stream has no context", error);
+    const std::lock_guard<std::mutex> lock(mutex);
+    std::pair<Handle, std::string> key{context, std::string(kernel)};
+    if (const auto found = loaded.find(key); found != loaded.end()) {
+        *function = found->second;
+        return ffi::Error::Success();
+    }
+    const auto image = images.find(kernel);
+    if (image == images.end())
+        return ffi::Error(ffi::ErrorCode::kFailedPrecondition,
+                          "kernel " + key.second + " was not compiled in this process: trace the program here");
+    // XLA may be recording a graph, in which a thread may not load anything, unless it says that it knows.
+    int mode = kRelaxedCapture;
+    Handle module = nullptr, ignored = nullptr;
+    cuda.exchange_capture_mode(&mode);
+    cuda.push_context(context);
+    int error = cuda.load_module(&module, image->second.data());
+    if (!error) error = cuda.get_function(function, module, "lowbit_product");
+    if (!error) error = cuda.set_attribute(*function, kMaxDynamicSharedSize, shared);
+    cuda.pop_context(&ignored);
+    cuda.exchange_capture_mode(&mode);
+    if (error) return failed("the kernel cannot be loaded", error);
+    loaded.emplace(std::move(key), *function);
+    return ffi::Error::Success();
+}
+
+ffi::Error Product(Handle stream, ffi::Buffer<ffi::BF16> x, ffi::Buffer<ffi::F32> scale, ffi::Buffer<ffi::S16> words,
+                   ffi::Buffer<ffi::S16> more_words, ffi::ResultBuffer<ffi::F32> y, std::string_view kernel,
+                   int64_t blocks, int64_t threads, int64_t shared) {
+    if (!driver().complete) return ffi::Error(ffi::ErrorCode::kUnavailable, "no driver: libcuda.so.1 lacks a function");
+    Handle function = nullptr;
+    ffi::Error error = find_function(stream, kernel, static_cast<int>(shared), &function);
+    if (error.failure()) return error;
+    void *pointers[] = {x.untyped_data(), scale.untyped_data(), words.untyped_data(), more_words.untyped_data(),
+                        y->untyped_data()};
+    void *arguments[] = {&pointers[0], &pointers[1], &pointers[2], &pointers[3], &pointers[4]};
+    if (int code = driver().launch(function, static_cast<unsigned>(blocks), 1, 1, static_cast<unsigned>(threads), 1, 1,
+                                   static_cast<unsigned>(shared), stream, arguments, nullptr))
+        return failed("the kernel cannot be launched", code);
+    return ffi::Error::Success();
+}
+
+}  // namespace
+
+#pragma GCC visibility push(default)
+/// Makes a compiled kernel known by a name, which says all that it was compiled from.
+extern "C" void lb_cuda_add(const char *name, const char *image, size_t bytes) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    images.emplace(name, std::string(image, bytes));
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(lb_cuda_product, Product,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::PlatformStream<Handle>>()
+                                  .Arg<ffi::Buffer<ffi::BF16>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::S16>>()
+                                  .Arg<ffi::Buffer<ffi::S16>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Attr<std::string_view>("kernel")
+                                  .Attr<int64_t>("blocks")
+                                  .Attr<int64_t>("threads")
+                                  .Attr<int64_t>("shared"),
+                              {ffi::Traits::kCmdBufferCompatible});
+#pragma GCC visibility pop

@@ -1,0 +1,197 @@
+"""Products of few tokens by `product.cu`: what it is compiled with, when it can be, and the call.
+
+Activations are rounded to whole numbers in units of 2**-21 of the power of two below the largest of their token:
+bfloat16 numbers down to 2**-14 of the largest are kept as they are. All sums then are whole numbers, exact in 64 bits,
+and a result is rounded twice, as float32 and by its scale: it does not depend on how the work is cut. Activations that
+are not finite give NaN for their token.
+"""
+
+import functools
+import hashlib
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lowbit.cuda import compiler, target
+from lowbit.errors import ConfigError, KernelError
+
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("device.h", "product.cu"))
+INCLUDE = '#include "device.h"'
+CAPABILITY = 9
+"""Of the GPUs that it is made for: H100 and H200."""
+MOST_TOKENS = 4
+"""Their activations wait in registers until all are there, and so do three sums of each."""
+MOST_TURNS = 16
+"""Most activations of a thread, in groups of 8: as many as registers hold."""
+MOST_INPUTS = 1 << 16
+"""So that no sum of codes times a byte can leave 32 bits."""
+SHARED = 227 << 10
+"""Bytes of shared memory of a block, at most."""
+TILE = 16
+"""Outputs of one product of the tensor cores."""
+DIGITS = 3
+"""Bytes of an activation."""
+
+
+class CudaTile(NamedTuple):
+    """How a product is cut.
+
+    Attributes:
+      rows: outputs of a block of threads; a multiple of 16, and no more than threads.
+      warps: of 32 threads, which share the inputs.
+      chunks: parts of the inputs that are waited for one after the other; they divide the blocks of inputs.
+    """
+
+    rows: int
+    warps: int
+    chunks: int
+
+
+class Shape(NamedTuple):
+    """Everything else static about a product.
+
+    Attributes:
+      tokens: rows of the activations.
+      inputs: of the matrix.
+      outputs: of the matrix.
+      bits: of a code, as they lie in memory: 1, 2, 3 (a plane of 2 and one of 1), 4 or 8.
+      span: inputs side by side in a plane of the layout (`lowbit.pallas.weight`).
+      blocks: of inputs, in this layout.
+      first: what code 0 stands for.
+      distance: of neighbouring codes.
+    """
+
+    tokens: int
+    inputs: int
+    outputs: int
+    bits: int
+    span: int
+    blocks: int
+    first: int
+    distance: int
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """The bits of each array of codes."""
+        return (2, 1) if self.bits == 3 else (self.bits,)
+
+    @property
+    def padded(self) -> int:
+        """Inputs of an output, filled up to whole blocks."""
+        return self.blocks * (8 // min(self.parts)) * 2 * self.span
+
+
+@functools.cache
+def available() -> bool:
+    """Returns whether the kernel can run on the default device; where only a compiler is missing, it says so once."""
+    device = jax.devices()[0]
+    if device.platform != "gpu" or not str(getattr(device, "compute_capability", "")).startswith(f"{CAPABILITY}."):
+        return False
+    try:
+        compiler.library()
+        target.register()
+    except KernelError as error:
+        warnings.warn(f"packed products take a slower kernel: {error}", RuntimeWarning, stacklevel=2)
+        return False
+    return True
+
+
+def fits(shape: Shape, tile: CudaTile) -> bool:
+    """Returns whether the kernel can compute a product, cut like this."""
+    threads = 32 * tile.warps
+    return (
+        0 < shape.tokens <= MOST_TOKENS
+        and shape.inputs % 4 == 0
+        and shape.inputs <= MOST_INPUTS
+        and tile.rows % TILE == 0
+        and tile.rows <= threads <= 1024
+        and shape.blocks % tile.chunks == 0
+        and shape.tokens * math.ceil(shape.padded / 8 / threads) <= MOST_TURNS
+        and shared_bytes(shape, tile) <= SHARED
+    )
+
+
+def shared_bytes(shape: Shape, tile: CudaTile) -> int:
+    """Returns the shared memory of a block of threads, as `product.cu` lays it out."""
+
+    def stride(size: int) -> int:
+        return size + (64 if size % 128 == 0 else 0)
+
+    columns = DIGITS * shape.tokens
+    codes = tile.rows * sum(stride(shape.padded // 8 * bits) for bits in shape.parts)
+    barriers = 8 * (tile.rows // TILE) * tile.chunks
+    sums = 4 * tile.warps * tile.rows * columns
+    return codes + columns * stride(shape.padded) + barriers + sums + 12 * shape.tokens * tile.warps
+
+
+def defines(shape: Shape, tile: CudaTile) -> dict[str, int]:
+    """Returns what `product.cu` is compiled with."""
+    return {
+        "TOKENS": shape.tokens,
+        "INPUTS": shape.inputs,
+        "OUTPUTS": shape.outputs,
+        "BITS": shape.bits,
+        "SPAN": shape.span,
+        "BLOCKS": shape.blocks,
+        "FIRST": shape.first,
+        "DISTANCE": shape.distance,
+        "TILES": tile.rows // TILE,
+        "WARPS": tile.warps,
+        "CHUNKS": tile.chunks,
+        "SHARED": shared_bytes(shape, tile),
+    }
+
+
+def matmul(x: jax.Array, scale: jax.Array, words: Sequence[jax.Array], shape: Shape, tile: CudaTile) -> jax.Array:
+    """Returns x bf16[b k] times whole levels of codes and their scale, f32[b n].
+
+    Args:
+      x: activations.
+      scale: f32[n 1].
+      words: i16[n halfwords] of each part of the codes.
+      shape: of the product.
+      tile: how it is cut.
+
+    Raises:
+      ConfigError: a tile that does not fit.
+      KernelError: no compiler.
+    """
+    if not fits(shape, tile):
+        raise ConfigError(f"{tile} does not fit {shape}", "take a tile of `lowbit.pallas.tiles`, or fewer rows")
+    call = jax.ffi.ffi_call(
+        target.TARGET, jax.ShapeDtypeStruct((shape.tokens, shape.outputs), jnp.float32), vmap_method="sequential"
+    )
+    y: jax.Array = call(
+        *(x, scale, words[0], words[-1]),
+        kernel=_kernel(shape, tile, _architecture()),
+        blocks=np.int64(math.ceil(shape.outputs / tile.rows)),
+        threads=np.int64(32 * tile.warps),
+        shared=np.int64(shared_bytes(shape, tile)),
+    )
+    return y
+
+
+@functools.cache
+def source() -> str:
+    """Returns the kernel and what it includes, as one text."""
+    device, kernel = (path.read_text(encoding="utf-8") for path in SOURCES)
+    return kernel.replace(INCLUDE, device.replace("#pragma once", ""))
+
+
+@functools.cache
+def _kernel(shape: Shape, tile: CudaTile, architecture: str) -> str:
+    """Compiles the kernel once for all programs of this process, and returns its name."""
+    values = defines(shape, tile)
+    name = hashlib.sha256(f"{source()}{values}{architecture}".encode()).hexdigest()[:32]
+    target.add(name, compiler.compiled(source(), values, architecture))
+    return name
+
+
+def _architecture() -> str:
+    return "sm_" + str(jax.devices()[0].compute_capability).replace(".", "")

@@ -1,0 +1,133 @@
+// lowbit/cuda/device.h for a processor: each thread of a block is one of the system's, and warps exchange through memory.
+// Checks what hardware does not: a barrier must have got exactly the bytes that it was told to expect.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <barrier>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <thread>
+#include <vector>
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+struct alignas(8) uint2 {
+    u32 x, y;
+};
+struct alignas(16) uint4 {
+    u32 x, y, z, w;
+};
+struct Index {
+    u32 x;
+};
+using std::max;
+using std::min;
+
+#define LB_KERNEL(threads) extern "C" void
+#define LB_DEVICE inline
+
+struct Warp {
+    u32 values[32][6];
+    std::barrier<> meet{32};
+};
+
+thread_local Index threadIdx, blockIdx;
+thread_local Warp *warp_of_thread;
+std::barrier<> *block_meets;
+u8 *lb_shared;
+
+inline uint2 make_uint2(u32 x, u32 y) { return {x, y}; }
+
+inline void lb_require(bool what, const char *text) {
+    if (what) return;
+    std::fprintf(stderr, "%s\n", text);
+    std::abort();
+}
+
+inline void lb_expect(u64 *barrier, u32 bytes) { *barrier = bytes; }
+inline void lb_copy(u8 *to, const u8 *from, u32 bytes, u64 *barrier) {
+    lb_require(bytes % 16 == 0 && (u64)to % 16 == 0 && (u64)from % 16 == 0, "a copy of other than whole 16 bytes");
+    std::memcpy(to, from, bytes);
+    std::atomic_ref<u64>(*barrier).fetch_sub(bytes);
+}
+inline void lb_wait(u64 *barrier) { lb_require(*barrier == 0, "a barrier got other bytes than it expected"); }
+inline uint2 lb_load(const u16 *from) {
+    lb_require((u64)from % 8 == 0, "a load at an address that 8 does not divide");
+    return *(const uint2 *)from;
+}
+
+inline void lb_multiply(int *c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    Warp *warp = warp_of_thread;
+    const u32 own[] = {a0, a1, a2, a3, b0, b1}, lane = threadIdx.x % 32;
+    std::memcpy(warp->values[lane], own, sizeof own);
+    warp->meet.arrive_and_wait();
+    for (u32 i = 0; i < 4; i++) {
+        const u32 row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+        for (u32 k = 0; k < 32; k++) {
+            const u32 a = warp->values[row % 8 * 4 + k % 16 / 4][k / 16 * 2 + row / 8] >> k % 4 * 8 & 255;
+            const u32 b = warp->values[column * 4 + k % 16 / 4][4 + k / 16] >> k % 4 * 8 & 255;
+            c[i] += (int)a * (signed char)b;
+        }
+    }
+    warp->meet.arrive_and_wait();
+}
+
+template <typename T, typename F> T lb_over_warp(T x, F join) {
+    Warp *warp = warp_of_thread;
+    warp->values[threadIdx.x % 32][0] = (u32)x;
+    warp->meet.arrive_and_wait();
+    T all = (T)warp->values[0][0];
+    for (int i = 1; i < 32; i++) all = join(all, (T)warp->values[i][0]);
+    warp->meet.arrive_and_wait();
+    return all;
+}
+inline u32 lb_largest_of_warp(u32 x) {
+    return lb_over_warp(x, [](u32 a, u32 b) { return max(a, b); });
+}
+inline int lb_sum_of_warp(int x) {
+    return lb_over_warp(x, [](int a, int b) { return a + b; });
+}
+inline void lb_meet_warp() { warp_of_thread->meet.arrive_and_wait(); }
+inline void lb_meet() { block_meets->arrive_and_wait(); }
+
+inline u32 lb_larger_halves(u32 x, u32 y) { return max(x >> 16, y >> 16) << 16 | max(x & 0xffff, y & 0xffff); }
+inline u32 lb_bytes(u32 x, u32 y, u32 chosen) {
+    const u64 both = (u64)y << 32 | x;
+    u32 found = 0;
+    for (int i = 0; i < 4; i++) found |= (u32)(both >> (chosen >> 4 * i & 7) * 8 & 255) << 8 * i;
+    return found;
+}
+inline int lb_rounded(float x) { return std::isfinite(x) ? (int)std::nearbyint(x) : 0; }
+inline float lb_float(u32 bits) {
+    float x;
+    std::memcpy(&x, &bits, 4);
+    return x;
+}
+
+LB_KERNEL(0) lowbit_product(const u16 *, const float *, const u8 *, const u8 *, float *);
+
+/// Runs the kernel, a block after the other.
+extern "C" void run(const u16 *x, const float *scale, const u8 *codes0, const u8 *codes1, float *y, int blocks,
+                    int threads, int shared) {
+    lb_shared = (u8 *)std::aligned_alloc(128, (shared + 127) / 128 * 128);
+    for (int block = 0; block < blocks; block++) {
+        std::memset(lb_shared, 0xa5, shared);
+        std::barrier<> meets(threads);
+        block_meets = &meets;
+        auto warps = std::make_unique<Warp[]>(threads / 32);
+        std::vector<std::thread> all;
+        for (int thread = 0; thread < threads; thread++)
+            all.emplace_back([&, thread] {
+                threadIdx.x = thread, blockIdx.x = block, warp_of_thread = &warps[thread / 32];
+                lowbit_product(x, scale, codes0, codes1, y);
+            });
+        for (auto &thread : all) thread.join();
+    }
+    std::free(lb_shared);
+}

@@ -1,0 +1,95 @@
+"""The CUDA kernel, compiled for a processor: its results are those of whole numbers, bit for bit."""
+
+import ctypes
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lowbit import cuda
+from lowbit.cuda import product as cuda_product
+from lowbit.cuda.product import CudaTile
+from lowbit.pallas.tiles import cuda_shape
+from lowbit.pallas.weight import GpuWeight, prepack
+
+LEVELS = {
+    1: (-1, 1),
+    1.58: (-1, 0, 1),
+    2: (-1.5, -0.5, 0.5, 1.5),
+    3: range(-4, 4),
+    4: range(-8, 8),
+    8: range(-128, 128),
+}
+FLAGS = ("-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", "-Wno-unknown-pragmas", "-DLB_HOST")
+"""Not as it is for a GPU: there the compiler of CUDA decides what is fused, here nothing is."""
+CASES = [
+    # bits, tokens, outputs, inputs, tile: padded inputs, a last tile that is cut, chunks, digits kept and read anew
+    (1, 1, 20, 576, CudaTile(16, 1, 1)),
+    (1.58, 2, 16, 512, CudaTile(16, 2, 1)),
+    (2, 1, 40, 1024, CudaTile(32, 2, 2)),
+    (2, 3, 33, 324, CudaTile(16, 1, 1)),
+    (3, 1, 32, 1000, CudaTile(32, 1, 2)),
+    (4, 1, 16, 576, CudaTile(16, 2, 1)),
+    (4, 4, 17, 256, CudaTile(16, 1, 1)),
+    (8, 1, 18, 128, CudaTile(16, 1, 1)),
+]
+
+
+def _weight(bits: float, n: int, k: int) -> tuple[GpuWeight, np.ndarray]:
+    """A matrix, and its whole levels [n k]."""
+    levels = tuple(float(level) for level in LEVELS[bits])
+    rng = np.random.default_rng(int(10 * bits) + n)
+    codes = rng.integers(0, len(levels), (n, k)).astype(np.uint8)
+    scale = jnp.asarray(rng.uniform(0.5, 1.5, (1, n)), jnp.float32)
+    w = prepack(jnp.asarray(codes), scale, levels)
+    return w, codes.astype(np.int64) * w.levels.distance + w.levels.first
+
+
+def _expected(x: np.ndarray, levels: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """What the kernel promises: exact sums of activations in units of 2**-21, rounded once, then scaled."""
+    exponent = np.frexp(np.abs(x).max(axis=1, keepdims=True))[1] - 1
+    whole = np.rint(np.ldexp(x.astype(np.float64), 21 - exponent)).astype(np.int64)
+    return (whole @ levels.T).astype(np.float32) * (scale.T * np.ldexp(np.float32(1), exponent - 21))
+
+
+def _run(folder: Path, x: jax.Array, w: GpuWeight, tile: CudaTile) -> np.ndarray:
+    shape = cuda_shape(w, len(x))
+    assert shape is not None
+    assert cuda.fits(shape, tile)
+    library = folder / "product.so"
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or "clang++"
+    defines = [f"-D{name}={value}" for name, value in cuda_product.defines(shape, tile).items()]
+    headers = ["-include", str(Path(__file__).with_name("host.h"))]
+    source = str(cuda_product.SOURCES[1])
+    subprocess.run([compiler, *FLAGS, *defines, *headers, "-x", "c++", source, "-o", str(library)], check=True)
+    y = np.full((shape.tokens, shape.outputs), np.nan, np.float32)
+    arrays = [np.asarray(a) for a in (jax.lax.bitcast_convert_type(x, jnp.uint16), w.scale, w.words[0], w.words[-1])]
+    pointers = [ctypes.c_void_p(a.ctypes.data) for a in (*arrays, y)]
+    blocks = -(-shape.outputs // tile.rows)
+    ctypes.CDLL(str(library)).run(*pointers, blocks, 32 * tile.warps, cuda_product.shared_bytes(shape, tile))
+    return y
+
+
+@pytest.mark.parametrize(("bits", "tokens", "n", "k", "tile"), CASES)
+def test_results_are_those_of_whole_numbers(
+    tmp_path: Path, bits: float, tokens: int, n: int, k: int, tile: CudaTile
+) -> None:
+    w, levels = _weight(bits, n, k)
+    # An outlier, beside which small numbers lose their last bits: those of the reference lose the same.
+    x = jax.random.normal(jax.random.key(n), (tokens, k)).astype(jnp.bfloat16).at[:, 5].set(300.0)
+    y = _run(tmp_path, x, w, tile)
+    np.testing.assert_array_equal(y, _expected(np.asarray(x, np.float32), levels, np.asarray(w.scale)))
+
+
+def test_what_is_not_finite_spoils_its_token_alone(tmp_path: Path) -> None:
+    w, levels = _weight(2, 16, 512)
+    x = jnp.ones((3, 512), jnp.bfloat16).at[0, 7].set(jnp.inf).at[2].set(0)
+    y = _run(tmp_path, x, w, CudaTile(16, 1, 1))
+    assert np.isnan(y[0]).all()
+    np.testing.assert_array_equal(y[1], levels.sum(axis=1).astype(np.float32) * np.asarray(w.scale)[:, 0])
+    assert not y[2].any()
