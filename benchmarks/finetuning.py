@@ -75,6 +75,8 @@ ROWS = (
     Row("rounding", "rtn"),
     Row("rounding to NF4", "", widths=(4.0,)),
     Row("rounding to ParetoQ's grid", "", widths=(3.0, 2.0)),
+    Row("rounding to NF4, 8-bit scales", "", "qlora:double", widths=(4.0,), rank=0),
+    Row("rounding to ParetoQ's grid, 8-bit scales", "", "qlora:double", widths=(2.0,), rank=0),
     Row("GPTQ", "gptq"),
     Row("Block-AP", "block_ap"),
     Row("PEQA, from rounding", "rtn", "peqa", SCALES),
@@ -84,6 +86,8 @@ ROWS = (
     Row("QLoRA, from GPTQ", "gptq", "qlora:grid=zero_point", FACTORS),
     Row("QLoRA, from NF4", "", "qlora", FACTORS, widths=(4.0,)),
     Row("QLoRA, from ParetoQ's grid", "", "qlora", FACTORS, widths=(3.0, 2.0)),
+    Row("QLoRA, from NF4, 8-bit scales", "", "qlora:double", FACTORS, widths=(4.0,)),
+    Row("QLoRA, from ParetoQ's grid, 8-bit scales", "", "qlora:double", FACTORS, widths=(2.0,)),
     Row("LoftQ's start", "", "loftq"),
     Row("LoftQ, rank 4", "", "loftq", FACTORS, rank=4),
     Row("LoftQ", "", "loftq", FACTORS),
@@ -220,7 +224,7 @@ class Bench:
         }
         config = configs.load(spec, [f"{key}={value}" for key, value in settings.items()])
         if config.adapters.rank:
-            config.adapters.rank = (row.rank or options.rank) if row.config else 0
+            config.adapters.rank = (options.rank if row.rank is None else row.rank) if row.config else 0
         return config
 
 

@@ -2,7 +2,8 @@
 
 Paper: QLoRA, arXiv 2305.14314: NormalFloat in groups of 64, adapters on all linear layers, a constant learning rate and
     gradients clipped to 0.3. Its rank of 64 is for matrices of 4,096 and more. In one of 576 by 576 it would cost 3.6
-    bits a weight, so it is 16, as alpha is. Scales are float16, 0.25 bits a weight; the paper's, quantized too, 0.127.
+    bits a weight, so it is 16, as alpha is. Scales are float16, 0.25 bits a weight; `double` quantizes them once more, as
+    the paper does: 0.127.
 Command: python -m lowbit train configs/qlora_smollm2.py:bits=4 --config.run_folder=runs/smollm2_qlora_w4
     --config.model.source=SmolLM2-135M-Instruct.Q4_1.gguf --config.data.train=task.npy --config.data.valid=val.npy
     (the hub's HuggingFaceTB/SmolLM2-135M is the default source; texts are taken in place of .npy tokens)
@@ -15,8 +16,8 @@ Hardware: one H100 with 80 GB.
 Time: 58 seconds for 10 M tokens.
 Expected: 3.154 / 3.076 nats/token at 4 bits (NF4), 4.399 / 4.850 at 2 (val / WikiText-2 valid):
     experiments/2026-11-22_smollm2_finetuning_{4,2}_bits. 3 bits: on the quickstart's model, docs/finetuning.md.
-Variants: bits=2|3|4; grid=nf4|paretoq|zero_point, by default NF4 at 4 bits and ParetoQ's at 2 and 3; rank=16|N; smoke
-    trains two steps of a tiny model from scratch.
+Variants: bits=2|3|4; grid=nf4|paretoq|zero_point, by default NF4 at 4 bits and ParetoQ's at 2 and 3; rank=16|N;
+    double quantizes scales too; smoke trains two steps of a tiny model from scratch.
 """
 
 from lowbit.config import ConfigDict, base, choose, shrink, variants
@@ -34,7 +35,7 @@ SMOKE_GROUP, SMOKE_RANK = 16, 4
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    variant = variants(arg, bits=4.0, grid="", rank=16, smoke=False)
+    variant = variants(arg, bits=4.0, grid="", rank=16, double=False, smoke=False)
     usual = choose("recipe for bits", variant.bits, GRIDS)
     method = choose("grid", variant.grid or usual, METHODS)
     if method == "nf4":
@@ -48,6 +49,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.quant.symmetric = method != "rtn"
     config.quant.bits = variant.bits
     config.quant.granularity = 64
+    config.quant.double_quant = variant.double
     config.adapters.rank = variant.rank
     config.adapters.alpha = 16.0
 
