@@ -2,8 +2,8 @@
 
 Paper: QLoRA, arXiv 2305.14314: NormalFloat in groups of 64, adapters on all linear layers, a constant learning rate and
     gradients clipped to 0.3. Its rank of 64 is for matrices of 4,096 and more. In one of 576 by 576 it would cost 3.6
-    bits a weight, so it is 16, as alpha is. Scales are float16, 0.25 bits a weight; `double` quantizes them once more, as
-    the paper does: 0.127.
+    bits a weight, so it is 16, as alpha is. Scales are float16, 0.25 bits a weight; `double` quantizes them once more,
+    as the paper does: 0.127.
 Command: python -m lowbit train configs/qlora_smollm2.py:bits=4 --config.run_folder=runs/smollm2_qlora_w4
     --config.model.source=SmolLM2-135M-Instruct.Q4_1.gguf --config.data.train=task.npy --config.data.valid=val.npy
     (the hub's HuggingFaceTB/SmolLM2-135M is the default source; texts are taken in place of .npy tokens)
