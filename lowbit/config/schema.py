@@ -65,6 +65,13 @@ def base() -> ConfigDict:
                 # token between documents, or its id; "" takes what token folders say, or the tokenizer's eos token
                 "separator": config_dict.FieldReference("", field_type=object),
             },
+            "coreset": {  # training on a part of the windows, chosen anew as the model learns
+                "share": 1.0,  # of data.train's windows; 1 reads all
+                # How far the model is from the token that came: "error"; from the teacher: "disagreement"; "mixed" goes
+                # from the first to the second along a cosine; "random" is their control
+                "score": "mixed",
+                "every_steps": 0,  # steps after which windows are chosen anew; 0: when all that are chosen were read
+            },
             "quant": {
                 "method": "paretoq",  # "paretoq", "rtn", "llmqat", "absmean_ternary", "onebit", "nf4", "float"
                 "bits": 2.0,  # 1, 1.58, 2, 3 or 4, and rtn and llmqat up to 8; read by methods that come in widths
@@ -182,6 +189,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
     config.model.rotate = False
     config.model.source_scales = False
     config.distill.update({"weight": 0.0, "hidden_weight": 0.0, "attention_weight": 0.0, "cache": ""})
+    config.coreset.update({"share": 1.0, "score": "mixed", "every_steps": 0})
     config.train.update({"tokens": 512, "batch_size": 8, "sequence_length": 32, "accumulate": 1, "loss_chunks": 2})
     config.evaluation.update({"every_steps": 0, "windows": 8, "batch_size": 8})
     config.log.every_steps = 1

@@ -34,6 +34,22 @@ def epoch_order(seed: int, epoch: int, n: int, places: NDArray[np.int64]) -> NDA
     return feistel(np.asarray(keys, np.uint64), n, places)
 
 
+def endless_order(seed: int, first: int, n: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Returns which of n windows stand at some places of epochs that follow each other without a gap.
+
+    Args:
+      seed: of the run.
+      first: the epoch that place 0 is in.
+      n: number of windows.
+      places: `[p]`, ascending.
+    """
+    order = np.empty(len(places), np.int64)
+    for epoch in range(int(places[0]) // n, int(places[-1]) // n + 1):
+        inside = places // n == epoch
+        order[inside] = epoch_order(seed, first + epoch, n, places[inside] % n)
+    return order
+
+
 def feistel(keys: NDArray[np.uint64], n: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
     """Returns the images `[p]` of places under the permutation of 0 to n - 1 that the keys choose, one a round."""
     half = np.uint64(max(1, -(-(n - 1).bit_length() // 2)))

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lowbit.data.order import epoch_order
+from lowbit.data.order import endless_order
 from lowbit.errors import DataError
 
 Tokens = NDArray[np.unsignedinteger]  # uint16 or uint32
@@ -166,12 +166,8 @@ class TokenDataset:
         """Returns the windows of a batch over all processes, `[B]`."""
         if step < 0:
             raise DataError(f"a batch for step {step}", "count steps from 0")
-        n = self.epoch_windows
         places = step * self.batch_size + np.arange(self.batch_size, dtype=np.int64)
-        order = np.empty(self.batch_size, np.int64)
-        for epoch in range(int(places[0]) // n, int(places[-1]) // n + 1):
-            inside = places // n == epoch
-            order[inside] = epoch_order(self.seed, epoch, n, places[inside] % n)
+        order = endless_order(self.seed, 0, self.epoch_windows, places)
         return order if self.subset is None else np.asarray(self.subset, np.int64)[order]
 
     def batch(self, step: int) -> NDArray[np.int32]:

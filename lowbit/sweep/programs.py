@@ -32,14 +32,15 @@ def make_groups(points: Sequence[Point], at_once: int) -> list[Group]:
 
     What may differ inside of a program: the seed, the peak learning rate, and the width of ParetoQ's grids where no
     scales are taken over and there are no adapters. A point that has no other of its kind, or whose parameters are cut
-    over devices, is a run of its own; with `at_once` = 0 every point is.
+    over devices, or that chooses its windows, is a run of its own; with `at_once` = 0 every point is.
     """
     alike: dict[str, list[Point]] = {}
     for point in points:
         alike.setdefault(_program(point.config), []).append(point)
     groups = []
     for members in alike.values():
-        if at_once == 0 or len(members) == 1 or _is_cut(members[0].config):
+        chooses = members[0].config.coreset.share != 1.0  # windows of its own
+        if at_once == 0 or len(members) == 1 or _is_cut(members[0].config) or chooses:
             groups += [Group((point,), 0) for point in members]
         else:
             groups.append(Group(tuple(members), _size(len(members), at_once)))

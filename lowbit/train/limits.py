@@ -31,6 +31,8 @@ LIMITS = {
     "model.architecture.rope_theta": POSITIVE,
     "model.architecture.rms_norm_eps": POSITIVE,
     "activations.calibration": COUNT,
+    "coreset.share": SOME,
+    "coreset.every_steps": COUNT_OR_NONE,
     "distill.weight": SHARE,
     "distill.temperature": POSITIVE,
     "distill.hidden_weight": NOT_NEGATIVE,

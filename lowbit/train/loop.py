@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding
 
 from lowbit import config as configs
 from lowbit.config import ConfigDict
+from lowbit.data.coreset import CoresetDataset
 from lowbit.distill.objectives import PARTS
 from lowbit.evals import Evaluation, evaluate
 from lowbit.locks import check_free, sole_writer
@@ -23,6 +24,7 @@ from lowbit.strict_json import finite
 from lowbit.train import processes, sharding
 from lowbit.train.broken import BrokenStep, examine
 from lowbit.train.checkpoints import Checkpoints, Progress, opened
+from lowbit.train.coreset import Chooser
 from lowbit.train.disk import full_disk_explained
 from lowbit.train.metrics import Log, Meter
 from lowbit.train.objectives import nll_function
@@ -107,7 +109,10 @@ def train(experiment: Experiment, *, resume: bool = False) -> Result:
             ) as recorder,
         ):
             nll = evaluator(experiment, shardings)
-            one_pass = _Run(experiment, folder, checkpoints, clock, log, recorder, stop, progress, step_fn, nll)
+            chooser = make_chooser(experiment, shardings)
+            one_pass = _Run(
+                experiment, folder, checkpoints, clock, log, recorder, stop, progress, step_fn, nll, chooser
+            )
             try:
                 return one_pass.to_the_end(state)
             except BrokenStep as error:
@@ -147,10 +152,11 @@ class _Run:
         start: Progress,
         step_fn: TrainStep,
         nll: Callable[[TrainState, np.ndarray], jax.Array],
+        chooser: Chooser | None,
     ):
         self.experiment, self.folder, self.checkpoints = experiment, folder, checkpoints
         self.clock, self.log, self.stop, self.start = clock, log, stop, start
-        self.recorder, self.step_fn, self.nll = recorder, step_fn, nll
+        self.recorder, self.step_fn, self.nll, self.chooser = recorder, step_fn, nll, chooser
         self.agreement = processes.Agreement(experiment.mesh)
         self.config = experiment.config
         self.steps = configs.steps(self.config)
@@ -166,6 +172,10 @@ class _Run:
             # The run was stopped between a checkpoint and the evaluation that was due.
             self.evaluate(state, self.start.step, without=self.log.evaluated(self.start.step))
         for step in range(self.start.step + 1, self.steps + 1):
+            if self.chooser is not None and self.chooser.is_due(step - 1):
+                self.catch_up()  # a broken state would choose by numbers that are none
+                self.chooser.choose(state, step - 1)
+                self.meter.restart(self.tokens(step - 1))
             batch = sharding.shard_batch(self.experiment.mesh, self.experiment.train.batch(step - 1))
             state, metrics = self.recorder.watch(step, self.step_fn, state, batch)
             self.recent.append((step, metrics))
@@ -290,6 +300,13 @@ def evaluator(experiment: Experiment, shardings: TrainState) -> Callable[[TrainS
         out_shardings=NamedSharding(experiment.mesh, sharding.REPLICATED),
     )
     return lambda state, batch: compiled(state, sharding.put_whole(batch, rows))
+
+
+def make_chooser(experiment: Experiment, shardings: TrainState) -> Chooser | None:
+    """Returns what chooses windows, None where all are read."""
+    if experiment.scorer is None or not isinstance(experiment.train, CoresetDataset):
+        return None
+    return Chooser(experiment.config, experiment.train, experiment.scorer, shardings, experiment.mesh)
 
 
 def _model_variables(state: TrainState) -> dict[str, Any]:

@@ -6,6 +6,7 @@ checkpoints/<step>/  see `lowbit.train.checkpoints`
 metrics.jsonl        one line a log point
 evaluations.jsonl    one line a text and evaluation
 recorder.jsonl       one line a record of `lowbit.train.recorder`
+coresets/<step>.npy  the windows that were chosen after so many steps, where a run reads a part of them
 broken/              see `lowbit.train.broken`: of a run that a NaN stopped
 result.json          written last: a folder without it is a run that did not finish
 """

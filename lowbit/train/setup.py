@@ -26,6 +26,7 @@ from lowbit.models.pretrained import Pretrained
 from lowbit.models.rotation import rotate, rotated_config
 from lowbit.train import sharding
 from lowbit.train.activations import calibrate
+from lowbit.train.coreset import Scorer, check_coreset, make_scorer, with_coreset
 from lowbit.train.learner import check_length, check_program, make_learner, make_model, make_plan
 from lowbit.train.objectives import next_token
 from lowbit.train.sources import load_scales, load_source
@@ -57,6 +58,7 @@ class Experiment:
       byte_lengths: UTF-8 bytes of each token, None without a tokenizer or with one that can lose text.
       tokenizer_files: what the run folder keeps of the tokenizer.
       teacher: fingerprint of the teacher among the constants; "" where none teaches.
+      scorer: by which windows are chosen, where `train` is a `CoresetDataset`.
       scales: collections "quant" and "grid" that the run starts with; None makes them of the masters.
       ranges: static ranges of activations, which stand in the collection "grid".
     """
@@ -76,6 +78,7 @@ class Experiment:
     byte_lengths: np.ndarray | None
     tokenizer_files: Mapping[str, bytes]
     teacher: str = ""
+    scorer: Scorer | None = None
     scales: Tree | None = None
     ranges: Ranges = dataclasses.field(default_factory=dict)
 
@@ -136,6 +139,7 @@ def prepare(config: ConfigDict) -> Experiment:
     sharding.check_batch(mesh, config.train.batch_size, config.train.accumulate)
     sharding.check_batch(mesh, config.evaluation.batch_size, 1)
     check_distill(config)
+    check_coreset(config)
     check_names(config.data.train, config.data.valid)
 
     source = load_source(config) if config.model.source else None
@@ -161,6 +165,7 @@ def prepare(config: ConfigDict) -> Experiment:
     live = None if config.distill.cache else teacher
     if teacher is not None and config.distill.cache:
         train = open_cache(config, teacher, cfg, train, texts.separator)
+    train = with_coreset(config, train)
     objective = make_objective(config, model, None if live is None else live.cfg)
     if isinstance(train, TaughtDataset):
         objective = distill_from_cache(model, make_mix(config), train.cache.identity.k, config.train.loss_chunks)
@@ -193,6 +198,7 @@ def prepare(config: ConfigDict) -> Experiment:
         byte_lengths=texts.byte_lengths,
         tokenizer_files=tokenizer_files,
         teacher="" if teacher is None else teacher.fingerprint,
+        scorer=make_scorer(config, model, None if live is None else make_teacher_model(config, model, live.cfg)),
         scales=load_scales(config) if config.model.source_scales else None,
         ranges=ranges,
     )
@@ -225,9 +231,13 @@ def make_objective(config: ConfigDict, model: Transformer, teacher: LlamaConfig 
     chunks = config.train.loss_chunks
     if teacher is None:
         return next_token(model, chunks)
+    return distill(make_teacher_model(config, model, teacher), model, make_mix(config), chunks)
+
+
+def make_teacher_model(config: ConfigDict, student: Transformer, cfg: LlamaConfig) -> Transformer:
+    """Returns the float model of a teacher of these sizes, that sees of a window what its student sees."""
     # No gradient reaches the teacher: nothing of it is kept, so nothing is computed again.
-    wise = make_model(config, teacher, None).clone(remat="none", separator=model.separator)
-    return distill(wise, model, make_mix(config), chunks)
+    return make_model(config, cfg, None).clone(remat="none", separator=student.separator)
 
 
 def start_sizes(config: ConfigDict, source: LlamaConfig | None) -> LlamaConfig:

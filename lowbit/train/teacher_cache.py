@@ -113,6 +113,11 @@ def check_cacheable(config: ConfigDict) -> None:
         raise ConfigError("distill.weight=0: the run learns from no teacher's logits", "set --config.distill.weight")
     if config.distill.cache:
         raise ConfigError(f"distill.cache={config.distill.cache} is what the run reads", "leave it out")
+    if config.coreset.share != 1.0:
+        raise ConfigError(
+            f"coreset.share={config.coreset.share:g}: which windows the run reads is seen when it runs",
+            "leave coreset.share out",
+        )
     check_needs_no_teacher(make_mix(config))
 
 
