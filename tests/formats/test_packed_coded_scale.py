@@ -174,3 +174,24 @@ def test_a_step_that_is_no_number_is_refused_when_the_file_is_opened(path):
     path.write_bytes(raw)
     with pytest.raises(FormatError, match=r"model.lowbit: tensor 'a.kernel': a step or the mean of scales is NaN"):
         formats.read(path)
+
+
+def test_any_bytes_of_the_second_level_give_finite_scales_above_0_or_are_refused(path):
+    sound = path.read_bytes()
+    coded = make_coded()
+    places = [(sound.index(part.tobytes()), part.nbytes) for part in (coded.codes, coded.steps, coded.mean)]
+    rng = np.random.default_rng(0)
+    refused = 0
+    for case in range(600):
+        raw = bytearray(sound)
+        begin, size = places[case % 3]
+        at = begin + 4 * int(rng.integers(size // 4))
+        raw[at : at + 4] = rng.bytes(4) if case % 2 else np.float32(10.0 ** rng.integers(-45, 39)).tobytes()
+        path.write_bytes(raw)
+        try:
+            scale = formats.read(path).tensors["a.kernel"].scale
+        except FormatError:
+            refused += 1
+            continue
+        assert np.all(np.isfinite(scale) & (scale > 0))
+    assert 0 < refused < 20  # of random float32 numbers, one of 128 is none
