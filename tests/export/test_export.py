@@ -82,7 +82,8 @@ def trained(quantizer, embedding, cfg=CFG):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_packed_file_is_the_trained_model(name, tmp_path):
-    params, rules, state = trained(METHODS[name], stored_as(jnp.bfloat16) if name == "float" else transposed(rtn(8)))
+    embeddings = {"float": stored_as(jnp.bfloat16), "doubled": transposed(doubled(rtn(8, 16)))}
+    params, rules, state = trained(METHODS[name], embeddings.get(name, transposed(rtn(8))))
     formats.write(tmp_path / "m.lowbit", pack_model(CFG, params, rules, state, {}, {"method": name}))
     packed = formats.read(tmp_path / "m.lowbit", verify=True)
     result = verify(packed, CFG, params, rules, state, TOKENS)
