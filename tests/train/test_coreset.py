@@ -4,6 +4,9 @@ import dataclasses
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -139,6 +142,36 @@ def test_runs_on_a_mesh_learn_what_one_device_learns(make, taught):
         losses.append([json.loads(row)["loss"] for row in rows])
     # Sums of float32 in another order; windows of other scores would be 0.01 nats apart.
     np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+WORKER = """
+import sys
+from pathlib import Path
+from lowbit.config import from_json
+from lowbit.train import run
+from lowbit.train.distributed import connect
+config, coordinator, index = sys.argv[1:]
+connect(coordinator, 2, int(index))
+run(from_json(Path(config).read_text(), config))
+"""
+
+
+def test_two_processes_choose_what_one_chooses(make, tmp_path):
+    settings = (*ERROR, "coreset.every_steps=2", "train.tokens=768")
+    one, two = make("one", *settings), make("two", *settings, "mesh.fsdp=2", "mesh.tensor=2")
+    (tmp_path / "config.json").write_text(to_json(two))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        coordinator = f"localhost:{free.getsockname()[1]}"
+    env = os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")}
+    arguments = [sys.executable, "-c", WORKER, str(tmp_path / "config.json"), coordinator]
+    both = [subprocess.Popen([*arguments, index], env=env, stderr=subprocess.PIPE, text=True) for index in "01"]
+    errors = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], "".join(errors)
+    run(one)
+    for step in (0, 2):
+        chosen = [np.load(Path(config.run_folder) / "coresets" / f"{step}.npy") for config in (one, two)]
+        np.testing.assert_array_equal(*chosen)
 
 
 def test_all_windows_are_read_as_ever(make):
