@@ -114,6 +114,16 @@ def test_a_choice_stays_for_so_many_steps_and_moments_of_who_leaves_die_away():
     np.testing.assert_allclose(moments[..., 1], wanted, rtol=16 * EPS)
 
 
+def test_runs_side_by_side_choose_by_themselves():
+    _, optimizer = partly(adamw, choice="network")
+    each = [(a_tree(seed), a_tree(seed + 9)) for seed in (0, 1)]
+    both, grads = (jax.tree.map(lambda *x: jnp.stack(x), *trees) for trees in zip(*each, strict=True))
+    _, state = jax.jit(jax.vmap(optimizer.update))(grads, jax.vmap(optimizer.init)(both), both)
+    wanted = [optimizer.update(own, optimizer.init(params), params)[1].chosen for params, own in each]
+    jax.tree.map(lambda got, *own: np.testing.assert_array_equal(got, np.stack(own)), state.chosen, *wanted)
+    assert not np.array_equal(*state.chosen["params"]["kernel"])
+
+
 def test_a_run_trains_a_share_of_the_channels_and_all_scales(make):
     config = make("run", *EFQAT, "train.tokens=768", "optimizer.frozen=params/(?!layers/.*kernel).*")
     start = prepare(config).initial_state()
