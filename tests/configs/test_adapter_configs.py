@@ -19,6 +19,7 @@ KERNEL = "layers/mlp/up_proj/kernel"
         ("qlora_smollm2.py", "nf4_zero16"),
         ("qlora_smollm2.py:bits=4,grid=zero_point", "rtn4_minmax_zero16"),
         ("qlora_smollm2.py:bits=2,rank=8", "paretoq2_zero8"),
+        ("qlora_smollm2.py:double", "nf4_doubled_zero16"),
         ("loftq_smollm2.py", "nf4_loftq16"),
         ("loftq_smollm2.py:bits=3,rounds=1", "paretoq3_loftq16"),
     ],
