@@ -1,6 +1,7 @@
 // What product.cu asks of a GPU of compute capability 9.0 beyond C++: copies into shared memory that a barrier counts,
 // and products of bytes by tensor cores. Tests have a file of the same names for processors.
 #pragma once
+#ifndef LB_HOST
 
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -57,6 +58,13 @@ LB_DEVICE void lb_multiply(int *c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b
                  : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+/// The sum over the eight threads that stand side by side.
+LB_DEVICE int lb_sum_of_eight(int x) {
+    for (int step = 1; step < 8; step *= 2) x += __shfl_xor_sync(~0u, x, step);
+    return x;
+}
+/// The number of the other one of two neighbouring threads.
+LB_DEVICE float lb_from_neighbour(float x) { return __shfl_xor_sync(~0u, x, 1); }
 LB_DEVICE u32 lb_largest_of_warp(u32 x) { return __reduce_max_sync(~0u, x); }
 LB_DEVICE int lb_sum_of_warp(int x) { return __reduce_add_sync(~0u, x); }
 LB_DEVICE void lb_meet_warp() { __syncwarp(); }
@@ -67,3 +75,5 @@ LB_DEVICE u32 lb_larger_halves(u32 x, u32 y) { return __vmaxu2(x, y); }
 LB_DEVICE u32 lb_bytes(u32 x, u32 y, u32 chosen) { return __byte_perm(x, y, chosen); }
 LB_DEVICE int lb_rounded(float x) { return __float2int_rn(x); }
 LB_DEVICE float lb_float(u32 bits) { return __uint_as_float(bits); }
+
+#endif

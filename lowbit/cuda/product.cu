@@ -1,150 +1,31 @@
-// Few tokens times packed weights, f32[TOKENS OUTPUTS] of bf16[TOKENS INPUTS]. Sums are whole numbers, exact.
+// Few tokens times packed weights, f32[TOKENS OUTPUTS] of bf16[TOKENS INPUTS].
 //
-// A block has some tiles of 16 outputs. It first asks for all codes of these at once, by copies into shared memory, which
-// keep memory busy without registers or instructions; the activations come before them, or they would wait behind.
+// A block has some tiles of 16 outputs. It asks for all codes of these at once, by copies into shared memory, which keep
+// memory busy without registers or instructions; the activations are asked for before, or they would wait behind codes.
 // Meanwhile activations become whole numbers in units of 2^-21 of the power of two below the largest of their token, as
 // three signed bytes each. Tensor cores multiply codes, masked out of the bytes that hold several of them, with these:
 // bytes of activations are columns. Fields are not shifted: sums of a field are, once, at the end. Inputs are shared out
-// among warps; what warps have is added up in whole numbers, so results do not depend on how work is cut.
-//
-// Defined from outside: INPUTS, OUTPUTS, TOKENS; BITS and SPAN of the layout of lowbit.pallas.weight and its BLOCKS;
-// FIRST and DISTANCE, whole levels of codes; TILES, WARPS and CHUNKS of a block, which divide BLOCKS; SHARED, its bytes.
-#ifndef LB_HOST
+// among warps. With one scale an output, sums are whole numbers until the end, and do not depend on how work is cut.
 #include "device.h"
-#endif
 
-constexpr int THREADS = 32 * WARPS;
-constexpr int ROWS = 16 * TILES;
-constexpr int UNIT = 64;                                       // bytes of a row that a warp multiplies at a time
-constexpr int PARTS = BITS == 3 ? 2 : 1;                       // 3 bits are 2 and 1
-constexpr int PAIRS = 8 / (BITS == 3 ? 1 : BITS);              // pairs of planes of a block
-constexpr int PADDED = BLOCKS * PAIRS * 2 * SPAN;              // inputs of a row, filled up
-constexpr int DIGITS = 3;                                      // bytes of an activation
-constexpr int COLUMNS = DIGITS * TOKENS;
-constexpr int WIDE = (COLUMNS + 7) / 8;                        // products of 8 columns
-constexpr int STRIDE = PADDED + (PADDED % 128 == 0 ? 64 : 0);  // of columns: 64 beyond 128, see `row_stride`
-constexpr int QUADS = PADDED / 8;                              // four halfwords, of two planes
-constexpr int TURNS = (QUADS + THREADS - 1) / THREADS;
-constexpr int ONE = 127;                                       // exponent of 1.0
-constexpr int PLACES = 21;                                     // below the largest power of two
+#include "block.h"
 
-LB_DEVICE constexpr int part_bits(int part) { return PARTS == 1 ? BITS : 2 - part; }
-LB_DEVICE constexpr int row_bytes(int part) { return PADDED / 8 * part_bits(part); }
-// Rows lie 64 bytes beyond a multiple of 128 apart: the 16 bytes of each of 8 threads then are in different banks.
-LB_DEVICE constexpr int row_stride(int part) { return row_bytes(part) + (row_bytes(part) % 128 == 0 ? 64 : 0); }
-
-constexpr int SUMS = 4 * WARPS * ROWS * COLUMNS;
-static_assert(ROWS <= THREADS, "an output for each thread at most");
-static_assert(SHARED == ROWS * (row_stride(0) + (PARTS == 2 ? row_stride(PARTS - 1) : 0)) + COLUMNS * STRIDE +
-                            8 * TILES * CHUNKS + SUMS + 12 * TOKENS * WARPS,
-              "shared memory is not what was asked for");
-
-struct Shared {
-    u64 *barriers;  // [CHUNKS TILES]
-    u8 *digits;     // [COLUMNS STRIDE]
-    int *sums;      // [WARPS ROWS COLUMNS]
-    u32 *largest;   // [TOKENS WARPS]
-    int *totals;    // [TOKENS WARPS 2]
-    u8 *codes0;     // [ROWS stride]
-    u8 *codes1;     // of the second part
-
-    LB_DEVICE explicit Shared(u8 *at) {
-        codes0 = at;
-        codes1 = at += ROWS * row_stride(0);
-        if (PARTS == 2) at += ROWS * row_stride(PARTS - 1);
-        digits = at, at += COLUMNS * STRIDE;
-        barriers = (u64 *)at, at += 8 * TILES * CHUNKS;
-        sums = (int *)at, at += SUMS;
-        largest = (u32 *)at, at += 4 * TOKENS * WARPS;
-        totals = (int *)at;
-    }
-};
-
-// The first of the inputs whose digits lie at 8 * quad: four of a plane, and SPAN further on four of the next.
-LB_DEVICE u32 first_input(u32 quad) {
-    const u32 within = quad % 8 * 4, pair = quad / 8 % PAIRS, unit = quad / 8 / PAIRS;
-    const u32 block = unit / (SPAN / 32), half = unit % (SPAN / 32);
-    return (block * PAIRS + pair) * 2 * SPAN + half * 32 + within;
-}
-
-// Activations of a token as they lie in memory, from which on threads count.
-struct Loaded {
-    uint2 pairs[TURNS][2];
-
-    LB_DEVICE void load(const u16 *x) {
-#pragma unroll
-        for (int turn = 0; turn < TURNS; turn++) {
-            const u32 quad = turn * THREADS + threadIdx.x;
-#pragma unroll
-            for (int plane = 0; plane < 2; plane++) {
-                const u32 input = first_input(quad) + plane * SPAN;
-                pairs[turn][plane] = make_uint2(0, 0);
-                if ((QUADS % THREADS == 0 || quad < QUADS) && (PADDED == INPUTS || input < INPUTS)) pairs[turn][plane] = lb_load(x + input);
-            }
-        }
-    }
-
-    // The bits of the largest magnitude.
-    LB_DEVICE u32 largest() const {
-        u32 found = 0;
-#pragma unroll
-        for (int turn = 0; turn < TURNS; turn++) {
-#pragma unroll
-            for (int plane = 0; plane < 2; plane++) {
-                found = lb_larger_halves(found, pairs[turn][plane].x & 0x7fff7fff);
-                found = lb_larger_halves(found, pairs[turn][plane].y & 0x7fff7fff);
-            }
-        }
-        return max(found << 16, found & 0xffff0000);
-    }
-
-    // Writes the bytes of activations, lowest first, a column each, and returns their sum.
-    LB_DEVICE int split(u8 *digits, float scale) const {
-        int total = 0;
-#pragma unroll
-        for (int turn = 0; turn < TURNS; turn++) {
-            const u32 quad = turn * THREADS + threadIdx.x;
-            u32 bytes[DIGITS][2];
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                // Two inputs of a plane and two of the next take turns, as the bytes of their codes do.
-                const u32 even = half ? pairs[turn][0].y : pairs[turn][0].x;
-                const u32 odd = half ? pairs[turn][1].y : pairs[turn][1].x;
-                int v[4] = {lb_rounded(lb_float(even << 16) * scale), lb_rounded(lb_float(odd << 16) * scale),
-                            lb_rounded(lb_float(even & 0xffff0000) * scale),
-                            lb_rounded(lb_float(odd & 0xffff0000) * scale)};
-                total += (v[0] + v[1]) + (v[2] + v[3]);
-                // Bytes of v + 0x808080 are by 128 more than signed digits of v.
-#pragma unroll
-                for (int i = 0; i < 4; i++) v[i] = (v[i] + 0x808080) ^ 0x808080;
-                const u32 first = lb_bytes(v[0], v[1], 0x5140), last = lb_bytes(v[2], v[3], 0x5140);
-                bytes[0][half] = lb_bytes(first, last, 0x5410);
-                bytes[1][half] = lb_bytes(first, last, 0x7632);
-                bytes[2][half] = lb_bytes(lb_bytes(v[0], v[1], 0x0062), lb_bytes(v[2], v[3], 0x0062), 0x5410);
-            }
-            if (QUADS % THREADS == 0 || quad < QUADS) {
-#pragma unroll
-                for (int digit = 0; digit < DIGITS; digit++)
-                    *(uint2 *)(digits + digit * STRIDE + 8 * quad) = make_uint2(bytes[digit][0], bytes[digit][1]);
-            }
-        }
-        return total;
-    }
-};
-
-// The exponent of the power of two below the largest activation, but never so small that its inverse is no number.
-LB_DEVICE int exponent_of(u32 largest) { return max((int)(largest >> 23) - ONE, -100); }
+#include "activations.h"
 
 template <int PART> struct Part {
-    static constexpr int BIT = part_bits(PART), FIELDS = 8 / BIT, UNITS = row_bytes(PART) / UNIT / CHUNKS;
-    static constexpr int EACH = (UNITS + WARPS - 1) / WARPS;  // units of a warp in a chunk
+    static constexpr int BIT = part_bits(PART), FIELDS = 8 / BIT;
+    static constexpr int UNITS = row_bytes(PART) / UNIT / CHUNKS;
+    static constexpr int RUN = GROUPED ? SPAN / 32 : 1;               // units that are added up before they are scaled
+    static constexpr int RUNS = UNITS / RUN;                          // of a chunk
+    static constexpr int EACH = (RUNS + WARPS - 1) / WARPS;           // runs of a warp
+    static constexpr int ROUNDER = GROUPED ? 0x4b400000 : 0;          // the bits of 1.5 * 2^23: a sum on top is a float
     // Digits that all tiles meet stay in registers, if these are not too many.
-    static constexpr bool HELD = PARTS == 1 && TILES > 1 && EACH * FIELDS * WIDE <= 16;
+    static constexpr bool HELD = PARTS == 1 && TILES > 1 && EACH * RUN * FIELDS * WIDE <= 16;
 
-    uint4 held[HELD ? EACH : 1][WIDE][FIELDS];
+    uint4 held[HELD ? EACH * RUN : 1][WIDE][FIELDS];
 
-    LB_DEVICE static u32 unit_of(int chunk, int i) { return chunk * UNITS + i * WARPS + threadIdx.x / 32; }
-    LB_DEVICE static bool outside(int i) { return UNITS % WARPS && i * WARPS + threadIdx.x / 32 >= UNITS; }
+    LB_DEVICE static u32 run_of(int chunk, int i) { return chunk * RUNS + i * WARPS + threadIdx.x / 32; }
+    LB_DEVICE static bool outside(int i) { return RUNS % WARPS && i * WARPS + threadIdx.x / 32 >= RUNS; }
 
     LB_DEVICE static uint4 digits(const Shared &shared, u32 unit, int wide, int field) {
         const u32 column = min(wide * 8 + threadIdx.x % 32 / 4, (u32)COLUMNS - 1);
@@ -157,46 +38,123 @@ template <int PART> struct Part {
         for (int i = 0; i < EACH; i++) {
             if (outside(i)) break;
 #pragma unroll
-            for (int wide = 0; wide < WIDE; wide++)
+            for (int j = 0; j < RUN; j++)
 #pragma unroll
-                for (int field = 0; field < FIELDS; field++)
-                    held[HELD ? i : 0][wide][field] = digits(shared, unit_of(chunk, i), wide, field);
+                for (int wide = 0; wide < WIDE; wide++)
+#pragma unroll
+                    for (int field = 0; field < FIELDS; field++)
+                        held[HELD ? i * RUN + j : 0][wide][field] =
+                            digits(shared, run_of(chunk, i) * RUN + j, wide, field);
         }
     }
 
-    // Adds codes times digits over the units of this warp in a chunk, for 16 outputs.
-    LB_DEVICE void multiply(const Shared &shared, int tile, int chunk, int (&sums)[WIDE][4]) const {
-        int found[WIDE][FIELDS][4] = {};
-        const u8 *rows = (PART ? shared.codes1 : shared.codes0) + (tile * 16 + threadIdx.x % 32 / 4) * row_stride(PART);
+    // Adds codes times digits over the runs of this warp in a chunk, for 16 outputs.
+    LB_DEVICE void multiply(const Shared &shared, int tile, int chunk, Sum (&sums)[WIDE][4]) const {
+        const u32 row = tile * 16 + threadIdx.x % 32 / 4;
+        const u8 *rows = (PART ? shared.codes1 : shared.codes0) + row * row_stride(PART) + threadIdx.x % 4 * 16;
+        int found[WIDE][FIELDS][4];
+        clear(found);
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
             if (outside(i)) break;
-            const u32 unit = unit_of(chunk, i);
-            const u8 *codes = rows + unit * UNIT + threadIdx.x % 4 * 16;
-            const uint4 a = *(const uint4 *)codes, b = *(const uint4 *)(codes + 8 * row_stride(PART));
+            const u32 run = run_of(chunk, i);
 #pragma unroll
-            for (int wide = 0; wide < WIDE; wide++) {
+            for (int j = 0; j < RUN; j++) {
+                const u32 unit = run * RUN + j;
+                const uint4 a = *(const uint4 *)(rows + unit * UNIT);
+                const uint4 b = *(const uint4 *)(rows + unit * UNIT + 8 * row_stride(PART));
 #pragma unroll
-                for (int field = 0; field < FIELDS; field++) {
-                    const uint4 x = HELD ? held[HELD ? i : 0][wide][field] : digits(shared, unit, wide, field);
-                    // Bit 7 of each byte is stored turned over.
-                    const u32 mask = (u32)((1 << BIT) - 1) * 0x01010101u << field * BIT, turned = mask & 0x80808080u;
-                    lb_multiply(found[wide][field], (a.x & mask) ^ turned, (b.x & mask) ^ turned, (a.y & mask) ^ turned,
-                                (b.y & mask) ^ turned, x.x, x.y);
-                    lb_multiply(found[wide][field], (a.z & mask) ^ turned, (b.z & mask) ^ turned, (a.w & mask) ^ turned,
-                                (b.w & mask) ^ turned, x.z, x.w);
+                for (int wide = 0; wide < WIDE; wide++) {
+#pragma unroll
+                    for (int field = 0; field < FIELDS; field++) {
+                        const uint4 x =
+                            HELD ? held[HELD ? i * RUN + j : 0][wide][field] : digits(shared, unit, wide, field);
+                        // Bit 7 of each byte is stored turned over.
+                        const u32 mask = (u32)((1 << BIT) - 1) * 0x01010101u << field * BIT;
+                        const u32 turned = mask & 0x80808080u;
+                        lb_multiply(found[wide][field], (a.x & mask) ^ turned, (b.x & mask) ^ turned,
+                                    (a.y & mask) ^ turned, (b.y & mask) ^ turned, x.x, x.y);
+                        lb_multiply(found[wide][field], (a.z & mask) ^ turned, (b.z & mask) ^ turned,
+                                    (a.w & mask) ^ turned, (b.w & mask) ^ turned, x.z, x.w);
+                    }
                 }
             }
+            if (GROUPED) add_scaled(shared, row, run, found, sums);
         }
+        if (!GROUPED) {
+#pragma unroll
+            for (int wide = 0; wide < WIDE; wide++)
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+#pragma unroll
+                    for (int field = 0; field < FIELDS; field++)
+                        sums[wide][i] += (found[wide][field][i] >> field * BIT) << 2 * PART;
+        }
+    }
+
+    LB_DEVICE static void clear(int (&found)[WIDE][FIELDS][4]) {
 #pragma unroll
         for (int wide = 0; wide < WIDE; wide++)
 #pragma unroll
-            for (int i = 0; i < 4; i++)
+            for (int field = 0; field < FIELDS; field++)
 #pragma unroll
-                for (int field = 0; field < FIELDS; field++)
-                    sums[wide][i] += (found[wide][field][i] >> field * BIT) << 2 * PART;
+                for (int i = 0; i < 4; i++) found[wide][field][i] = ROUNDER;
+    }
+
+    // Adds the sums of a run times the scales of their groups, and clears them. They are below 2^22, which a sum of the
+    // codes of 128 inputs, at most 255 times 128 each, just keeps.
+    LB_DEVICE static void add_scaled(const Shared &shared, u32 row, u32 run, int (&found)[WIDE][FIELDS][4],
+                                     Sum (&sums)[WIDE][4]) {
+#pragma unroll
+        for (int field = 0; field < FIELDS; field++) {
+            const u32 group = min((run * FIELDS + field) * PAIR / GROUP, (u32)GROUPS - 1);
+            const float place = (float)(1 << 2 * PART) / (1 << field * BIT);
+            const float upper = shared.scales_of(row)[group] * place, lower = shared.scales_of(row + 8)[group] * place;
+#pragma unroll
+            for (int wide = 0; wide < WIDE; wide++)
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    sums[wide][i] += (lb_float(found[wide][field][i]) - lb_float(ROUNDER)) * (i / 2 ? lower : upper);
+        }
+        clear(found);
     }
 };
+
+// Begins to copy the codes of all rows and, in front of the first chunk, their scales. One warp calls it.
+LB_DEVICE void copy_all(const Shared &shared, u32 first_row, const float *scale, const u8 *codes0, const u8 *codes1) {
+    const u32 lane = threadIdx.x % 32, part = lane / 16;
+    for (u32 i = lane; i < TILES * CHUNKS; i += 32)
+        lb_expect(shared.barriers + i, 16 * ((row_bytes(0) + (PARTS == 2 ? row_bytes(PARTS - 1) : 0)) / CHUNKS +
+                                             (GROUPED && i < TILES ? 4 * GROUPS : 0)));
+    lb_meet_warp();
+#pragma unroll 1
+    for (int i = 0; i < TILES * CHUNKS; i++) {
+        const int tile = i % TILES, chunk = i / TILES;
+        const u32 row = tile * 16 + lane % 16, output = min(first_row + row, (u32)OUTPUTS - 1);
+        if (GROUPED && chunk == 0 && part == 0)
+            lb_copy(shared.scales + row * SCALES, (const u8 *)(scale + output * GROUPS), 4 * GROUPS, shared.barriers + i);
+        // 16 threads have a row each, the others of the second part.
+        if (part < PARTS) {
+            const int bytes = row_bytes(part) / CHUNKS;
+            const u8 *from = (part ? codes1 : codes0) + (u64)output * row_bytes(part);
+            u8 *to = (part ? shared.codes1 : shared.codes0) + row * row_stride(part);
+            lb_copy(to + chunk * bytes, from + chunk * bytes, bytes, shared.barriers + i);
+        }
+    }
+}
+
+// Adds what code 0 stands for, times sums of activations and scales, over some of the inputs: [16 TOKENS] sums.
+LB_DEVICE void add_offsets(const Shared &shared, int tile) {
+    const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = tile * 16 + lane / 2;
+#pragma unroll
+    for (int token = 0; token < TOKENS; token++) {
+        float offset = 0;
+        for (u32 slot = warp * 2 + lane % 2; slot < SLOTS; slot += 2 * WARPS)
+            offset += shared.scales_of(row)[group_of(slot)] * (float)shared.totals[token * SLOTS + slot];
+        offset += lb_from_neighbour(offset);
+        if (lane % 2 == 0) shared.sums[(warp * ROWS + row) * RESULTS + COLUMNS + token] = FIRST * offset;
+    }
+}
 
 LB_KERNEL(THREADS) lowbit_product(const u16 *x, const float *scale, const u8 *codes0, const u8 *codes1, float *y) {
     const Shared shared(lb_shared);
@@ -204,69 +162,46 @@ LB_KERNEL(THREADS) lowbit_product(const u16 *x, const float *scale, const u8 *co
     const u32 first_row = blockIdx.x * ROWS;
 
     // What is small first: behind the codes it would arrive with the last of them.
-    Loaded loaded[TOKENS];
+    Activations own[TOKENS];
 #pragma unroll
-    for (int token = 0; token < TOKENS; token++) loaded[token].load(x + token * INPUTS);
-    float own_scale = 0;
-    if (thread < ROWS) own_scale = scale[min(first_row + thread, (u32)OUTPUTS - 1)];
-
-    if (warp == 0) {
-        for (u32 i = lane; i < TILES * CHUNKS; i += 32)
-            lb_expect(shared.barriers + i, 16 * (row_bytes(0) + (PARTS == 2 ? row_bytes(PARTS - 1) : 0)) / CHUNKS);
-        lb_meet_warp();
-#pragma unroll 1
-        for (int i = 0; i < TILES * CHUNKS; i++) {
-            const int tile = i % TILES, chunk = i / TILES;
-            // 16 threads have a row each, the others of the second part.
-            const u32 part = lane / 16, row = tile * 16 + lane % 16;
-            if (part < PARTS) {
-                const int bytes = row_bytes(part) / CHUNKS;
-                const u8 *from = (part ? codes1 : codes0) + (u64)min(first_row + row, (u32)OUTPUTS - 1) * row_bytes(part);
-                u8 *to = (part ? shared.codes1 : shared.codes0) + row * row_stride(part);
-                lb_copy(to + chunk * bytes, from + chunk * bytes, bytes, shared.barriers + i);
-            }
-        }
-    }
+    for (int token = 0; token < TOKENS; token++) own[token].load(x + token * INPUTS);
+    float own_scale = 1;
+    if (!GROUPED && thread < ROWS) own_scale = scale[min(first_row + thread, (u32)OUTPUTS - 1)];
+    if (warp == 0) copy_all(shared, first_row, scale, codes0, codes1);
 
 #pragma unroll
     for (int token = 0; token < TOKENS; token++) {
-        const u32 largest = lb_largest_of_warp(loaded[token].largest());
+        const u32 largest = lb_largest_of_warp(own[token].largest());
         if (lane == 0) shared.largest[token * WARPS + warp] = largest;
     }
     lb_meet();
-    int exponents[TOKENS];
+    float units[TOKENS];
 #pragma unroll
     for (int token = 0; token < TOKENS; token++) {
         u32 largest = 0;
 #pragma unroll
         for (int i = 0; i < WARPS; i++) largest = max(largest, shared.largest[token * WARPS + i]);
-        exponents[token] = exponent_of(largest);
-        const float unit = lb_float((u32)(ONE + PLACES - exponents[token]) << 23);
-        const int total = loaded[token].split(shared.digits + token * DIGITS * STRIDE, unit);
-        // Sums of a warp may pass 32 bits, those of halves do not.
-        const int low = lb_sum_of_warp(total & 0xffff), high = lb_sum_of_warp(total >> 16);
-        if (lane == 0) {
-            shared.totals[2 * (token * WARPS + warp)] = low;
-            shared.totals[2 * (token * WARPS + warp) + 1] = high;
-        }
+        const int exponent = exponent_of(largest);
+        own[token].split(shared.digits + token * DIGITS * STRIDE, shared.totals + token * SLOTS,
+                         lb_float((u32)(ONE + PLACES - exponent) << 23));
+        // What was not finite has the highest exponent: NaN.
+        units[token] = own_scale * lb_float(exponent > ONE ? 0x7fc00000u : (u32)(ONE + exponent - PLACES) << 23);
     }
     lb_meet();
 
-    // What codes have in common, while they are on their way.
-    long long common[TOKENS];
-    float units[TOKENS];
+    // While codes are on their way.
+    long long common[TOKENS] = {};
+    if (!GROUPED) {
 #pragma unroll
-    for (int token = 0; token < TOKENS; token++) {
-        int low = 0, high = 0;
+        for (int token = 0; token < TOKENS; token++) {
+            int low = 0, high = 0;
 #pragma unroll
-        for (int i = 0; i < WARPS; i++) {
-            low += shared.totals[2 * (token * WARPS + i)];
-            high += shared.totals[2 * (token * WARPS + i) + 1];
+            for (int i = 0; i < WARPS; i++) {
+                low += shared.totals[token * SLOTS + i];
+                high += shared.totals[token * SLOTS + WARPS + i];
+            }
+            common[token] = FIRST * (65536ll * high + low);
         }
-        common[token] = FIRST * (65536ll * high + low);
-        const int exponent = exponents[token];
-        // What was not finite has the highest exponent: NaN.
-        units[token] = own_scale * lb_float(exponent > ONE ? 0x7fc00000u : (u32)(ONE + exponent - PLACES) << 23);
     }
 
 #pragma unroll 1
@@ -276,19 +211,20 @@ LB_KERNEL(THREADS) lowbit_product(const u16 *x, const float *scale, const u8 *co
         first.hold(shared, chunk);
 #pragma unroll 1
         for (int tile = 0; tile < TILES; tile++) {
-            int sums[WIDE][4] = {};
             lb_wait(shared.barriers + chunk * TILES + tile);
+            Sum sums[WIDE][4] = {};
             first.multiply(shared, tile, chunk, sums);
             if (PARTS == 2) second.multiply(shared, tile, chunk, sums);
-            int *to = shared.sums + (warp * ROWS + tile * 16 + lane / 4) * COLUMNS;
+            Sum *to = shared.sums + (warp * ROWS + tile * 16 + lane / 4) * RESULTS;
 #pragma unroll
             for (int wide = 0; wide < WIDE; wide++) {
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
-                    const u32 column = wide * 8 + lane % 4 * 2 + i % 2, at = i / 2 * 8 * COLUMNS + column;
+                    const u32 column = wide * 8 + lane % 4 * 2 + i % 2, at = i / 2 * 8 * RESULTS + column;
                     if (column < COLUMNS) to[at] = sums[wide][i] + (chunk ? to[at] : 0);
                 }
             }
+            if (GROUPED && chunk == 0) add_offsets(shared, tile);
         }
     }
     lb_meet();
@@ -296,14 +232,21 @@ LB_KERNEL(THREADS) lowbit_product(const u16 *x, const float *scale, const u8 *co
     if (thread < ROWS && first_row + thread < OUTPUTS) {
 #pragma unroll
         for (int token = 0; token < TOKENS; token++) {
-            int digits[DIGITS] = {};
+            Sum digits[DIGITS] = {}, offset = 0;
 #pragma unroll
             for (int i = 0; i < WARPS; i++) {
-                const int *from = shared.sums + (i * ROWS + thread) * COLUMNS + token * DIGITS;
-                digits[0] += from[0], digits[1] += from[1], digits[2] += from[2];
+                const Sum *from = shared.sums + (i * ROWS + thread) * RESULTS;
+#pragma unroll
+                for (int digit = 0; digit < DIGITS; digit++) digits[digit] += from[token * DIGITS + digit];
+                if (GROUPED) offset += from[COLUMNS + token];
             }
+#if GROUPS == 1
             const long long codes = digits[0] + 256ll * digits[1] + 65536ll * digits[2];
-            y[(u64)token * OUTPUTS + first_row + thread] = (float)(DISTANCE * codes + common[token]) * units[token];
+            const float total = (float)(DISTANCE * codes + common[token]);
+#else
+            const float total = DISTANCE * (digits[0] + 256 * digits[1] + 65536 * digits[2]) + offset;
+#endif
+            y[(u64)token * OUTPUTS + first_row + thread] = total * units[token];
         }
     }
 }

@@ -1,9 +1,10 @@
 """Products of few tokens by `product.cu`: what it is compiled with, when it can be, and the call.
 
 Activations are rounded to whole numbers in units of 2**-21 of the power of two below the largest of their token:
-bfloat16 numbers down to 2**-14 of the largest are kept as they are. All sums then are whole numbers, exact in 64 bits,
-and a result is rounded twice, as float32 and by its scale: it does not depend on how the work is cut. Activations that
-are not finite give NaN for their token.
+bfloat16 numbers down to 2**-14 of the largest are kept as they are. With a scale for each output all sums are whole
+numbers, exact in 64 bits, and a result is rounded twice, as float32 and by its scale: it does not depend on how the
+work is cut. With groups, exact sums over 64 or 128 inputs are scaled and added up as float32, in the same order every
+time. Activations that are not finite give NaN for their token.
 """
 
 import functools
@@ -21,8 +22,8 @@ import numpy as np
 from lowbit.cuda import compiler, target
 from lowbit.errors import ConfigError, KernelError
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("device.h", "product.cu"))
-INCLUDE = '#include "device.h"'
+SOURCE = Path(__file__).with_name("product.cu")
+INCLUDED = ("device.h", "block.h", "activations.h")
 CAPABILITY = 9
 """Of the GPUs that it is made for: H100 and H200."""
 MOST_TOKENS = 4
@@ -60,6 +61,7 @@ class Shape(NamedTuple):
       tokens: rows of the activations.
       inputs: of the matrix.
       outputs: of the matrix.
+      groups: scales of an output.
       bits: of a code, as they lie in memory: 1, 2, 3 (a plane of 2 and one of 1), 4 or 8.
       span: inputs side by side in a plane of the layout (`lowbit.pallas.weight`).
       blocks: of inputs, in this layout.
@@ -70,6 +72,7 @@ class Shape(NamedTuple):
     tokens: int
     inputs: int
     outputs: int
+    groups: int
     bits: int
     span: int
     blocks: int
@@ -108,6 +111,7 @@ def fits(shape: Shape, tile: CudaTile) -> bool:
     return (
         0 < shape.tokens <= MOST_TOKENS
         and shape.inputs % 4 == 0
+        and (shape.groups == 1 or shape.groups % 4 == shape.inputs // shape.groups % (2 * shape.span) == 0)
         and shape.inputs <= MOST_INPUTS
         and tile.rows % TILE == 0
         and tile.rows <= threads <= 1024
@@ -123,11 +127,13 @@ def shared_bytes(shape: Shape, tile: CudaTile) -> int:
     def stride(size: int) -> int:
         return size + (64 if size % 128 == 0 else 0)
 
-    columns = DIGITS * shape.tokens
+    columns, grouped = DIGITS * shape.tokens, shape.groups > 1
     codes = tile.rows * sum(stride(shape.padded // 8 * bits) for bits in shape.parts)
+    scales = tile.rows * (4 * shape.groups + 16) if grouped else 0
     barriers = 8 * (tile.rows // TILE) * tile.chunks
-    sums = 4 * tile.warps * tile.rows * columns
-    return codes + columns * stride(shape.padded) + barriers + sums + 12 * shape.tokens * tile.warps
+    sums = tile.warps * tile.rows * (columns + grouped * shape.tokens)
+    totals = shape.tokens * (tile.warps + (shape.padded // 64 if grouped else 2 * tile.warps))
+    return codes + columns * stride(shape.padded) + scales + barriers + 4 * (sums + totals)
 
 
 def defines(shape: Shape, tile: CudaTile) -> dict[str, int]:
@@ -136,6 +142,7 @@ def defines(shape: Shape, tile: CudaTile) -> dict[str, int]:
         "TOKENS": shape.tokens,
         "INPUTS": shape.inputs,
         "OUTPUTS": shape.outputs,
+        "GROUPS": shape.groups,
         "BITS": shape.bits,
         "SPAN": shape.span,
         "BLOCKS": shape.blocks,
@@ -153,7 +160,7 @@ def matmul(x: jax.Array, scale: jax.Array, words: Sequence[jax.Array], shape: Sh
 
     Args:
       x: activations.
-      scale: f32[n 1].
+      scale: f32[n g].
       words: i16[n halfwords] of each part of the codes.
       shape: of the product.
       tile: how it is cut.
@@ -180,8 +187,11 @@ def matmul(x: jax.Array, scale: jax.Array, words: Sequence[jax.Array], shape: Sh
 @functools.cache
 def source() -> str:
     """Returns the kernel and what it includes, as one text."""
-    device, kernel = (path.read_text(encoding="utf-8") for path in SOURCES)
-    return kernel.replace(INCLUDE, device.replace("#pragma once", ""))
+    text = SOURCE.read_text(encoding="utf-8")
+    for name in INCLUDED:
+        header = SOURCE.with_name(name).read_text(encoding="utf-8").replace("#pragma once\n", "")
+        text = text.replace(f'#include "{name}"\n', header)
+    return text
 
 
 @functools.cache

@@ -81,10 +81,10 @@ class Decoder(NamedTuple):
         return _DOT_GENERALS[self.activations](x, kernel, numbers, preferred_element_type=jnp.float32)
 
     def _multiply_gated(self, both: jax.Array, kernel: Any) -> jax.Array:
-        """silu(gate) * other of both [b 2k] times a matrix, f32[b n]."""
-        if isinstance(kernel, GpuWeight) and self.activations == "float32":
+        """silu(gate) * other of both f32[b 2k], in the dtype of activations, times a matrix, f32[b n]."""
+        if isinstance(kernel, GpuWeight) and self.activations == "float32" and self.dtype == "bfloat16":
             return matmul_gated(both, kernel)
-        gate, other = jnp.split(both, 2, axis=-1)
+        gate, other = jnp.split(both.astype(self.dtype), 2, axis=-1)
         return self._multiply(jax.nn.silu(gate) * other, kernel)
 
     def logits(self, weights: Weights, hidden: jax.Array) -> jax.Array:

@@ -24,7 +24,7 @@ class Products(NamedTuple):
 
     Attributes:
       plain: activations [b k].
-      gated: silu(gate) * other of both [b 2k], one after the other.
+      gated: silu(gate) * other of both f32[b 2k], one after the other, in the dtype of activations.
     """
 
     plain: Callable[[jax.Array, Any], jax.Array]
@@ -91,7 +91,7 @@ def all_layers(
         )
         added = products.plain(mixed, _kernel(layer, f"{LAYER_PREFIX}attn/o_proj"))
         x, inputs = normed(layer["params"]["mlp_norm"]["scale"])
-        both = products.plain(inputs, _whole(layer, SIBLINGS[1])).astype(dtype)
+        both = products.plain(inputs, _whole(layer, SIBLINGS[1]))
         added = products.gated(both, _kernel(layer, f"{LAYER_PREFIX}mlp/down_proj"))
     _, hidden = normed(norm)
     return hidden, cache.filled(keys, values)

@@ -99,8 +99,8 @@ def gemv(x: jax.Array, w: GpuWeight, tile: GemvTile, *, interpret: bool = False,
       w: weights that it `takes`.
       tile: of a program.
       interpret: compute without a GPU.
-      gated: x is bf16[b 2k], gates and then as many others, and silu(gate) * other, rounded to bfloat16, is what is
-        multiplied: each program makes it for itself, which for a few inputs takes less than a kernel of its own.
+      gated: x is f32[b 2k] or bf16, gates and then as many others; silu(gate) * other of them as bfloat16, rounded to
+        it, is what is multiplied. Each program makes it for itself: for a few inputs that is less than a kernel more.
 
     Raises:
       ConfigError: a tile whose sizes are no powers of two, or weights that it does not take.
@@ -179,8 +179,9 @@ def _kernel(shape: Shape, *refs: Any) -> None:
             x = inputs(0)
             if not shape.gated:
                 return x
-            gate, other = x.astype(jnp.float32), inputs(shape.k).astype(jnp.float32)
-            return (_silu(gate, interpret=shape.interpret) * other).astype(x.dtype)
+            # Rounded here, where they come from a product in float32: that takes a kernel of its own elsewhere.
+            gate, other = (part.astype(jnp.bfloat16).astype(jnp.float32) for part in (x, inputs(shape.k)))
+            return (_silu(gate, interpret=shape.interpret) * other).astype(jnp.bfloat16)
 
         # All loads first: what follows waits for them together, not for one after the other.
         loaded = [words(ref, part) for ref, part in zip(word_refs, shape.parts, strict=True)]

@@ -98,13 +98,13 @@ def _by_cuda(x: jax.Array, w: GpuWeight, tile: CudaTile, chosen: str) -> jax.Arr
     shape = cuda_shape(w, len(x))
     if shape is None or chosen == "interpreted":
         raise ConfigError(
-            f"{tile} is of a kernel for single matrices with a scale an output, on a GPU", "take another tile"
+            f"{tile} is of a kernel for few tokens and matrices that are no stack, on a GPU", "take another tile"
         )
     return cuda.matmul(x, w.scale, w.words, shape, tile)
 
 
 def matmul_gated(both: jax.Array, w: GpuWeight) -> jax.Array:
-    """Returns silu(gate) * other times the matrix, f32[b n], of both bf16[b 2k], one after the other.
+    """Returns silu(gate) * other times the matrix, f32[b n], of both f32[b 2k], one after the other, as bfloat16.
 
     One kernel, for one token and few inputs on a GPU that it was made for; otherwise what is gated and a `matmul`.
     """
@@ -112,7 +112,7 @@ def matmul_gated(both: jax.Array, w: GpuWeight) -> jax.Array:
     tile = gated_tile_for(w) if simple and len(both) == 1 and w.k <= MOST_GATED and kernel_runs_here() else None
     if tile is not None:
         return gemv.gemv(both, w, tile, gated=True)
-    gate, other = jnp.split(both, 2, axis=-1)
+    gate, other = jnp.split(both.astype(jnp.bfloat16), 2, axis=-1)
     return matmul(jax.nn.silu(gate) * other, w)
 
 

@@ -25,6 +25,8 @@ COLUMNS = 8
 """Fewest columns of a tile: what one instruction of the tensor cores multiplies."""
 WIDEST = 16
 """Most columns that slices fill up."""
+GROUPED_WARPS = 8
+"""Fewest warps of the CUDA kernel for groups, whose sums keep each of them busy longer."""
 TABLE = "tiles_h100.json"
 
 
@@ -110,11 +112,15 @@ def cuda_tile_for(w: GpuWeight, tokens: int) -> CudaTile | None:
     shape = cuda_shape(w, tokens)
     if shape is None:
         return None
+    # With groups the other kernels scale in the middle of their sums, and were slower wherever both were timed.
+    rows = [row for row in table() if w.groups == 1 or isinstance(row.tile, CudaTile)]
     distance = _distance(w, tokens)
-    tile = min(table(), key=lambda row: (distance(row), not isinstance(row.tile, CudaTile))).tile
+    tile = min(rows, key=lambda row: (distance(row), not isinstance(row.tile, CudaTile))).tile
     if not isinstance(tile, CudaTile):
         return None
     tile = tile._replace(chunks=math.gcd(tile.chunks, w.blocks))
+    if w.groups > 1:
+        tile = tile._replace(warps=max(tile.warps, GROUPED_WARPS), chunks=1)
     while not cuda.fits(shape, tile) and tile.rows > cuda.TILE:
         tile = tile._replace(rows=tile.rows // 2 // cuda.TILE * cuda.TILE)
     return tile if cuda.fits(shape, tile) else None
@@ -123,11 +129,11 @@ def cuda_tile_for(w: GpuWeight, tokens: int) -> CudaTile | None:
 def cuda_shape(w: GpuWeight, tokens: int) -> cuda.Shape | None:
     """Returns what the CUDA kernel has to know of a product; None of one that it does not take.
 
-    It takes single matrices with a scale for each output, and inputs in groups of four.
+    It takes matrices that are no stack; what else there is to ask, `cuda.fits` knows.
     """
-    if w.groups > 1 or w.layer is not None or w.k % 4 or tokens > cuda.MOST_TOKENS:
+    if w.layer is not None or tokens > cuda.MOST_TOKENS:
         return None
-    return cuda.Shape(tokens, w.k, w.n, w.bits, w.span, w.blocks, w.levels.first, w.levels.distance)
+    return cuda.Shape(tokens, w.k, w.n, w.groups, w.bits, w.span, w.blocks, w.levels.first, w.levels.distance)
 
 
 def gated_tile_for(w: GpuWeight) -> GemvTile | None:

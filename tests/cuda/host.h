@@ -1,5 +1,6 @@
 // lowbit/cuda/device.h for a processor: each thread of a block is one of the system's, and warps exchange through memory.
 // Checks what hardware does not: a barrier must have got exactly the bytes that it was told to expect.
+// It is included before everything else, in place of that file.
 #pragma once
 
 #include <algorithm>
@@ -92,6 +93,23 @@ inline u32 lb_largest_of_warp(u32 x) {
 }
 inline int lb_sum_of_warp(int x) {
     return lb_over_warp(x, [](int a, int b) { return a + b; });
+}
+inline float lb_from_neighbour(float x) {
+    Warp *warp = warp_of_thread;
+    std::memcpy(&warp->values[threadIdx.x % 32][0], &x, 4);
+    warp->meet.arrive_and_wait();
+    std::memcpy(&x, &warp->values[threadIdx.x % 32 ^ 1][0], 4);
+    warp->meet.arrive_and_wait();
+    return x;
+}
+inline int lb_sum_of_eight(int x) {
+    Warp *warp = warp_of_thread;
+    warp->values[threadIdx.x % 32][0] = (u32)x;
+    warp->meet.arrive_and_wait();
+    x = 0;
+    for (u32 i = 0; i < 8; i++) x += (int)warp->values[threadIdx.x % 32 / 8 * 8 + i][0];
+    warp->meet.arrive_and_wait();
+    return x;
 }
 inline void lb_meet_warp() { warp_of_thread->meet.arrive_and_wait(); }
 inline void lb_meet() { block_meets->arrive_and_wait(); }

@@ -40,12 +40,12 @@ CASES = [
 ]
 
 
-def _weight(bits: float, n: int, k: int) -> tuple[GpuWeight, np.ndarray]:
+def _weight(bits: float, n: int, k: int, groups: int = 1) -> tuple[GpuWeight, np.ndarray]:
     """A matrix, and its whole levels [n k]."""
     levels = tuple(float(level) for level in LEVELS[bits])
     rng = np.random.default_rng(int(10 * bits) + n)
     codes = rng.integers(0, len(levels), (n, k)).astype(np.uint8)
-    scale = jnp.asarray(rng.uniform(0.5, 1.5, (1, n)), jnp.float32)
+    scale = jnp.asarray(rng.uniform(0.5, 1.5, (groups, n)), jnp.float32)
     w = prepack(jnp.asarray(codes), scale, levels)
     return w, codes.astype(np.int64) * w.levels.distance + w.levels.first
 
@@ -65,7 +65,7 @@ def _run(folder: Path, x: jax.Array, w: GpuWeight, tile: CudaTile) -> np.ndarray
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or "clang++"
     defines = [f"-D{name}={value}" for name, value in cuda_product.defines(shape, tile).items()]
     headers = ["-include", str(Path(__file__).with_name("host.h"))]
-    source = str(cuda_product.SOURCES[1])
+    source = str(cuda_product.SOURCE)
     subprocess.run([compiler, *FLAGS, *defines, *headers, "-x", "c++", source, "-o", str(library)], check=True)
     y = np.full((shape.tokens, shape.outputs), np.nan, np.float32)
     arrays = [np.asarray(a) for a in (jax.lax.bitcast_convert_type(x, jnp.uint16), w.scale, w.words[0], w.words[-1])]
@@ -93,3 +93,34 @@ def test_what_is_not_finite_spoils_its_token_alone(tmp_path: Path) -> None:
     assert np.isnan(y[0]).all()
     np.testing.assert_array_equal(y[1], levels.sum(axis=1).astype(np.float32) * np.asarray(w.scale)[:, 0])
     assert not y[2].any()
+
+
+GROUPED = [
+    # bits, tokens, outputs, inputs, groups, tile
+    (2, 1, 20, 1024, 8, CudaTile(32, 2, 2)),
+    (3, 2, 16, 512, 4, CudaTile(16, 1, 1)),
+    (4, 1, 32, 1536, 12, CudaTile(32, 3, 1)),
+    (2, 1, 16, 768, 12, CudaTile(16, 1, 3)),
+    (1, 3, 16, 768, 4, CudaTile(16, 2, 1)),
+]
+
+
+@pytest.mark.parametrize(("bits", "tokens", "n", "k", "groups", "tile"), GROUPED)
+def test_groups_have_scales_of_their_own(
+    tmp_path: Path, bits: float, tokens: int, n: int, k: int, groups: int, tile: CudaTile
+) -> None:
+    w, levels = _weight(bits, n, k, groups)
+    x = jax.random.normal(jax.random.key(n), (tokens, k)).astype(jnp.bfloat16)
+    exponent = np.frexp(np.abs(np.asarray(x, np.float64)).max(axis=1, keepdims=True))[1] - 1
+    rounded = np.ldexp(np.rint(np.ldexp(np.asarray(x, np.float64), 21 - exponent)), exponent - 21)
+    by_group = rounded.reshape(tokens, 1, groups, -1), levels.reshape(1, n, groups, -1)
+    scale = np.asarray(w.scale, np.float64)
+    expected = ((by_group[0] * by_group[1]).sum(axis=-1) * scale).sum(axis=-1)
+    # Codes and what code 0 stands for are added apart: terms of up to twice the largest level. Each is rounded when it
+    # is scaled, and added to at most as many as there are pairs of planes, warps and digits.
+    largest = 2 * np.abs(levels).max()
+    terms = (np.abs(by_group[0]).sum(axis=-1) * scale).sum(axis=-1) * largest
+    allowed = (k / w.span + tile.warps + 8) * 2.0**-24 * terms
+    y = _run(tmp_path, x, w, tile)
+    assert (np.abs(y - expected) <= allowed).all()
+    assert (np.abs(expected) > 100 * allowed).mean() > 0.5

@@ -155,10 +155,12 @@ def test_makes_its_inputs_of_gates():
 
 def test_gates_are_silu():
     laid_out = pallas.from_tensor(tensor(4, 300))
-    both = jnp.asarray(np.random.default_rng(6).normal(size=(1, 600)), jnp.bfloat16)
+    both = jnp.asarray(np.random.default_rng(6).normal(size=(1, 600)), jnp.float32)
     got = gemv.gemv(both, laid_out, GemvTile(4, 32, 1, True), interpret=True, gated=True)
     # Rounded once, where matmul_gated on a CPU rounds silu, and then its product: 2**-8 of each of 300 inputs.
-    gate, other = jnp.split(both.astype(jnp.float32), 2, axis=1)
+    rounded = both.astype(jnp.bfloat16)
+    assert jnp.all(got == gemv.gemv(rounded, laid_out, GemvTile(4, 32, 1, True), interpret=True, gated=True))
+    gate, other = jnp.split(rounded.astype(jnp.float32), 2, axis=1)
     most = jnp.abs(jax.nn.silu(gate) * other) @ jnp.abs(laid_out.rows(jnp.arange(laid_out.n))).T
     assert jnp.all(jnp.abs(got - pallas.matmul_gated(both, laid_out)) <= 2.0**-7 * most)
 

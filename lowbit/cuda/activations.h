@@ -1,0 +1,97 @@
+// Activations as whole numbers of three signed bytes, laid out as the codes that they meet.
+#pragma once
+
+// The first of the inputs whose digits lie at 8 * quad: four of a plane, and SPAN further on four of the next.
+LB_DEVICE u32 first_input(u32 quad) {
+    const u32 within = quad % 8 * 4, pair = quad / 8 % PAIRS, unit = quad / 8 / PAIRS;
+    const u32 block = unit / (SPAN / 32), half = unit % (SPAN / 32);
+    return (block * PAIRS + pair) * PAIR + half * 32 + within;
+}
+
+// The group of the inputs whose sum is a slot of the totals. What is filled up has the last one, and adds nothing.
+LB_DEVICE u32 group_of(u32 slot) { return min(first_input(8 * slot) / GROUP, (u32)GROUPS - 1); }
+
+// The exponent of the power of two below the largest activation, but never so small that its inverse is no number.
+LB_DEVICE int exponent_of(u32 largest) { return max((int)(largest >> 23) - ONE, -100); }
+
+// The activations of a token that a thread makes digits of.
+struct Activations {
+    uint2 pairs[TURNS][2];
+
+    LB_DEVICE static u32 quad_of(int turn) { return turn * THREADS + threadIdx.x; }
+    LB_DEVICE static bool inside(u32 quad) { return QUADS % THREADS == 0 || quad < QUADS; }
+
+    LB_DEVICE void load(const u16 *x) {
+#pragma unroll
+        for (int turn = 0; turn < TURNS; turn++) {
+            const u32 quad = quad_of(turn);
+#pragma unroll
+            for (int plane = 0; plane < 2; plane++) {
+                const u32 input = first_input(quad) + plane * SPAN;
+                const bool used = inside(quad) && (PADDED == INPUTS || input < INPUTS);
+                pairs[turn][plane] = used ? lb_load(x + input) : make_uint2(0, 0);
+            }
+        }
+    }
+
+    // The bits of the largest magnitude.
+    LB_DEVICE u32 largest() const {
+        u32 found = 0;
+#pragma unroll
+        for (int turn = 0; turn < TURNS; turn++) {
+#pragma unroll
+            for (int plane = 0; plane < 2; plane++) {
+                found = lb_larger_halves(found, pairs[turn][plane].x & 0x7fff7fff);
+                found = lb_larger_halves(found, pairs[turn][plane].y & 0x7fff7fff);
+            }
+        }
+        return max(found << 16, found & 0xffff0000);
+    }
+
+    // Writes digits, lowest first, a column each, and sums of activations.
+    LB_DEVICE void split(u8 *digits, int *totals, float scale) const {
+        int total = 0;
+#pragma unroll
+        for (int turn = 0; turn < TURNS; turn++) {
+            const u32 quad = quad_of(turn);
+            u32 bytes[DIGITS][2];
+            int own = 0;
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                // Two inputs of a plane and two of the next take turns, as the bytes of their codes do.
+                const u32 even = half ? pairs[turn][0].y : pairs[turn][0].x;
+                const u32 odd = half ? pairs[turn][1].y : pairs[turn][1].x;
+                int v[4] = {lb_rounded(lb_float(even << 16) * scale), lb_rounded(lb_float(odd << 16) * scale),
+                            lb_rounded(lb_float(even & 0xffff0000) * scale),
+                            lb_rounded(lb_float(odd & 0xffff0000) * scale)};
+                own += (v[0] + v[1]) + (v[2] + v[3]);
+                // Bytes of v + 0x808080 are by 128 more than signed digits of v.
+#pragma unroll
+                for (int i = 0; i < 4; i++) v[i] = (v[i] + 0x808080) ^ 0x808080;
+                const u32 first = lb_bytes(v[0], v[1], 0x5140), last = lb_bytes(v[2], v[3], 0x5140);
+                bytes[0][half] = lb_bytes(first, last, 0x5410);
+                bytes[1][half] = lb_bytes(first, last, 0x7632);
+                bytes[2][half] = lb_bytes(lb_bytes(v[0], v[1], 0x0062), lb_bytes(v[2], v[3], 0x0062), 0x5410);
+            }
+            total += own;
+            if (inside(quad)) {
+#pragma unroll
+                for (int digit = 0; digit < DIGITS; digit++)
+                    *(uint2 *)(digits + digit * STRIDE + 8 * quad) = make_uint2(bytes[digit][0], bytes[digit][1]);
+            }
+            if (GROUPED) {
+                // Eight threads have inputs of one pair of planes, and one scale.
+                own = lb_sum_of_eight(own);
+                if (threadIdx.x % 8 == 0 && inside(quad)) totals[quad / 8] = own;
+            }
+        }
+        if (!GROUPED) {
+            // Sums of a warp may pass 32 bits, those of halves do not.
+            const int low = lb_sum_of_warp(total & 0xffff), high = lb_sum_of_warp(total >> 16);
+            if (threadIdx.x % 32 == 0) {
+                totals[threadIdx.x / 32] = low;
+                totals[WARPS + threadIdx.x / 32] = high;
+            }
+        }
+    }
+};
