@@ -37,8 +37,8 @@ PART = "all"
 PATIENCE = 4096
 """Texts left out in a row after which nothing more is expected."""
 FIRST_TEXTS = 128
-"""The same, of the first texts of a job, where all of them repeat themselves or each other: a teacher of which one text
-in twenty is kept is stopped in one of 700 jobs."""
+"""The same where nothing is drawn, and of a job's first texts where all repeat themselves or each other: a teacher of
+which one text in twenty is kept is stopped in one of 700 jobs."""
 REPEATING = {"repeated", "compressible", "duplicate", "near_duplicate"}
 
 
@@ -138,7 +138,7 @@ def synthesize(
     with sole_writer(folder):
         written, notes = job.begin()
         shards = ShardWriter(folder, shard_tokens, token_dtype(tokenizer.vocab_size), written[PART])
-        keeper = _Keeper(tokenizer, filters, shards, recipe.tokens, Counter(notes))
+        keeper = _Keeper(tokenizer, filters, shards, recipe, Counter(notes))
 
         def save() -> None:
             job.save({PART: shards}, keeper.dropped)
@@ -167,15 +167,16 @@ class _Keeper:
     """Judges texts in their order, and puts those that are kept into shards."""
 
     def __init__(
-        self, tokenizer: TextTokenizer, filters: Filters, shards: ShardWriter, wanted: int, dropped: Counter[str]
+        self, tokenizer: TextTokenizer, filters: Filters, shards: ShardWriter, recipe: Recipe, dropped: Counter[str]
     ):
-        self.shards, self.wanted, self.dropped = shards, wanted, dropped
+        self.shards, self.wanted, self.dropped = shards, recipe.tokens, dropped
+        self._draws = recipe.sampling.temperature > 0
         self._tokenizer, self._filters = tokenizer, filters
         self._seen = Duplicates(filters.near_duplicates)
         for tokens in finished_texts(shards.folder, shards.written, tokenizer.separator):
             self._seen.add(tokens)
         self.before = self.kept = shards.written.tokens - shards.written.offset
-        self.streak = 0
+        self._streak: Counter[str] = Counter()  # of texts left out since the last that was kept
 
     @property
     def done(self) -> bool:
@@ -188,26 +189,28 @@ class _Keeper:
         reason = self._filters.reason(tokens, content, self._seen)
         if reason is not None:
             self.dropped[reason] += 1
-            self.streak += 1
+            self._streak[reason] += 1
             self._check_yield()
             return False
-        self.streak = 0
+        self._streak.clear()
         self.kept += len(tokens) + 1
         ended = np.append(tokens, self._tokenizer.separator).astype(np.uint32)
         return self.shards.append(Place(0, number), len(content), ended)
 
     def _check_yield(self) -> None:
-        counts = ", ".join(f"{name} {count:,}" for name, count in self.dropped.items() if count)
-        if not self.kept and self.streak >= FIRST_TEXTS and set(+self.dropped) <= REPEATING:
+        count = self._streak.total()
+        in_circles = not self._draws or (not self.kept and self._streak.keys() <= REPEATING)
+        if count >= FIRST_TEXTS and in_circles:
+            counts = ", ".join(f"{name} {number:,}" for name, number in self._streak.items())
             raise DataError(
-                f"an empty generation: the first {self.dropped.total():,} texts all repeat themselves or each other "
-                f"({counts})",
+                f"an empty generation: {count:,} texts in a row were left out ({counts})",
                 "draw at a higher temperature (0 takes the likeliest token always, and runs in circles), or take "
                 "another teacher",
             )
-        if self.streak >= PATIENCE:
+        if count >= PATIENCE:
+            counts = ", ".join(f"{name} {number:,}" for name, number in self.dropped.items())
             raise DataError(
-                f"an empty generation: the last {self.streak:,} texts were all left out (so far: {counts})",
+                f"an empty generation: the last {count:,} texts were all left out (so far: {counts})",
                 "loosen the filters, draw at another temperature, or take a teacher that was trained",
             )
 

@@ -204,26 +204,34 @@ def test_a_teacher_that_takes_the_likeliest_token_writes_each_text_once(make, tm
         make(tmp_path / "again", greedy, Filters(min_tokens=2, max_repeated=1.0, max_compression=1000.0))
 
 
-def test_first_texts_that_all_repeat_end_a_job_early(make, tmp_path, monkeypatch):
+class FirstAlone(Filters):
+    """Keeps the first text; all others are said to repeat themselves."""
+
+    def reason(self, tokens, content, seen):
+        return "repeated" if seen._signatures else super().reason(tokens, content, seen)
+
+
+def test_texts_that_run_in_circles_end_a_job_early(make, tmp_path, monkeypatch):
     monkeypatch.setattr("lowbit.synthesis.job.FIRST_TEXTS", 24)
-    greedy = dataclasses.replace(RECIPE, sampling=Sampling(), tokens=10_000)
-    everything = dict.fromkeys(REASONS, 0)
-
-    def report(progress):
-        everything.update(progress.dropped)
-
-    message = (
-        r"an empty generation: the first 24 texts all repeat themselves or each other \(compressible 24\)\n"
-        r"  -> draw at a higher temperature \(0 takes"
-    )
-    circles = Filters(min_tokens=1, max_repeated=1.0, max_compression=1e-6)
-    with pytest.raises(DataError, match=message):
-        make(tmp_path / "circles", greedy, circles, report=report)
-    assert everything["compressible"] == 16  # of one wave: the second was not judged to its end
-    # Texts that are left out for another reason, or come after one that was kept, have the longer patience.
     monkeypatch.setattr("lowbit.synthesis.job.PATIENCE", 40)
-    with pytest.raises(DataError, match=r"the last 40 texts were all left out \(so far: short 40\)"):
-        make(tmp_path / "short", greedy, Filters(min_tokens=25))
+    drawn = dataclasses.replace(RECIPE, tokens=10_000)
+    greedy = dataclasses.replace(drawn, sampling=Sampling())
+    circles = Filters(min_tokens=1, max_repeated=1.0, max_compression=1e-6)
+    kept = FirstAlone(min_tokens=1, max_repeated=1.0, max_compression=1000.0)
+    early = (
+        r"an empty generation: 24 texts in a row were left out \({} 24\)\n  -> draw at a higher temperature \(0 takes"
+    )
+    late = r"the last 40 texts were all left out \(so far: {} 40\)"
+    for name, recipe, filters, message in (
+        ("greedy", greedy, circles, early.format("compressible")),
+        ("greedy_after_one", greedy, kept, early.format("repeated")),
+        ("drawn", drawn, circles, early.format("compressible")),
+        # Where texts are drawn, others may follow: one was kept, or it is their length.
+        ("drawn_after_one", drawn, kept, late.format("repeated")),
+        ("short", drawn, Filters(min_tokens=25), late.format("short")),
+    ):
+        with pytest.raises(DataError, match=message):
+            make(tmp_path / name, recipe, filters)
 
 
 def test_what_the_teacher_cannot_write_is_refused(make, tmp_path, tokenizer_folder, generator):
