@@ -86,7 +86,7 @@ class CoresetDataset(TokenDataset):
         """
         if step < 0:
             raise DataError(f"a batch for step {step}", "count steps from 0")
-        choice = _read(self.place(step))
+        choice = _choice(self.place(step))
         if choice.shape != (self.chosen,):
             raise DataError(
                 f"{self.place(step)} names {choice.size} windows, not {self.chosen}", "remove it: it is chosen again"
@@ -102,10 +102,14 @@ class CoresetDataset(TokenDataset):
         return hashlib.sha256(f"{super().fingerprint()} {told}".encode()).hexdigest()
 
 
-@lru_cache(maxsize=2)
-def _read(place: Path) -> NDArray[np.int64]:
+def _choice(place: Path) -> NDArray[np.int64]:
     try:
-        choice = np.load(place, allow_pickle=False)
+        return _read(place, place.stat().st_mtime_ns)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"no choice of windows at {place}", "resume the run from its checkpoint") from error
-    return np.asarray(choice, np.int64)
+
+
+@lru_cache(maxsize=2)
+def _read(place: Path, written: int) -> NDArray[np.int64]:
+    """When it was written is part of the key: a run that is made again in its folder chooses again."""
+    return np.asarray(np.load(place, allow_pickle=False), np.int64)

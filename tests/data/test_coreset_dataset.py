@@ -52,6 +52,14 @@ def test_equal_scores_choose_the_first_windows(tmp_path):
     assert set(np.concatenate([data.indices(step) for step in range(3)]).tolist()) == set(range(6))
 
 
+def test_a_choice_that_is_made_again_counts(tmp_path):
+    data = coreset(tmp_path)
+    for scores in (np.arange(20.0), -np.arange(20.0)):
+        data.choose(0, scores)
+        chosen = set(np.argsort(-scores)[:6].tolist())
+        assert {int(number) for step in range(3) for number in data.indices(step)} == chosen
+
+
 def test_fingerprints_know_how_windows_are_chosen(tmp_path):
     changes = ({}, {"chosen": 7}, {"every": 4}, {"rule": "mixed"}, {"seed": 4})
     assert len({coreset(tmp_path, **change).fingerprint() for change in changes}) == len(changes)
