@@ -14,9 +14,17 @@ LB_DEVICE u32 group_of(u32 slot) { return min(first_input(8 * slot) / GROUP, (u3
 // The exponent of the power of two below the largest activation, but never so small that its inverse is no number.
 LB_DEVICE int exponent_of(u32 largest) { return max((int)(largest >> 23) - ONE, -100); }
 
+// silu(gate) * other, all of them bfloat16.
+LB_DEVICE u32 gated(float gate0, float gate1, float other0, float other1) {
+    const u32 gates = lb_bfloat16(gate0, gate1), others = lb_bfloat16(other0, other1);
+    return lb_bfloat16(lb_silu(lb_float(gates << 16)) * lb_float(others << 16),
+                       lb_silu(lb_float(gates & 0xffff0000)) * lb_float(others & 0xffff0000));
+}
+
 // The activations of a token that a thread makes digits of.
 struct Activations {
     uint2 pairs[TURNS][2];
+    float4 gates[GATED ? TURNS : 1][2], others[GATED ? TURNS : 1][2];
 
     LB_DEVICE static u32 quad_of(int turn) { return turn * THREADS + threadIdx.x; }
     LB_DEVICE static bool inside(u32 quad) { return QUADS % THREADS == 0 || quad < QUADS; }
@@ -29,7 +37,26 @@ struct Activations {
             for (int plane = 0; plane < 2; plane++) {
                 const u32 input = first_input(quad) + plane * SPAN;
                 const bool used = inside(quad) && (PADDED == INPUTS || input < INPUTS);
-                pairs[turn][plane] = used ? lb_load(x + input) : make_uint2(0, 0);
+                pairs[turn][plane] = used && !GATED ? lb_load(x + input) : make_uint2(0, 0);
+                if (GATED && used) {
+                    gates[GATED ? turn : 0][plane] = lb_load4((const float *)x + input);
+                    others[GATED ? turn : 0][plane] = lb_load4((const float *)x + INPUTS + input);
+                }
+            }
+        }
+    }
+
+    // Makes activations of gates and what they let pass: behind the copies, which do not wait for them then.
+    LB_DEVICE void gate() {
+        if (!GATED) return;
+#pragma unroll
+        for (int turn = 0; turn < TURNS; turn++) {
+#pragma unroll
+            for (int plane = 0; plane < 2; plane++) {
+                const u32 quad = quad_of(turn);
+                if (!inside(quad) || (PADDED != INPUTS && first_input(quad) + plane * SPAN >= INPUTS)) continue;
+                const float4 a = gates[GATED ? turn : 0][plane], b = others[GATED ? turn : 0][plane];
+                pairs[turn][plane] = make_uint2(gated(a.x, a.y, b.x, b.y), gated(a.z, a.w, b.z, b.w));
             }
         }
     }

@@ -1,6 +1,7 @@
 // What a block of threads of product.cu computes, and where things lie in its shared memory.
 //
-// Defined from outside: INPUTS, OUTPUTS, TOKENS and GROUPS, scales of an output; BITS and SPAN of the layout of
+// Defined from outside: INPUTS, OUTPUTS, TOKENS and GROUPS, scales of an output; GATED, whether inputs are
+// gates f32[INPUTS] and what they let pass, f32[INPUTS]; BITS and SPAN of the layout of
 // lowbit.pallas.weight and its BLOCKS; FIRST and DISTANCE, whole levels of codes; TILES, WARPS and CHUNKS of a block,
 // which divide BLOCKS; SHARED, its bytes.
 #pragma once

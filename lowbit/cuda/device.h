@@ -50,6 +50,24 @@ LB_DEVICE uint2 lb_load(const u16 *from) {
     return x;
 }
 
+/// Four float32 numbers, likewise.
+LB_DEVICE float4 lb_load4(const float *from) {
+    float4 x;
+    asm volatile("ld.global.nc.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+                 : "l"(from));
+    return x;
+}
+
+/// Two numbers as bfloat16, the first one in the lower half.
+LB_DEVICE u32 lb_bfloat16(float low, float high) {
+    u32 both;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+}
+/// x / (1 + exp(-x)), by approximations of 2^-22 or so.
+LB_DEVICE float lb_silu(float x) { return __fdividef(x, 1 + __expf(-x)); }
+
 /// c[16 8] += a[16 32] b[32 8], codes and signed digits, in the registers of a warp.
 LB_DEVICE void lb_multiply(int *c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
     asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "

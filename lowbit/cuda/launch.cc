@@ -96,14 +96,21 @@ ffi::Error find_function(Handle stream, std::string_view kernel, int shared, Han
     return ffi::Error::Success();
 }
 
-ffi::Error Product(Handle stream, ffi::Buffer<ffi::BF16> x, ffi::Buffer<ffi::F32> scale, ffi::Buffer<ffi::S16> words,
+/// Where a matrix [n ...] lies that may be one of a stack [layers n ...].
+template <typename Buffer> void *of_layer(const Buffer &stack, int64_t layer) {
+    const auto sizes = stack.dimensions();
+    const size_t bytes = sizes.size() == 3 ? stack.size_bytes() / sizes[0] : 0;
+    return static_cast<char *>(stack.untyped_data()) + layer * bytes;
+}
+
+ffi::Error Product(Handle stream, ffi::AnyBuffer x, ffi::Buffer<ffi::F32> scale, ffi::Buffer<ffi::S16> words,
                    ffi::Buffer<ffi::S16> more_words, ffi::ResultBuffer<ffi::F32> y, std::string_view kernel,
-                   int64_t blocks, int64_t threads, int64_t shared) {
+                   int64_t layer, int64_t blocks, int64_t threads, int64_t shared) {
     if (!driver().complete) return ffi::Error(ffi::ErrorCode::kUnavailable, "no driver: libcuda.so.1 lacks a function");
     Handle function = nullptr;
     ffi::Error error = find_function(stream, kernel, static_cast<int>(shared), &function);
     if (error.failure()) return error;
-    void *pointers[] = {x.untyped_data(), scale.untyped_data(), words.untyped_data(), more_words.untyped_data(),
+    void *pointers[] = {x.untyped_data(), of_layer(scale, layer), of_layer(words, layer), of_layer(more_words, layer),
                         y->untyped_data()};
     void *arguments[] = {&pointers[0], &pointers[1], &pointers[2], &pointers[3], &pointers[4]};
     if (int code = driver().launch(function, static_cast<unsigned>(blocks), 1, 1, static_cast<unsigned>(threads), 1, 1,
@@ -124,12 +131,13 @@ extern "C" void lb_cuda_add(const char *name, const char *image, size_t bytes) {
 XLA_FFI_DEFINE_HANDLER_SYMBOL(lb_cuda_product, Product,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::PlatformStream<Handle>>()
-                                  .Arg<ffi::Buffer<ffi::BF16>>()
+                                  .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::S16>>()
                                   .Arg<ffi::Buffer<ffi::S16>>()
                                   .Ret<ffi::Buffer<ffi::F32>>()
                                   .Attr<std::string_view>("kernel")
+                                  .Attr<int64_t>("layer")
                                   .Attr<int64_t>("blocks")
                                   .Attr<int64_t>("threads")
                                   .Attr<int64_t>("shared"),

@@ -168,6 +168,7 @@ LB_KERNEL(THREADS) lowbit_product(const u16 *x, const float *scale, const u8 *co
     float own_scale = 1;
     if (!GROUPED && thread < ROWS) own_scale = scale[min(first_row + thread, (u32)OUTPUTS - 1)];
     if (warp == 0) copy_all(shared, first_row, scale, codes0, codes1);
+    own[0].gate();
 
 #pragma unroll
     for (int token = 0; token < TOKENS; token++) {

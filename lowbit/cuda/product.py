@@ -67,6 +67,7 @@ class Shape(NamedTuple):
       blocks: of inputs, in this layout.
       first: what code 0 stands for.
       distance: of neighbouring codes.
+      gated: whether activations are made of gates: silu(gate) * other of f32[2k], rounded to bfloat16 before and after.
     """
 
     tokens: int
@@ -78,6 +79,7 @@ class Shape(NamedTuple):
     blocks: int
     first: int
     distance: int
+    gated: bool = False
 
     @property
     def parts(self) -> tuple[int, ...]:
@@ -108,15 +110,17 @@ def available() -> bool:
 def fits(shape: Shape, tile: CudaTile) -> bool:
     """Returns whether the kernel can compute a product, cut like this."""
     threads = 32 * tile.warps
+    # Gates and others are float32 until they become an activation.
+    waiting = shape.tokens * (4 if shape.gated else 1)
     return (
-        0 < shape.tokens <= MOST_TOKENS
+        0 < shape.tokens <= (1 if shape.gated else MOST_TOKENS)
         and shape.inputs % 4 == 0
         and (shape.groups == 1 or shape.groups % 4 == shape.inputs // shape.groups % (2 * shape.span) == 0)
         and shape.inputs <= MOST_INPUTS
         and tile.rows % TILE == 0
         and tile.rows <= threads <= 1024
         and shape.blocks % tile.chunks == 0
-        and shape.tokens * math.ceil(shape.padded / 8 / threads) <= MOST_TURNS
+        and waiting * math.ceil(shape.padded / 8 / threads) <= MOST_TURNS
         and shared_bytes(shape, tile) <= SHARED
     )
 
@@ -148,6 +152,7 @@ def defines(shape: Shape, tile: CudaTile) -> dict[str, int]:
         "BLOCKS": shape.blocks,
         "FIRST": shape.first,
         "DISTANCE": shape.distance,
+        "GATED": int(shape.gated),
         "TILES": tile.rows // TILE,
         "WARPS": tile.warps,
         "CHUNKS": tile.chunks,
@@ -155,15 +160,18 @@ def defines(shape: Shape, tile: CudaTile) -> dict[str, int]:
     }
 
 
-def matmul(x: jax.Array, scale: jax.Array, words: Sequence[jax.Array], shape: Shape, tile: CudaTile) -> jax.Array:
-    """Returns x bf16[b k] times whole levels of codes and their scale, f32[b n].
+def matmul(
+    x: jax.Array, scale: jax.Array, words: Sequence[jax.Array], shape: Shape, tile: CudaTile, layer: int = 0
+) -> jax.Array:
+    """Returns x times whole levels of codes and their scale, f32[b n].
 
     Args:
-      x: activations.
-      scale: f32[n g].
-      words: i16[n halfwords] of each part of the codes.
+      x: activations bf16[b k], or f32[1 2k] that they are made of.
+      scale: f32[n g], or a stack of them.
+      words: i16[n halfwords] of each part of the codes, or stacks of them.
       shape: of the product.
       tile: how it is cut.
+      layer: which of the stacks; the launch finds it, the kernel knows of no stack.
 
     Raises:
       ConfigError: a tile that does not fit.
@@ -177,6 +185,7 @@ def matmul(x: jax.Array, scale: jax.Array, words: Sequence[jax.Array], shape: Sh
     y: jax.Array = call(
         *(x, scale, words[0], words[-1]),
         kernel=_kernel(shape, tile, _architecture()),
+        layer=np.int64(layer),
         blocks=np.int64(math.ceil(shape.outputs / tile.rows)),
         threads=np.int64(32 * tile.warps),
         shared=np.int64(shared_bytes(shape, tile)),

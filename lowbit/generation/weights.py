@@ -78,7 +78,7 @@ class Weights(NamedTuple):
             own["params"] = apart[number] if apart else _cut(self.layers["params"], number)
             packed = flatten(own["packed"])
             for path, w in stacked.items():
-                at = number if isinstance(_whole(w), OwnLayers) else jnp.asarray(number, jnp.int32)
+                at = number if isinstance(_whole(w), OwnLayers) else np.int32(number)
                 packed[path.removeprefix(LAYER_PREFIX)] = w.of_layer(at)
             found.append(own | {"packed": unflatten(packed)})
         return found

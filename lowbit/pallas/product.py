@@ -94,24 +94,28 @@ def _measured_tile(w: GpuWeight, tokens: int, chosen: str) -> AnyTile:
     return by_cuda or (gemv_tile_for(w, tokens) if gemv.takes(w) else None) or tile_for(w, tokens)
 
 
-def _by_cuda(x: jax.Array, w: GpuWeight, tile: CudaTile, chosen: str) -> jax.Array:
-    shape = cuda_shape(w, len(x))
+def _by_cuda(x: jax.Array, w: GpuWeight, tile: CudaTile, chosen: str, gated: bool = False) -> jax.Array:
+    shape = cuda_shape(w, len(x), gated)
     if shape is None or chosen == "interpreted":
         raise ConfigError(
-            f"{tile} is of a kernel for few tokens and matrices that are no stack, on a GPU", "take another tile"
+            f"{tile} is of a kernel for a GPU, few tokens, and a layer known in advance", "take another tile"
         )
-    return cuda.matmul(x, w.scale, w.words, shape, tile)
+    return cuda.matmul(x, w.scale, w.words, shape, tile, 0 if w.layer is None else int(w.layer))
 
 
 def matmul_gated(both: jax.Array, w: GpuWeight) -> jax.Array:
     """Returns silu(gate) * other times the matrix, f32[b n], of both f32[b 2k], one after the other, as bfloat16.
 
-    One kernel, for one token and few inputs on a GPU that it was made for; otherwise what is gated and a `matmul`.
+    One kernel, for one token on a GPU that it was made for (without CUDA if there are few inputs); otherwise what is
+    gated, and a `matmul`.
     """
-    simple = w.groups == 1 and w.zero is w.in_scale is None
-    tile = gated_tile_for(w) if simple and len(both) == 1 and w.k <= MOST_GATED and kernel_runs_here() else None
-    if tile is not None:
-        return gemv.gemv(both, w, tile, gated=True)
+    if len(both) == 1 and w.zero is w.in_scale is None and kernel_runs_here():
+        by_cuda = cuda_tile_for(w, 1, gated=True) if cuda.available() else None
+        if by_cuda is not None:
+            return _by_cuda(both.astype(jnp.float32), w, by_cuda, "kernel", gated=True)
+        tile = gated_tile_for(w) if w.groups == 1 and w.k <= MOST_GATED else None
+        if tile is not None:
+            return gemv.gemv(both, w, tile, gated=True)
     gate, other = jnp.split(both.astype(jnp.bfloat16), 2, axis=-1)
     return matmul(jax.nn.silu(gate) * other, w)
 

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from importlib import resources
 from typing import Any, NamedTuple
 
+import jax
+
 from lowbit import cuda
 from lowbit.cuda import CudaTile
 from lowbit.pallas.weight import GpuWeight
@@ -104,16 +106,19 @@ def gemv_tile_for(w: GpuWeight, tokens: int) -> GemvTile | None:
     return tile if isinstance(tile, GemvTile) else None
 
 
-def cuda_tile_for(w: GpuWeight, tokens: int) -> CudaTile | None:
+def cuda_tile_for(w: GpuWeight, tokens: int, gated: bool = False) -> CudaTile | None:
     """Returns the tile of the CUDA kernel where it was faster than both for the most similar product, None elsewhere.
 
-    Whether the kernel is available here is not asked.
+    Whether the kernel is available here is not asked. With groups that holds for one token: for more, whose sums are
+    scaled one by one, the kernel with tensor cores is as fast. Gates it makes activations of while codes are on their
+    way, as good as for nothing; so it takes all whose bits it was timed with.
     """
-    shape = cuda_shape(w, tokens)
-    if shape is None:
+    shape = cuda_shape(w, tokens, gated)
+    if shape is None or (w.groups > 1 and tokens > 1):
         return None
-    # With groups the other kernels scale in the middle of their sums, and were slower wherever both were timed.
-    rows = [row for row in table() if w.groups == 1 or isinstance(row.tile, CudaTile)]
+    rows = [row for row in table() if not gated or (isinstance(row.tile, CudaTile) and row.bits == w.bits)]
+    if not rows:
+        return None
     distance = _distance(w, tokens)
     tile = min(rows, key=lambda row: (distance(row), not isinstance(row.tile, CudaTile))).tile
     if not isinstance(tile, CudaTile):
@@ -126,14 +131,14 @@ def cuda_tile_for(w: GpuWeight, tokens: int) -> CudaTile | None:
     return tile if cuda.fits(shape, tile) else None
 
 
-def cuda_shape(w: GpuWeight, tokens: int) -> cuda.Shape | None:
+def cuda_shape(w: GpuWeight, tokens: int, gated: bool = False) -> cuda.Shape | None:
     """Returns what the CUDA kernel has to know of a product; None of one that it does not take.
 
-    It takes matrices that are no stack; what else there is to ask, `cuda.fits` knows.
+    Of a stack it takes a layer that is known while the program is traced. What else there is to ask, `cuda.fits` knows.
     """
-    if w.layer is not None or tokens > cuda.MOST_TOKENS:
+    if isinstance(w.layer, jax.Array) or tokens > cuda.MOST_TOKENS:
         return None
-    return cuda.Shape(tokens, w.k, w.n, w.groups, w.bits, w.span, w.blocks, w.levels.first, w.levels.distance)
+    return cuda.Shape(tokens, w.k, w.n, w.groups, w.bits, w.span, w.blocks, w.levels.first, w.levels.distance, gated)
 
 
 def gated_tile_for(w: GpuWeight) -> GemvTile | None:

@@ -45,7 +45,7 @@ class GpuWeight:
       scale: f32[*s n g], of levels that are whole numbers: the file's scale times the unit.
       zero: f32[*s g n] or None: what is subtracted of whole levels before they are scaled.
       in_scale: f32[*s k] or None, a factor of each input.
-      layer: i32[] that chooses from a stack, or None for what is no stack.
+      layer: i32[] that chooses from a stack, or None for what is no stack; of numpy where it is known in advance.
       levels: what code 0 stands for and how far apart codes are, in whole numbers (static).
       unit: of these whole numbers, which `scale` holds already (static).
       bits: of a code: 1, 2, 3, 4 or 8 (static).
@@ -94,7 +94,7 @@ class GpuWeight:
         """Bytes on the device, of the whole stack."""
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
 
-    def of_layer(self, layer: jax.Array) -> "GpuWeight":
+    def of_layer(self, layer: jax.Array | np.integer[Any]) -> "GpuWeight":
         """Returns one matrix i32[] of a stack, which stays where it is."""
         return dataclasses.replace(self, layer=layer)
 

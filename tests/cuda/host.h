@@ -27,6 +27,9 @@ struct alignas(16) uint4 {
 struct Index {
     u32 x;
 };
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
 using std::max;
 using std::min;
 
@@ -62,6 +65,19 @@ inline uint2 lb_load(const u16 *from) {
     lb_require((u64)from % 8 == 0, "a load at an address that 8 does not divide");
     return *(const uint2 *)from;
 }
+
+inline float4 lb_load4(const float *from) {
+    lb_require((u64)from % 16 == 0, "a load at an address that 16 does not divide");
+    return *(const float4 *)from;
+}
+inline u32 lb_bfloat16(float low, float high) {
+    u32 found[2];
+    const float both[] = {low, high};
+    std::memcpy(found, both, 8);
+    for (u32 &x : found) x = (x + 0x7fff + (x >> 16 & 1)) >> 16;
+    return found[1] << 16 | found[0];
+}
+inline float lb_silu(float x) { return x / (1 + std::exp(-x)); }
 
 inline void lb_multiply(int *c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
     Warp *warp = warp_of_thread;

@@ -58,7 +58,9 @@ def _expected(x: np.ndarray, levels: np.ndarray, scale: np.ndarray) -> np.ndarra
 
 
 def _run(folder: Path, x: jax.Array, w: GpuWeight, tile: CudaTile) -> np.ndarray:
-    shape = cuda_shape(w, len(x))
+    """Activations bf16[b k], or gates and others f32[b 2k]."""
+    gated = x.dtype == jnp.float32
+    shape = cuda_shape(w, len(x), gated)
     assert shape is not None
     assert cuda.fits(shape, tile)
     library = folder / "product.so"
@@ -68,7 +70,10 @@ def _run(folder: Path, x: jax.Array, w: GpuWeight, tile: CudaTile) -> np.ndarray
     source = str(cuda_product.SOURCE)
     subprocess.run([compiler, *FLAGS, *defines, *headers, "-x", "c++", source, "-o", str(library)], check=True)
     y = np.full((shape.tokens, shape.outputs), np.nan, np.float32)
-    arrays = [np.asarray(a) for a in (jax.lax.bitcast_convert_type(x, jnp.uint16), w.scale, w.words[0], w.words[-1])]
+    arrays = [
+        np.asarray(a)
+        for a in (x if gated else jax.lax.bitcast_convert_type(x, jnp.uint16), w.scale, w.words[0], w.words[-1])
+    ]
     pointers = [ctypes.c_void_p(a.ctypes.data) for a in (*arrays, y)]
     blocks = -(-shape.outputs // tile.rows)
     ctypes.CDLL(str(library)).run(*pointers, blocks, 32 * tile.warps, cuda_product.shared_bytes(shape, tile))
@@ -124,3 +129,15 @@ def test_groups_have_scales_of_their_own(
     y = _run(tmp_path, x, w, tile)
     assert (np.abs(y - expected) <= allowed).all()
     assert (np.abs(expected) > 100 * allowed).mean() > 0.5
+
+
+@pytest.mark.parametrize(("bits", "k", "tile"), [(2, 324, CudaTile(16, 1, 1)), (4, 512, CudaTile(16, 2, 1))])
+def test_makes_activations_of_gates(tmp_path: Path, bits: float, k: int, tile: CudaTile) -> None:
+    """Gates that are 0 or far from it leave nothing to round but other numbers: results are exact."""
+    w, levels = _weight(bits, 20, k)
+    rng = np.random.default_rng(k)
+    gate = rng.choice([-200.0, 0.0, 128.0], (1, k))
+    other = rng.normal(size=(1, k))
+    x = jnp.asarray(np.maximum(gate, 0) * np.asarray(other, jnp.bfloat16).astype(np.float64), jnp.float32)
+    y = _run(tmp_path, jnp.asarray(np.concatenate([gate, other], axis=1), jnp.float32), w, tile)
+    np.testing.assert_array_equal(y, _expected(np.asarray(x), levels, np.asarray(w.scale)))
