@@ -1,0 +1,35 @@
+// What launch.cc asks of CUDA's driver, for a processor: a module is the path of a library made with host.h.
+#include <dlfcn.h>
+
+#include <cstdint>
+#include <string>
+
+namespace {
+int loads, captures;
+}
+
+extern "C" {
+int cuStreamGetCtx(void *, void **context) { return *context = &loads, 0; }
+int cuCtxPushCurrent_v2(void *) { return 0; }
+int cuCtxPopCurrent_v2(void **) { return 0; }
+int cuThreadExchangeStreamCaptureMode(int *mode) { return captures += *mode == 2 ? 1 : -1, *mode = 1, 0; }
+int cuModuleLoadData(void **module, const void *image) {
+    // A graph is being recorded: what was not allowed may not be done.
+    if (captures != 1) return 900;
+    loads++;
+    *module = dlopen(static_cast<const char *>(image), RTLD_NOW);
+    return *module ? 0 : 200;
+}
+int cuModuleGetFunction(void **function, void *module, const char *) { return *function = dlsym(module, "run"), 0; }
+int cuFuncSetAttribute(void *, int attribute, int value) { return attribute == 8 && value <= 227 << 10 ? 0 : 1; }
+int cuLaunchKernel(void *function, unsigned blocks, unsigned, unsigned, unsigned threads, unsigned, unsigned,
+                   unsigned shared, void *, void **arguments, void **) {
+    void **p[5];
+    for (int i = 0; i < 5; i++) p[i] = static_cast<void **>(arguments[i]);
+    using Run = void(void *, void *, void *, void *, void *, int, int, int);
+    reinterpret_cast<Run *>(function)(*p[0], *p[1], *p[2], *p[3], *p[4], blocks, threads, shared);
+    return 0;
+}
+int cuGetErrorString(int error, const char **text) { return *text = error == 200 ? "no such image" : "an error", 0; }
+int loads_so_far() { return loads; }
+}

@@ -1,0 +1,145 @@
+"""From `pallas.matmul` to the kernel and back, with a driver that runs it on a processor."""
+
+import ctypes
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lowbit import cuda, pallas
+from lowbit.cuda import CudaTile, compiler, target
+from lowbit.cuda import product as cuda_product
+from lowbit.errors import ConfigError
+from lowbit.ffi.handler import compiled
+from lowbit.pallas import product as pallas_product
+from lowbit.pallas.tiles import cuda_shape, cuda_tile_for
+from lowbit.pallas.weight import GpuWeight, prepack
+
+HERE = Path(__file__).parent
+COMPILER = (os.environ.get("CXX") or "c++", "-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", "-Wno-unknown-pragmas")
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ctypes.CDLL]:
+    """The handler, on a processor and with a driver of our own, in place of that for a GPU."""
+    folder = tmp_path_factory.mktemp("driver")
+    path = folder / "libcuda.so.1"
+    subprocess.run([*COMPILER, str(HERE / "driver.cc"), "-Wl,-soname,libcuda.so.1", "-o", str(path)], check=True)
+    fake = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)  # found by its name from now on
+    handler = ctypes.CDLL(str(compiled(HERE / "launch_host.cc", (f"-I{target.SOURCE.parent}", "-ldl"))))
+    handler.lb_cuda_add.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t]
+
+    def for_a_processor(source: str, defines: dict[str, int], architecture: str) -> bytes:
+        kernel = folder / f"kernel{len(list(folder.iterdir()))}.so"
+        (text := folder / "kernel.cu").write_text(source)
+        flags = [f"-D{name}={value}" for name, value in defines.items()]
+        host = ("-DLB_HOST", "-include", str(HERE / "host.h"))
+        subprocess.run([*COMPILER, *host, *flags, "-x", "c++", str(text), "-o", str(kernel)], check=True)
+        return str(kernel).encode()
+
+    with pytest.MonkeyPatch.context() as patch:
+        jax.ffi.register_ffi_target("lowbit_cuda_test", jax.ffi.pycapsule(handler.lb_cuda_product_host), platform="cpu")
+        patch.setattr(target, "TARGET", "lowbit_cuda_test")
+        patch.setattr(target, "register", lambda: handler)
+        patch.setattr(compiler, "compiled", for_a_processor)
+        patch.setattr(cuda_product, "_architecture", lambda: "processor")
+        patch.setattr(cuda_product, "available", lambda: True)
+        patch.setattr(cuda, "available", lambda: True)
+        patch.setattr(pallas_product, "kernel_runs_here", lambda: True)
+        yield fake
+
+
+def _weight(bits: int, n: int, k: int, groups: int = 1, layers: int | None = None) -> GpuWeight:
+    key = jax.random.key(bits)
+    stack = () if layers is None else (layers,)
+    codes = jax.random.randint(key, (*stack, n, k), 0, 1 << bits).astype(jnp.uint8)
+    scale = jax.random.uniform(key, (*stack, groups, n), minval=0.5)
+    return prepack(codes, scale, tuple(float(2 * i + 1 - (1 << bits)) / 2 for i in range(1 << bits)))
+
+
+def _near(got: jax.Array, x: jax.Array, w: GpuWeight) -> bool:
+    """Whether a product is XLA's: two float sums of k terms, and activations that were rounded to 2**-22 or less."""
+    expected = pallas.matmul(x, w, "xla")
+    single = w.single()
+    largest = jnp.abs(single.rows(jnp.arange(single.n)))
+    terms = jnp.abs(x.astype(jnp.float32)) @ largest.T
+    rounded = jnp.max(jnp.abs(x)).astype(jnp.float32) * 2.0**-22 * jnp.sum(largest, axis=1)[None]
+    return bool(jnp.all(jnp.abs(got - expected) <= 2 * w.k * 2.0**-24 * terms + rounded))
+
+
+def test_the_kernel_is_chosen_compiled_once_and_right(driver: ctypes.CDLL) -> None:
+    w, x = _weight(3, 32, 512), jax.random.normal(jax.random.key(0), (1, 512)).astype(jnp.bfloat16)
+    before = driver.loads_so_far()
+    multiply = jax.jit(lambda x, w: pallas.matmul(x, w))
+    assert "lowbit_cuda_test" in multiply.lower(x, w).as_text()
+    assert _near(multiply(x, w), x, w)
+    assert _near(multiply(-x, w), -x, w)
+    assert _near(pallas.matmul(x, w), x, w)
+    assert driver.loads_so_far() == before + 1
+    many = jax.vmap(lambda x: pallas.matmul(x, w))(jnp.stack([x, 2 * x]))
+    np.testing.assert_array_equal(many[1], 2 * many[0])
+
+
+@pytest.mark.parametrize(("bits", "groups"), [(1, 4), (3, 1)])
+def test_a_layer_of_a_stack_is_found_at_launch(driver: ctypes.CDLL, bits: int, groups: int) -> None:
+    stack, x = _weight(bits, 20, 512, groups, layers=3), jnp.ones((1, 512), jnp.bfloat16).at[0, ::3].set(-2)
+    for layer in (0, 2):
+        multiply = jax.jit(lambda x, w, layer=layer: pallas.matmul(x, w.of_layer(np.int32(layer))))
+        assert "lowbit_cuda_test" in multiply.lower(x, stack).as_text()
+        assert _near(multiply(x, stack), x, stack.of_layer(jnp.int32(layer)))
+
+
+def test_gates_are_made_activations_of_inside(driver: ctypes.CDLL) -> None:
+    w, both = _weight(4, 16, 512), jax.random.normal(jax.random.key(1), (1, 1024))
+    multiply = jax.jit(pallas.matmul_gated)
+    text = multiply.lower(both, w).as_text()
+    assert "lowbit_cuda_test" in text
+    assert "logistic" not in text
+    gate, other = (part.astype(jnp.float32) for part in jnp.split(both.astype(jnp.bfloat16), 2, axis=1))
+    x = (gate / (1 + jnp.exp(-gate)) * other).astype(jnp.bfloat16)
+    assert _near(multiply(both, w), x, w)
+
+
+def test_more_tokens_unknown_layers_and_groups_of_several_tokens_take_the_other_kernels() -> None:
+    w, stack = _weight(1, 32, 512), _weight(1, 32, 512, layers=2)
+    assert cuda_tile_for(w, 1) is not None
+    assert cuda_tile_for(w, 5) is None
+    assert cuda_shape(stack.of_layer(jnp.int32(1)), 1) is None
+    assert cuda_shape(stack.of_layer(np.int32(1)), 1) is not None
+    grouped = _weight(1, 32, 512, groups=4)
+    assert cuda_tile_for(grouped, 1) is not None
+    assert cuda_tile_for(grouped, 2) is None
+    assert cuda_tile_for(_weight(1, 32, 514), 1) is None
+
+
+def test_a_tile_has_as_many_rows_as_shared_memory_holds() -> None:
+    wide = _weight(2, 16, 32768)
+    tile = cuda_tile_for(wide, 1)
+    shape = cuda_shape(wide, 1)
+    assert tile is not None
+    assert shape is not None
+    assert tile.rows == 16
+    assert not cuda.fits(shape, tile._replace(rows=32))
+
+
+def test_refuses_what_it_cannot_compute(driver: ctypes.CDLL) -> None:
+    w, x = _weight(2, 32, 512), jnp.ones((1, 512), jnp.bfloat16)
+    with pytest.raises(ConfigError, match=r"rows=24, warps=1, chunks=1\) does not fit Shape\(.*\n  -> take a tile of"):
+        pallas.matmul(x, w, tile=CudaTile(24, 1, 1))
+    with pytest.raises(ConfigError, match=r"is of a kernel for a GPU, few tokens, and a layer known in advance\n  ->"):
+        pallas.matmul(x, w, "interpreted", CudaTile(16, 1, 1))
+
+
+def test_says_what_the_driver_says(driver: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "compiled", lambda *_: b"/nowhere.so")
+    w, x = _weight(1, 16, 512), jnp.ones((1, 512), jnp.bfloat16)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="the kernel cannot be loaded: no such image"):
+        jax.block_until_ready(pallas.matmul(x, w, tile=CudaTile(16, 3, 1)))
+    monkeypatch.setattr(cuda_product, "_kernel", lambda *_: "f00")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="kernel f00 was not compiled in this process: trace"):
+        jax.block_until_ready(pallas.matmul(x, w, tile=CudaTile(16, 2, 1)))
