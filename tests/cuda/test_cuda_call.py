@@ -31,7 +31,8 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ctypes.CDLL]:
     path = folder / "libcuda.so.1"
     subprocess.run([*COMPILER, str(HERE / "driver.cc"), "-Wl,-soname,libcuda.so.1", "-o", str(path)], check=True)
     fake = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)  # found by its name from now on
-    handler = ctypes.CDLL(str(compiled(HERE / "launch_host.cc", (f"-I{target.SOURCE.parent}", "-ldl"))))
+    included = f"-I{target.SOURCE.parent}"
+    handler = ctypes.CDLL(str(compiled(HERE / "launch_host.cc", (included, "-ldl"), (target.SOURCE.read_text(),))))
     handler.lb_cuda_add.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t]
 
     def for_a_processor(source: str, defines: dict[str, int], architecture: str) -> bytes:
