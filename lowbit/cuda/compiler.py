@@ -12,6 +12,7 @@ from typing import Any
 from lowbit.errors import KernelError
 
 NAMES = ("libnvrtc.so.13", "libnvrtc.so.12")
+DRIVER = "libcuda.so.1"
 FLAGS = ("--std=c++17",)
 
 
@@ -46,14 +47,37 @@ def library() -> ctypes.CDLL:
     """Returns the compiler library: that of NVIDIA's Python packages, or one of the system.
 
     Raises:
-      KernelError: there is none.
+      KernelError: there is none, or none whose machine code the driver takes.
     """
+    newest = driver_version()
     for path in _candidates():
         try:
-            return ctypes.CDLL(path)
+            found = ctypes.CDLL(path)
         except OSError:
             continue
-    raise KernelError(f"none of {', '.join(NAMES)} is there", "install jax[cuda13], or the toolkit of CUDA")
+        # Of the same major version a driver takes machine code of compilers that are newer than itself.
+        if _version(found) <= newest:
+            return found
+    raise KernelError(
+        f"none of {', '.join(NAMES)} is there for a driver of CUDA {newest}",
+        "install jax[cuda13] or the toolkit of CUDA, of no newer major version than the driver",
+    )
+
+
+def driver_version() -> int:
+    """Returns the major version of CUDA that the driver belongs to; 0 where there is no driver."""
+    version = ctypes.c_int()
+    try:
+        ctypes.CDLL(DRIVER).cuDriverGetVersion(ctypes.byref(version))
+    except OSError:
+        return 0
+    return version.value // 1000
+
+
+def _version(nvrtc: ctypes.CDLL) -> int:
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    nvrtc.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+    return major.value
 
 
 def _candidates() -> Iterator[str]:

@@ -130,7 +130,7 @@ ODD = dataclasses.replace(CFG, hidden_size=36, intermediate_size=44)
 @pytest.mark.parametrize(
     "quantizer",
     [paretoq(4), paretoq(1.58), paretoq(1), paretoq([3, 1.58]), doubled(rtn(4, 4, symmetric=False))],
-    ids=str,
+    ids=lambda quantizer: quantizer.name,
 )
 def test_bits_in_the_report_are_the_bytes_in_the_file(quantizer):
     params, rules, state = trained(quantizer, transposed(doubled(rtn(3))), ODD)
