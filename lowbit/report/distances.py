@@ -1,6 +1,7 @@
 """The figure of a study: how far each of its points is from the float model among them, on every text."""
 
 import textwrap
+from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
@@ -27,20 +28,26 @@ def distances(results: SweepResults) -> dict[str, dict[str, float]]:
             "add one to its points: quant.method=float",
         )
     found: dict[str, dict[str, float]] = {}
-    for setting in settings_of(results):
+    quantized = [setting for setting in settings_of(results) if setting.values.get(METHOD) != FLOAT]
+    for setting in quantized:
         means = {text: setting.mean(text) for text in results.texts}
         above = {text: mean - (reference.mean(text) or 0.0) for text, mean in means.items() if mean is not None}
-        if above and setting.values.get(METHOD) != FLOAT:
-            found[name_of(setting)] = above
+        if above:
+            found[name_of(setting, quantized)] = above
     return found
 
 
-def name_of(setting: Setting) -> str:
-    """Returns what tells a setting from the others, in words."""
+def name_of(setting: Setting, others: Sequence[Setting]) -> str:
+    """Returns what tells a setting from others, itself among them, in words: not what all of them share."""
+    shared = {
+        key
+        for key, value in setting.values.items()
+        if len(others) > 1 and all(o.values.get(key) == value for o in others)
+    }
     told = [
         show(value) if key == METHOD else label(key) if value is True else f"{label(key)} {show(value)}"
         for key, value in setting.values.items()
-        if not (value is None or value is False or value == "")
+        if not (key in shared or value is None or value is False or value == "")
     ]
     return ", ".join(told) or "base"
 

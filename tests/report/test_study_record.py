@@ -101,6 +101,16 @@ def test_a_sweep_without_a_float_model_is_no_study(make):
         distances(read_sweep(make(POINTS[:3]) / "sweep.json"))
 
 
+def test_what_all_points_share_is_not_in_their_names(make):
+    shared = {"model.source": "runs/of_some_length"}
+    points = tuple((values | shared, *losses) for values, *losses in POINTS[:-1])
+    assert list(distances(read_sweep(make((*points, POINTS[-1])) / "sweep.json"))) == [
+        "weight 0",
+        "weight 0.5",
+        "weight 0.5, cache caches/k8",
+    ]
+
+
 def test_long_names_stay_in_the_picture(make):
     """Ten keys that a point changes would push the bars out, and be cut off themselves."""
     many = {f"optimizer.key_{i}": f"a value of some length {i}" for i in range(10)}
