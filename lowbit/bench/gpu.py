@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lowbit import cuda
 from lowbit.bench.child import Child
 from lowbit.bench.cpu import Peer, Progress, facts
 from lowbit.bench.gpu_products import BFLOAT16_BITS, Copy, GpuProduct, Matrices
@@ -81,6 +82,7 @@ def measure_anywhere(plan: GpuPlan, peer: Peer | None, progress: Progress) -> di
     device = jax.devices()[0]
     record: dict[str, Any] = facts() | {"device": device.device_kind, "jax_version": jax.__version__}
     record["plan"] = asdict(plan)
+    record["cuda"] = cuda.available()
     memory, smallest = Copy(), Reading(NEXT_TO_NOTHING)
     record["copy"] = {"bytes": memory.nbytes} | _summary(_in_turns({0: memory.seconds}, plan.repeats)[0])
     record["launch"] = _summary(_in_turns({0: smallest.seconds}, plan.repeats)[0])

@@ -63,6 +63,8 @@ def machine(record: dict[str, Any], form: Form) -> str:
         ["commit", (record["git_commit"] or "unknown")[:7]],
         ["date", record["date"][:10]],
     ]
+    if "cuda" in record:
+        lines.append(["kernel in CUDA C++", "for few tokens" if record["cuda"] else "not there"])
     if "peer" in record:
         lines.append([record["peer"]["name"], f"version {record['peer']['version']}"])
     if "command" in record:

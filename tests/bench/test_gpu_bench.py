@@ -72,6 +72,8 @@ def test_every_case_is_measured_beside_its_peer(tmp_path: Path) -> None:
     shown = tables(record, "plain")
     assert "2 bits, 128 a scale" in shown["gpu.one_token"]
     assert "500000.0" in shown["gpu.batches"]
+    assert record["cuda"] is False
+    assert "kernel in CUDA C++" in tables(record, "plain")["gpu.machine"]
     assert set(draw(record)) == {"bits", "batch"}
     assert tables(record | {"decoding": []}, "plain")["gpu.decoding"] == "No whole model was timed in this run."
 
