@@ -5,19 +5,21 @@ import sys
 from pathlib import Path
 
 from lowbit.report.kernel_figures import draw, save
-from lowbit.report.kernel_tables import tables
+from lowbit.report.kernel_tables import tables, width_pairs
 from lowbit.report.table import fill_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "kernels.md"
 RECORD = ROOT / "docs" / "results" / "cpu_kernels.json"
+PAIRS = ROOT / "docs" / "results" / "width_pairs_cpu.json"
 IMAGES = ROOT / "docs" / "images"
 
 
 def filled_page() -> str:
     """Returns the page with its tables brought up to date."""
     record = json.loads(RECORD.read_text(encoding="utf-8"))
-    return fill_tables(PAGE.read_text(encoding="utf-8"), tables(record, "markdown"))
+    pairs = {"kernels.pairs": width_pairs(json.loads(PAIRS.read_text(encoding="utf-8")), "markdown")}
+    return fill_tables(PAGE.read_text(encoding="utf-8"), tables(record, "markdown") | pairs)
 
 
 def main() -> None:

@@ -22,6 +22,18 @@ def tables(record: dict[str, Any], form: Form) -> dict[str, str]:
     }
 
 
+def width_pairs(record: dict[str, Any], form: Form) -> str:
+    """Pairs of widths in turns, of `benchmarks.width_pairs`: how many times as long the first takes as the second."""
+    headings = ["outputs x inputs", "bits", "µs", "ratio, first made first", "second made first"]
+    lines = []
+    for first, second in zip(record["rows"][::2], record["rows"][1::2], strict=True):
+        bits = [f"{own:g}" for own in first["bits"]]
+        times = " and ".join(f"{1e6 * first['seconds'][own]:.0f}" for own in bits)
+        ratios = [f"{row['ratio']:.3f}" for row in (first, second)]
+        lines.append([f"{first['n']} x {first['k']}", f"{' over '.join(bits)} bits", times, *ratios])
+    return lay_out(headings, [False, False, True, True, True], lines, form)
+
+
 def bandwidth(record: dict[str, Any], threads: int) -> float:
     """Bytes/s of the fastest reading alone on at most so many threads: no limit if a busy moment had a say in it."""
     readings = [r for r in record["products"] if r["engine"] == "reading" and r["threads"] <= threads]
