@@ -30,11 +30,11 @@ FLAGS = ("-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", "-Wno-unknown-prag
 CASES = [
     # bits, tokens, outputs, inputs, tile: padded inputs, a last tile that is cut, chunks, digits kept and read anew
     (1, 1, 20, 576, CudaTile(16, 1, 1)),
-    (1.58, 2, 16, 512, CudaTile(16, 2, 1)),
+    pytest.param(*(1.58, 2, 16, 512, CudaTile(16, 2, 1)), marks=pytest.mark.slow),
     (2, 1, 40, 1024, CudaTile(32, 2, 2)),
     (2, 3, 33, 324, CudaTile(16, 1, 1)),
     (3, 1, 32, 1000, CudaTile(32, 1, 2)),
-    (4, 1, 16, 576, CudaTile(16, 2, 1)),
+    pytest.param(*(4, 1, 16, 576, CudaTile(16, 2, 1)), marks=pytest.mark.slow),
     (4, 4, 17, 256, CudaTile(16, 1, 1)),
     (8, 1, 18, 128, CudaTile(16, 1, 1)),
 ]
@@ -106,7 +106,7 @@ GROUPED = [
     (3, 2, 16, 512, 4, CudaTile(16, 1, 1)),
     (4, 1, 32, 1536, 12, CudaTile(32, 3, 1)),
     (2, 1, 16, 768, 12, CudaTile(16, 1, 3)),
-    (1, 3, 16, 768, 4, CudaTile(16, 2, 1)),
+    pytest.param(*(1, 3, 16, 768, 4, CudaTile(16, 2, 1)), marks=pytest.mark.slow),
 ]
 
 

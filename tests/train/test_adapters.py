@@ -232,6 +232,7 @@ def test_a_teacher_and_the_recorder_work_beside_adapters(make):
     assert "Adapters" in write_run_page(config.run_folder).read_text()
 
 
+@pytest.mark.slow
 def test_runs_on_a_mesh_learn_what_one_device_learns(make):
     losses = []
     for name, mesh in (("one", ()), ("cut", ("mesh.data=1", "mesh.fsdp=2", "mesh.tensor=2"))):

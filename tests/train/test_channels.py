@@ -142,7 +142,7 @@ def test_a_run_trains_a_share_of_the_channels_and_all_scales(make):
         assert np.all(leaf != flatten(start.variables["quant"])[path]), path
 
 
-@pytest.mark.parametrize("choice", ["network", "layer"])
+@pytest.mark.parametrize("choice", ["network", pytest.param("layer", marks=pytest.mark.slow)])
 def test_a_resumed_run_has_the_bits_of_one_that_was_not_disturbed(make, choice):
     # The kill falls between two choices, and weights that move fast change who is chosen.
     settings = (*EFQAT, f"optimizer.channel_choice={choice}", "optimizer.learning_rate=0.3", "train.tokens=1280")

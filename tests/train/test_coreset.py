@@ -108,7 +108,9 @@ def test_without_a_number_of_steps_a_choice_lasts_until_it_was_read(make):
     assert prepare(make("x", "coreset.share=0.3", "coreset.score=random")).train.every == 3  # 19 windows
 
 
-@pytest.mark.parametrize("kill_in", [1, 3], ids=["within_a_period", "after_a_choice"])
+@pytest.mark.parametrize(
+    "kill_in", [1, pytest.param(3, marks=pytest.mark.slow)], ids=["within_a_period", "after_a_choice"]
+)
 def test_a_resumed_run_has_the_bits_of_one_that_was_not_disturbed(make, taught, kill_in):
     settings = (*taught, "coreset.share=0.25", "coreset.every_steps=3", "train.tokens=1280")
     settings += ("optimizer.learning_rate=0.03",)
@@ -133,6 +135,7 @@ def test_a_resumed_run_has_the_bits_of_one_that_was_not_disturbed(make, taught, 
         np.testing.assert_array_equal(*chosen)
 
 
+@pytest.mark.slow
 def test_runs_on_a_mesh_learn_what_one_device_learns(make, taught):
     losses = []
     for name, mesh in (("one", ()), ("cut", ("mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2"))):
@@ -156,6 +159,7 @@ run(from_json(Path(config).read_text(), config))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_choose_what_one_chooses(make, tmp_path):
     settings = (*ERROR, "coreset.every_steps=2", "train.tokens=768")
     one, two = make("one", *settings), make("two", *settings, "mesh.fsdp=2", "mesh.tensor=2")

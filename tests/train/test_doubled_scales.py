@@ -44,7 +44,9 @@ def packed_of(trained):
     return pack_model(trained.cfg, trained.params, trained.rules, trained.state, {}, {})
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", [name if name == "learned" else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+)
 def test_a_trained_model_is_its_file_and_costs_what_was_counted(make, tmp_path, name):
     config = make("run", *METHODS[name])
     run(config)
