@@ -62,7 +62,6 @@ class Recorder:
             return
         self._lines = JsonLines(folder.recorder, start, writes)
         self._reference = reference(self._quantizers, experiment)
-        self._shares_threads = jax.default_backend() == "cpu" and experiment.mesh.size > 1
         # Compiled here, so that it is no part of the speed of the steps that are recorded.
         state = experiment.abstract_state()
         self._codes = jax.jit(self._codes_of).lower(state).compile()
@@ -84,21 +83,13 @@ class Recorder:
             self._lines.close()
 
     def watch(self, step: int, step_fn: TrainStep, state: TrainState, batch: jax.Array) -> tuple[TrainState, Metrics]:
-        """Takes step number `step`, and records it if it is one to record; nothing waits for an accelerator."""
+        """Takes step number `step`, and records it if it is one to record; nothing waits for the device."""
         if self._lines is None or (step % self._every and step != self._steps):
             return step_fn(state, batch)
-        before = self._in_turn(self._codes(self._in_turn(state)))
+        before = self._codes(state)
         after, metrics = step_fn(state, batch)
-        self._pending.append((step, self._in_turn(self._measure(self._in_turn(after), before, self._reference))))
+        self._pending.append((step, self._measure(after, before, self._reference)))
         return after, metrics
-
-    def _in_turn(self, results: Any) -> Any:
-        """Waits for results where programs do not run one after another: on a processor that stands for many devices.
-
-        Its devices share few threads. Two programs with collectives that do not depend on each other, such as a record
-        and the step behind it, may each hold some of them, and wait for the others without end.
-        """
-        return jax.block_until_ready(results) if self._shares_threads else results
 
     def write(self, upto: int) -> None:
         """Writes the records of the steps up to `upto`, waiting for those that the device has not finished."""
