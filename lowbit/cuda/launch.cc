@@ -119,6 +119,21 @@ ffi::Error Product(Handle stream, ffi::AnyBuffer x, ffi::Buffer<ffi::F32> scale,
     return ffi::Error::Success();
 }
 
+/// A binding and all that a product is called with, behind the stream if there is one.
+template <typename Binding> auto product_of(Binding binding) {
+    return std::move(binding)
+        .template Arg<ffi::AnyBuffer>()
+        .template Arg<ffi::Buffer<ffi::F32>>()
+        .template Arg<ffi::Buffer<ffi::S16>>()
+        .template Arg<ffi::Buffer<ffi::S16>>()
+        .template Ret<ffi::Buffer<ffi::F32>>()
+        .template Attr<std::string_view>("kernel")
+        .template Attr<int64_t>("layer")
+        .template Attr<int64_t>("blocks")
+        .template Attr<int64_t>("threads")
+        .template Attr<int64_t>("shared");
+}
+
 }  // namespace
 
 #pragma GCC visibility push(default)
@@ -129,17 +144,6 @@ extern "C" void lb_cuda_add(const char *name, const char *image, size_t bytes) {
 }
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(lb_cuda_product, Product,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::PlatformStream<Handle>>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::S16>>()
-                                  .Arg<ffi::Buffer<ffi::S16>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>()
-                                  .Attr<std::string_view>("kernel")
-                                  .Attr<int64_t>("layer")
-                                  .Attr<int64_t>("blocks")
-                                  .Attr<int64_t>("threads")
-                                  .Attr<int64_t>("shared"),
+                              product_of(ffi::Ffi::Bind().Ctx<ffi::PlatformStream<Handle>>()),
                               {ffi::Traits::kCmdBufferCompatible});
 #pragma GCC visibility pop

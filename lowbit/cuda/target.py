@@ -6,9 +6,7 @@ from pathlib import Path
 
 import jax
 
-from lowbit.errors import KernelError
-from lowbit.ffi.handler import compiled
-from lowbit.kernels import build
+from lowbit.ffi.handler import loaded
 
 SOURCE = Path(__file__).with_name("launch.cc")
 TARGET = "lowbit_cuda_product"
@@ -21,16 +19,7 @@ def register() -> ctypes.CDLL:
     Raises:
       KernelError: it is not there and cannot be compiled, or cannot be loaded.
     """
-    try:
-        path = compiled(SOURCE, ("-ldl",))
-    except (build.BuildError, OSError) as error:
-        raise KernelError(
-            f"kernels cannot be launched from jax: {error}", "install a C++ compiler (g++ or clang++)"
-        ) from error
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise KernelError(f"{path} cannot be loaded: {error}", "delete it; it is then compiled again") from error
+    library = loaded(SOURCE, "kernels cannot be launched", ("-ldl",))
     library.lb_cuda_add.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t]
     library.lb_cuda_add.restype = None
     jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(library.lb_cuda_product), platform="CUDA")

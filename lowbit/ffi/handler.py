@@ -1,5 +1,6 @@
-"""Compiles handlers that XLA calls, against the headers of the installed jax, at first use."""
+"""Compiles handlers that XLA calls, against the headers of the installed jax, at first use, and loads them."""
 
+import ctypes
 import hashlib
 import os
 import shlex
@@ -9,10 +10,33 @@ from pathlib import Path
 
 import jax
 
+from lowbit.errors import KernelError
 from lowbit.kernels import build, library
 from lowbit.locks import one_at_a_time
 
 FLAGS = ("-O2", "-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden")
+
+
+def loaded(source: Path, purpose: str, arguments: Sequence[str] = (), depends: Sequence[str] = ()) -> ctypes.CDLL:
+    """Returns the library of a handler, open; `compiled` if it is not there.
+
+    Args:
+      source: its C++ file.
+      purpose: what cannot be done without it, in the words of an error.
+      arguments: as of `compiled`.
+      depends: likewise.
+
+    Raises:
+      KernelError: it cannot be compiled, or loaded.
+    """
+    try:
+        path = compiled(source, arguments, depends)
+    except (build.BuildError, OSError) as error:
+        raise KernelError(f"{purpose} from jax: {error}", "install a C++ compiler (g++ or clang++)") from error
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise KernelError(f"{path} cannot be loaded: {error}", "delete it; it is then compiled again") from error
 
 
 def compiled(source: Path, arguments: Sequence[str] = (), depends: Sequence[str] = ()) -> Path:

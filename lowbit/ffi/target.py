@@ -1,13 +1,11 @@
 """Makes the handler of the CPU's products known to jax."""
 
-import ctypes
 import functools
 from pathlib import Path
 
 import jax
 
-from lowbit.errors import KernelError
-from lowbit.ffi.handler import compiled
+from lowbit.ffi.handler import loaded
 from lowbit.kernels import build, library
 
 SOURCE = Path(__file__).with_name("matmul.cc")
@@ -25,15 +23,7 @@ def register() -> str:
     """
     # The handler names the kernels by their place: both sides must hold the same library.
     kernels = library.library_path()
-    try:
-        path = compiled(SOURCE, (f"-I{build.SOURCES}", str(kernels)), (build.source_digest(),))
-    except (build.BuildError, OSError) as error:
-        raise KernelError(
-            f"the kernels cannot be called from jax: {error}", "install a C++ compiler (g++ or clang++)"
-        ) from error
-    try:
-        handler = ctypes.CDLL(str(path)).lb_ffi_matmul
-    except OSError as error:
-        raise KernelError(f"{path} cannot be loaded: {error}", "delete it; it is then compiled again") from error
+    arguments = f"-I{build.SOURCES}", str(kernels)
+    handler = loaded(SOURCE, "the kernels cannot be called", arguments, (build.source_digest(),)).lb_ffi_matmul
     jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(handler), platform="cpu")
     return TARGET

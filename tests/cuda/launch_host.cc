@@ -10,15 +10,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(lb_cuda_product_host,
                                   return Product(nullptr, x, scale, words, more_words, y, kernel, layer, blocks,
                                                  threads, shared);
                               }),
-                              ffi::Ffi::Bind()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::S16>>()
-                                  .Arg<ffi::Buffer<ffi::S16>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>()
-                                  .Attr<std::string_view>("kernel")
-                                  .Attr<int64_t>("layer")
-                                  .Attr<int64_t>("blocks")
-                                  .Attr<int64_t>("threads")
-                                  .Attr<int64_t>("shared"));
+                              product_of(ffi::Ffi::Bind()));
 #pragma GCC visibility pop
