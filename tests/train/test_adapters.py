@@ -1,9 +1,6 @@
 """Runs with adapters: what learns, what stays, what lies in memory, and what such runs start from."""
 
-import dataclasses
 import json
-import os
-import signal
 from pathlib import Path
 
 import jax
@@ -12,10 +9,9 @@ import numpy as np
 import pytest
 
 from lowbit.config import base, override
-from lowbit.data import TokenDataset
 from lowbit.errors import ConfigError, LowbitError, QuantizerError, RuleError
 from lowbit.report.run_page import write_run_page
-from lowbit.train import load_trained, prepare, run, train
+from lowbit.train import load_trained, prepare, run
 from lowbit.train.adapters import model_rules
 from lowbit.train.checkpoints import Progress, opened
 from lowbit.train.memory import count_memory
@@ -80,24 +76,10 @@ def test_factors_alone_learn_and_codes_take_the_place_of_masters(make):
     assert not np.array_equal(ended[KERNEL], begun[KERNEL])
 
 
-def test_a_resumed_run_has_the_bits_of_one_that_was_not_disturbed(make):
+def test_a_resumed_run_has_the_bits_of_one_that_was_not_disturbed(make, ends_with_the_same_bits):
     settings = (*ADAPTERS, "adapters.start=loftq", "adapters.rounds=1", "train.tokens=1024")
     cut, whole = (make(name, *settings) for name in ("cut", "whole"))
-    experiment = prepare(cut)
-
-    class Interrupting(TokenDataset):
-        def batch(self, step):
-            if step == 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return super().batch(step)
-
-    data = Interrupting(experiment.train.windows, experiment.train.batch_size, experiment.train.seed)
-    assert train(dataclasses.replace(experiment, train=data)).step == 2
-    assert run(cut, resume=True).step == 4
-    run(whole)
-    ours, theirs = (load_trained(config.run_folder) for config in (cut, whole))
-    for a, b in ((ours.params, theirs.params), (ours.state, theirs.state)):
-        jax.tree.map(np.testing.assert_array_equal, a, b)
+    ends_with_the_same_bits(cut, whole, 1, 4)
 
 
 def test_memory_holds_a_byte_a_weight_and_moments_of_factors_alone(make):

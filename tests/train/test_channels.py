@@ -1,10 +1,7 @@
 """EfQAT: which output channels learn, that nothing else moves, and that a choice survives resumption and meshes."""
 
-import dataclasses
 import json
 import math
-import os
-import signal
 from pathlib import Path
 
 import jax
@@ -14,9 +11,8 @@ import optax
 import pytest
 
 from lowbit.config import base, from_json, to_json
-from lowbit.data import TokenDataset
 from lowbit.errors import ConfigError
-from lowbit.train import load_trained, prepare, run, sharding, train
+from lowbit.train import load_trained, prepare, run, sharding
 from lowbit.train.channels import CHOICES, ChannelState, importance, only_chosen_channels
 from lowbit.train.optimizers import Group, adamw, muon
 from lowbit.train.schedules import make_schedule
@@ -143,25 +139,11 @@ def test_a_run_trains_a_share_of_the_channels_and_all_scales(make):
 
 
 @pytest.mark.parametrize("choice", ["network", pytest.param("layer", marks=pytest.mark.slow)])
-def test_a_resumed_run_has_the_bits_of_one_that_was_not_disturbed(make, choice):
+def test_a_resumed_run_has_the_bits_of_one_that_was_not_disturbed(make, choice, ends_with_the_same_bits):
     # The kill falls between two choices, and weights that move fast change who is chosen.
     settings = (*EFQAT, f"optimizer.channel_choice={choice}", "optimizer.learning_rate=0.3", "train.tokens=1280")
     cut, whole = (make(name, *settings) for name in ("cut", "whole"))
-    experiment = prepare(cut)
-
-    class Interrupting(TokenDataset):
-        def batch(self, step):
-            if step == 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return super().batch(step)
-
-    data = Interrupting(experiment.train.windows, experiment.train.batch_size, experiment.train.seed)
-    assert train(dataclasses.replace(experiment, train=data)).step == 2
-    assert run(cut, resume=True).step == 5
-    run(whole)
-    ours, theirs = (load_trained(config.run_folder) for config in (cut, whole))
-    for a, b in ((ours.params, theirs.params), (ours.state, theirs.state)):
-        jax.tree.map(np.testing.assert_array_equal, a, b)
+    ends_with_the_same_bits(cut, whole, 1, 5)
     losses = [json.loads(line)["loss"] for line in (Path(cut.run_folder) / "metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 5
 

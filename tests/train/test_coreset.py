@@ -1,9 +1,7 @@
 """Coresets: scores against the paper's formulas, and runs that choose, stop, go on, and lie on a mesh."""
 
-import dataclasses
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -21,7 +19,7 @@ from lowbit.distill.losses import Outputs
 from lowbit.errors import ConfigError
 from lowbit.sweep.points import Point
 from lowbit.sweep.programs import make_groups
-from lowbit.train import load_trained, prepare, run, train
+from lowbit.train import prepare, run
 from lowbit.train.coreset import combined, sequence_scores
 from lowbit.train.setup import make_lesson
 
@@ -111,25 +109,11 @@ def test_without_a_number_of_steps_a_choice_lasts_until_it_was_read(make):
 @pytest.mark.parametrize(
     "kill_in", [1, pytest.param(3, marks=pytest.mark.slow)], ids=["within_a_period", "after_a_choice"]
 )
-def test_a_resumed_run_has_the_bits_of_one_that_was_not_disturbed(make, taught, kill_in):
+def test_a_resumed_run_has_the_bits_of_one_that_was_not_disturbed(make, taught, kill_in, ends_with_the_same_bits):
     settings = (*taught, "coreset.share=0.25", "coreset.every_steps=3", "train.tokens=1280")
     settings += ("optimizer.learning_rate=0.03",)
     cut, whole = (make(name, *settings) for name in ("cut", "whole"))
-    experiment = prepare(cut)
-
-    class Interrupting(CoresetDataset):
-        def batch(self, step):
-            if step == kill_in:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return super().batch(step)
-
-    fields = {field.name: getattr(experiment.train, field.name) for field in dataclasses.fields(CoresetDataset)}
-    assert train(dataclasses.replace(experiment, train=Interrupting(**fields))).step == kill_in + 1
-    assert run(cut, resume=True).step == 5
-    run(whole)
-    ours, theirs = (load_trained(config.run_folder) for config in (cut, whole))
-    for a, b in ((ours.params, theirs.params), (ours.state, theirs.state)):
-        jax.tree.map(np.testing.assert_array_equal, a, b)
+    ends_with_the_same_bits(cut, whole, kill_in, 5)
     for step in (0, 3):
         chosen = [np.load(Path(config.run_folder) / "coresets" / f"{step}.npy") for config in (cut, whole)]
         np.testing.assert_array_equal(*chosen)

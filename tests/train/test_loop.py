@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 from lowbit.config import to_json
-from lowbit.data import TokenDataset
 from lowbit.errors import CheckpointError, ConfigError, DataError, ModelError, RunFolderError, TokenizerError
 from lowbit.train import NonFiniteError, load_trained, prepare, run, train
 from lowbit.train.learner import make_model
@@ -113,21 +112,10 @@ def test_a_killed_run_resumes_with_the_same_losses_bit_for_bit(tiny_config, tmp_
     assert losses(tmp_path / "killed") == wanted
 
 
-def test_sigterm_saves_and_the_rest_follows_on_resume(tiny_config, tmp_path):
+def test_sigterm_saves_and_the_rest_follows_on_resume(tiny_config, tmp_path, interrupted):
     config = tiny_config("train.tokens=2560", "data.valid=")
-    experiment = prepare(config)
-
-    class Interrupting(TokenDataset):
-        """Data that sends the signal while batch 4 is being read."""
-
-        def batch(self, step):
-            if step == 4:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return super().batch(step)
-
-    data = Interrupting(experiment.train.windows, experiment.train.batch_size, experiment.train.seed)
     handler = signal.getsignal(signal.SIGTERM)
-    result = train(dataclasses.replace(experiment, train=data))
+    result = train(interrupted(prepare(config), 4))
     assert (result.finished, result.step) == (False, 5)
     assert signal.getsignal(signal.SIGTERM) is handler
     assert not (result.run_folder / "result.json").exists()
