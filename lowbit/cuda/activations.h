@@ -14,6 +14,9 @@ LB_DEVICE u32 group_of(u32 slot) { return min(first_input(8 * slot) / GROUP, (u3
 // The exponent of the power of two below the largest activation, but never so small that its inverse is no number.
 LB_DEVICE int exponent_of(u32 largest) { return max((int)(largest >> 23) - ONE, -100); }
 
+// The bits of a number without its sign: the larger the number, the larger they are, and largest if it is none.
+LB_DEVICE u32 magnitude(float x) { return lb_bits(x) & 0x7fffffff; }
+
 // silu(gate) * other, all of them bfloat16.
 LB_DEVICE u32 gated(float gate0, float gate1, float other0, float other1) {
     const u32 gates = lb_bfloat16(gate0, gate1), others = lb_bfloat16(other0, other1);
@@ -21,27 +24,35 @@ LB_DEVICE u32 gated(float gate0, float gate1, float other0, float other1) {
                        lb_silu(lb_float(gates & 0xffff0000)) * lb_float(others & 0xffff0000));
 }
 
+// The sums of two pairs of bfloat16 numbers.
+LB_DEVICE u32 added(u32 x, u32 y) {
+    return lb_bfloat16(lb_float(x << 16) + lb_float(y << 16), lb_float(x & 0xffff0000) + lb_float(y & 0xffff0000));
+}
+
 // The activations of a token that a thread makes digits of.
 struct Activations {
     uint2 pairs[TURNS][2];
-    float4 gates[GATED ? TURNS : 1][2], others[GATED ? TURNS : 1][2];
+    // What they are made of: gates and what these let pass, or what is added to pairs and the scale of the norm.
+    float4 made[MADE ? TURNS : 1][2][2];
 
     LB_DEVICE static u32 quad_of(int turn) { return turn * THREADS + threadIdx.x; }
+    LB_DEVICE static u32 input_of(int turn, int plane) { return first_input(quad_of(turn)) + plane * SPAN; }
     LB_DEVICE static bool inside(u32 quad) { return QUADS % THREADS == 0 || quad < QUADS; }
+    LB_DEVICE static bool used(int turn, int plane) {
+        return inside(quad_of(turn)) && (PADDED == INPUTS || input_of(turn, plane) < INPUTS);
+    }
 
-    LB_DEVICE void load(const u16 *x) {
+    LB_DEVICE void load(const u16 *x, const float *first, const float *second) {
 #pragma unroll
         for (int turn = 0; turn < TURNS; turn++) {
-            const u32 quad = quad_of(turn);
 #pragma unroll
             for (int plane = 0; plane < 2; plane++) {
-                const u32 input = first_input(quad) + plane * SPAN;
-                const bool used = inside(quad) && (PADDED == INPUTS || input < INPUTS);
-                pairs[turn][plane] = used && !GATED ? lb_load(x + input) : make_uint2(0, 0);
-                if (GATED && used) {
-                    gates[GATED ? turn : 0][plane] = lb_load4((const float *)x + input);
-                    others[GATED ? turn : 0][plane] = lb_load4((const float *)x + INPUTS + input);
-                }
+                const u32 input = input_of(turn, plane);
+                pairs[turn][plane] = !GATED && used(turn, plane) ? lb_load(x + input) : make_uint2(0, 0);
+                if (!MADE) continue;
+                const float4 nothing = {0, 0, 0, 0};
+                made[MADE ? turn : 0][plane][0] = used(turn, plane) ? lb_load4(first + input) : nothing;
+                made[MADE ? turn : 0][plane][1] = used(turn, plane) ? lb_load4(second + input) : nothing;
             }
         }
     }
@@ -53,12 +64,63 @@ struct Activations {
         for (int turn = 0; turn < TURNS; turn++) {
 #pragma unroll
             for (int plane = 0; plane < 2; plane++) {
-                const u32 quad = quad_of(turn);
-                if (!inside(quad) || (PADDED != INPUTS && first_input(quad) + plane * SPAN >= INPUTS)) continue;
-                const float4 a = gates[GATED ? turn : 0][plane], b = others[GATED ? turn : 0][plane];
+                const float4 a = made[GATED ? turn : 0][plane][0], b = made[GATED ? turn : 0][plane][1];
                 pairs[turn][plane] = make_uint2(gated(a.x, a.y, b.x, b.y), gated(a.z, a.w, b.z, b.w));
             }
         }
+    }
+
+    // Adds to the residual stream, whose sums the first block keeps, and returns the sum of their squares.
+    LB_DEVICE float add(u16 *total) {
+        float squares = 0;
+#pragma unroll
+        for (int turn = 0; turn < TURNS; turn++) {
+#pragma unroll
+            for (int plane = 0; plane < 2; plane++) {
+                const float4 more = made[NORMED ? turn : 0][plane][0];
+                uint2 &x = pairs[turn][plane];
+                x = make_uint2(added(x.x, lb_bfloat16(more.x, more.y)), added(x.y, lb_bfloat16(more.z, more.w)));
+                const float a = lb_float(x.x << 16), b = lb_float(x.x & 0xffff0000);
+                const float c = lb_float(x.y << 16), d = lb_float(x.y & 0xffff0000);
+                squares += (a * a + b * b) + (c * c + d * d);
+                if (blockIdx.x == 0 && used(turn, plane)) *(uint2 *)(total + input_of(turn, plane)) = x;
+            }
+        }
+        return squares;
+    }
+
+    // Makes activations of the stream: times the inverse root of its mean square, times the scale of the norm.
+    LB_DEVICE void norm(float inverse_root) {
+#pragma unroll
+        for (int turn = 0; turn < TURNS; turn++) {
+#pragma unroll
+            for (int plane = 0; plane < 2; plane++) {
+                const float4 scale = made[NORMED ? turn : 0][plane][1];
+                uint2 &x = pairs[turn][plane];
+                x = make_uint2(lb_bfloat16(lb_float(x.x << 16) * inverse_root * scale.x,
+                                           lb_float(x.x & 0xffff0000) * inverse_root * scale.y),
+                               lb_bfloat16(lb_float(x.y << 16) * inverse_root * scale.z,
+                                           lb_float(x.y & 0xffff0000) * inverse_root * scale.w));
+            }
+        }
+    }
+
+    // The bits of the largest magnitude of the stream times the scale of the norm.
+    LB_DEVICE u32 largest_scaled() const {
+        u32 found = 0;
+#pragma unroll
+        for (int turn = 0; turn < TURNS; turn++) {
+#pragma unroll
+            for (int plane = 0; plane < 2; plane++) {
+                const float4 scale = made[NORMED ? turn : 0][plane][1];
+                const uint2 x = pairs[turn][plane];
+                found = max(found, magnitude(lb_float(x.x << 16) * scale.x));
+                found = max(found, magnitude(lb_float(x.x & 0xffff0000) * scale.y));
+                found = max(found, magnitude(lb_float(x.y << 16) * scale.z));
+                found = max(found, magnitude(lb_float(x.y & 0xffff0000) * scale.w));
+            }
+        }
+        return found;
     }
 
     // The bits of the largest magnitude.

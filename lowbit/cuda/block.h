@@ -1,7 +1,8 @@
 // What a block of threads of product.cu computes, and where things lie in its shared memory.
 //
 // Defined from outside: INPUTS, OUTPUTS, TOKENS and GROUPS, scales of an output; GATED, whether inputs are
-// gates f32[INPUTS] and what they let pass, f32[INPUTS]; BITS and SPAN of the layout of
+// gates f32[INPUTS] and what they let pass, f32[INPUTS]; NORMED, whether they are a residual stream that something is
+// added to and whose norm is multiplied, and EPS of this norm, as the bits of a float; BITS and SPAN of the layout of
 // lowbit.pallas.weight and its BLOCKS; FIRST and DISTANCE, whole levels of codes; TILES, WARPS and CHUNKS of a block,
 // which divide BLOCKS; SHARED, its bytes.
 #pragma once
@@ -22,6 +23,7 @@ constexpr int TURNS = (QUADS + THREADS - 1) / THREADS;
 constexpr int ONE = 127;     // exponent of 1.0
 constexpr int PLACES = 21;   // of activations below the largest power of two
 constexpr int GROUPED = GROUPS > 1;
+constexpr int MADE = GATED || NORMED;  // whether activations are made here
 
 LB_DEVICE constexpr int part_bits(int part) { return PARTS == 1 ? BITS : 2 - part; }
 LB_DEVICE constexpr int row_bytes(int part) { return PADDED / 8 * part_bits(part); }
@@ -36,7 +38,7 @@ constexpr int RESULTS = COLUMNS + GROUPED * TOKENS;  // sums of a row in a warp:
 constexpr int ALL_CODES = ROWS * (row_stride(0) + (PARTS == 2 ? row_stride(PARTS - 1) : 0));
 static_assert(ROWS <= THREADS, "an output for each thread at most");
 static_assert(SHARED == ALL_CODES + COLUMNS * STRIDE + ROWS * SCALES + 8 * TILES * CHUNKS +
-                            4 * (WARPS * ROWS * RESULTS + TOKENS * (WARPS + SLOTS)),
+                            4 * (WARPS * ROWS * RESULTS + TOKENS * (WARPS + SLOTS) + NORMED * WARPS),
               "shared memory is not what was asked for");
 
 // Sums of codes times digits: whole numbers, or scaled.
@@ -55,6 +57,7 @@ struct Shared {
     Sum *sums;      // [WARPS ROWS RESULTS]
     u32 *largest;   // [TOKENS WARPS]
     int *totals;    // [TOKENS SLOTS], sums of activations
+    float *squares; // [WARPS], sums of those of a residual stream
 
     LB_DEVICE explicit Shared(u8 *at) {
         codes0 = at;
@@ -64,7 +67,8 @@ struct Shared {
         barriers = (u64 *)(at += ROWS * SCALES);
         sums = (Sum *)(at += 8 * TILES * CHUNKS);
         largest = (u32 *)(at += 4 * WARPS * ROWS * RESULTS);
-        totals = (int *)(at + 4 * TOKENS * WARPS);
+        totals = (int *)(at += 4 * TOKENS * WARPS);
+        squares = (float *)(at + 4 * TOKENS * SLOTS);
     }
 
     LB_DEVICE const float *scales_of(u32 row) const { return (const float *)(scales + row * SCALES); }

@@ -65,6 +65,7 @@ LB_DEVICE u32 lb_bfloat16(float low, float high) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
     return both;
 }
+
 /// x / (1 + exp(-x)), by approximations of 2^-22 or so.
 LB_DEVICE float lb_silu(float x) { return __fdividef(x, 1 + __expf(-x)); }
 
@@ -85,6 +86,11 @@ LB_DEVICE int lb_sum_of_eight(int x) {
 LB_DEVICE float lb_from_neighbour(float x) { return __shfl_xor_sync(~0u, x, 1); }
 LB_DEVICE u32 lb_largest_of_warp(u32 x) { return __reduce_max_sync(~0u, x); }
 LB_DEVICE int lb_sum_of_warp(int x) { return __reduce_add_sync(~0u, x); }
+/// The same of float32 numbers, in pairs, so that all threads have the same bits.
+LB_DEVICE float lb_float_sum_of_warp(float x) {
+    for (int step = 1; step < 32; step *= 2) x += __shfl_xor_sync(~0u, x, step);
+    return x;
+}
 LB_DEVICE void lb_meet_warp() { __syncwarp(); }
 LB_DEVICE void lb_meet() { __syncthreads(); }
 /// The larger ones of two pairs of 16-bit numbers.
@@ -93,5 +99,7 @@ LB_DEVICE u32 lb_larger_halves(u32 x, u32 y) { return __vmaxu2(x, y); }
 LB_DEVICE u32 lb_bytes(u32 x, u32 y, u32 chosen) { return __byte_perm(x, y, chosen); }
 LB_DEVICE int lb_rounded(float x) { return __float2int_rn(x); }
 LB_DEVICE float lb_float(u32 bits) { return __uint_as_float(bits); }
+LB_DEVICE u32 lb_bits(float x) { return __float_as_uint(x); }
+LB_DEVICE float lb_inverse_root(float x) { return rsqrtf(x); }
 
 #endif

@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 
 #include <cstdint>
+#include <iterator>
 #include <map>
 #include <mutex>
 #include <string>
@@ -103,35 +104,83 @@ template <typename Buffer> void *of_layer(const Buffer &stack, int64_t layer) {
     return static_cast<char *>(stack.untyped_data()) + layer * bytes;
 }
 
-ffi::Error Product(Handle stream, ffi::AnyBuffer x, ffi::Buffer<ffi::F32> scale, ffi::Buffer<ffi::S16> words,
-                   ffi::Buffer<ffi::S16> more_words, ffi::ResultBuffer<ffi::F32> y, std::string_view kernel,
-                   int64_t layer, int64_t blocks, int64_t threads, int64_t shared) {
+/// A kernel, and how it is launched.
+struct Launch {
+    std::string_view kernel;
+    int64_t layer, blocks, threads, shared;
+};
+
+/// What is added to a residual stream, the scale of its norm, and where the sums go.
+struct Norm {
+    void *added, *scale, *total;
+};
+
+using Scales = ffi::Buffer<ffi::F32>;
+using Words = ffi::Buffer<ffi::S16>;
+
+ffi::Error Product(Handle stream, const Launch &launch, void *x, const Scales &scale, const Words &words,
+                   const Words &more_words, void *y, const Norm &norm = {}) {
     if (!driver().complete) return ffi::Error(ffi::ErrorCode::kUnavailable, "no driver: libcuda.so.1 lacks a function");
     Handle function = nullptr;
-    ffi::Error error = find_function(stream, kernel, static_cast<int>(shared), &function);
+    ffi::Error error = find_function(stream, launch.kernel, static_cast<int>(launch.shared), &function);
     if (error.failure()) return error;
-    void *pointers[] = {x.untyped_data(), of_layer(scale, layer), of_layer(words, layer), of_layer(more_words, layer),
-                        y->untyped_data()};
-    void *arguments[] = {&pointers[0], &pointers[1], &pointers[2], &pointers[3], &pointers[4]};
-    if (int code = driver().launch(function, static_cast<unsigned>(blocks), 1, 1, static_cast<unsigned>(threads), 1, 1,
-                                   static_cast<unsigned>(shared), stream, arguments, nullptr))
+    void *pointers[] = {x,
+                        of_layer(scale, launch.layer),
+                        of_layer(words, launch.layer),
+                        of_layer(more_words, launch.layer),
+                        y,
+                        norm.added,
+                        norm.scale,
+                        norm.total};
+    void *arguments[std::size(pointers)];
+    for (size_t i = 0; i < std::size(pointers); i++) arguments[i] = &pointers[i];
+    if (int code = driver().launch(function, static_cast<unsigned>(launch.blocks), 1, 1,
+                                   static_cast<unsigned>(launch.threads), 1, 1, static_cast<unsigned>(launch.shared),
+                                   stream, arguments, nullptr))
         return failed("the kernel cannot be launched", code);
     return ffi::Error::Success();
 }
 
-/// A binding and all that a product is called with, behind the stream if there is one.
-template <typename Binding> auto product_of(Binding binding) {
+ffi::Error Plain(Handle stream, ffi::AnyBuffer x, Scales scale, Words words, Words more_words,
+                 ffi::ResultBuffer<ffi::F32> y, std::string_view kernel, int64_t layer, int64_t blocks, int64_t threads,
+                 int64_t shared) {
+    const Launch launch{kernel, layer, blocks, threads, shared};
+    return Product(stream, launch, x.untyped_data(), scale, words, more_words, y->untyped_data());
+}
+
+ffi::Error Normed(Handle stream, ffi::AnyBuffer x, Scales scale, Words words, Words more_words, Scales added,
+                  Scales norm, ffi::ResultBuffer<ffi::F32> y, ffi::ResultBuffer<ffi::BF16> total,
+                  std::string_view kernel, int64_t layer, int64_t blocks, int64_t threads, int64_t shared) {
+    const Launch launch{kernel, layer, blocks, threads, shared};
+    return Product(stream, launch, x.untyped_data(), scale, words, more_words, y->untyped_data(),
+                   {added.untyped_data(), norm.untyped_data(), total->untyped_data()});
+}
+
+/// A binding and what each product is called with, behind the stream if there is one.
+template <typename Binding> auto with_matrix(Binding &&binding) {
     return std::move(binding)
         .template Arg<ffi::AnyBuffer>()
-        .template Arg<ffi::Buffer<ffi::F32>>()
-        .template Arg<ffi::Buffer<ffi::S16>>()
-        .template Arg<ffi::Buffer<ffi::S16>>()
-        .template Ret<ffi::Buffer<ffi::F32>>()
+        .template Arg<Scales>()
+        .template Arg<Words>()
+        .template Arg<Words>();
+}
+template <typename Binding> auto with_launch(Binding &&binding) {
+    return std::move(binding)
         .template Attr<std::string_view>("kernel")
         .template Attr<int64_t>("layer")
         .template Attr<int64_t>("blocks")
         .template Attr<int64_t>("threads")
         .template Attr<int64_t>("shared");
+}
+template <typename Binding> auto plain_of(Binding &&binding) {
+    return with_launch(with_matrix(std::move(binding)).template Ret<ffi::Buffer<ffi::F32>>());
+}
+template <typename Binding> auto normed_of(Binding &&binding) {
+    return with_launch(with_matrix(std::move(binding))
+                           .template Arg<Scales>()
+                           .template Arg<Scales>()
+                           .template Ret<ffi::Buffer<ffi::F32>>()
+                           .template Ret<ffi::Buffer<ffi::BF16>>());
 }
 
 }  // namespace
@@ -143,7 +192,9 @@ extern "C" void lb_cuda_add(const char *name, const char *image, size_t bytes) {
     images.emplace(name, std::string(image, bytes));
 }
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(lb_cuda_product, Product,
-                              product_of(ffi::Ffi::Bind().Ctx<ffi::PlatformStream<Handle>>()),
+XLA_FFI_DEFINE_HANDLER_SYMBOL(lb_cuda_product, Plain, plain_of(ffi::Ffi::Bind().Ctx<ffi::PlatformStream<Handle>>()),
+                              {ffi::Traits::kCmdBufferCompatible});
+XLA_FFI_DEFINE_HANDLER_SYMBOL(lb_cuda_normed_product, Normed,
+                              normed_of(ffi::Ffi::Bind().Ctx<ffi::PlatformStream<Handle>>()),
                               {ffi::Traits::kCmdBufferCompatible});
 #pragma GCC visibility pop

@@ -156,7 +156,10 @@ LB_DEVICE void add_offsets(const Shared &shared, int tile) {
     }
 }
 
-LB_KERNEL(THREADS) lowbit_product(const u16 *x, const float *scale, const u8 *codes0, const u8 *codes1, float *y) {
+// Normed inputs are x + added, bfloat16, kept in `total`, times the inverse root of their mean square, times `norm`.
+LB_KERNEL(THREADS)
+lowbit_product(const u16 *x, const float *scale, const u8 *codes0, const u8 *codes1, float *y, const float *added,
+               const float *norm, u16 *total) {
     const Shared shared(lb_shared);
     const u32 thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
     const u32 first_row = blockIdx.x * ROWS;
@@ -164,25 +167,40 @@ LB_KERNEL(THREADS) lowbit_product(const u16 *x, const float *scale, const u8 *co
     // What is small first: behind the codes it would arrive with the last of them.
     Activations own[TOKENS];
 #pragma unroll
-    for (int token = 0; token < TOKENS; token++) own[token].load(x + token * INPUTS);
+    for (int token = 0; token < TOKENS; token++)
+        own[token].load(x + token * INPUTS, GATED ? (const float *)x : added,
+                        GATED ? (const float *)x + INPUTS : norm);
     float own_scale = 1;
     if (!GROUPED && thread < ROWS) own_scale = scale[min(first_row + thread, (u32)OUTPUTS - 1)];
     if (warp == 0) copy_all(shared, first_row, scale, codes0, codes1);
     own[0].gate();
+    if (NORMED) {
+        const float squares = lb_float_sum_of_warp(own[0].add(total));
+        if (lane == 0) shared.squares[warp] = squares;
+    }
 
 #pragma unroll
     for (int token = 0; token < TOKENS; token++) {
-        const u32 largest = lb_largest_of_warp(own[token].largest());
+        const u32 largest = lb_largest_of_warp(NORMED ? own[token].largest_scaled() : own[token].largest());
         if (lane == 0) shared.largest[token * WARPS + warp] = largest;
     }
     lb_meet();
+    float inverse_root = 1;
+    if (NORMED) {
+        float squares = 0;
+#pragma unroll
+        for (int i = 0; i < WARPS; i++) squares += shared.squares[i];
+        inverse_root = lb_inverse_root(squares * (1.0f / INPUTS) + lb_float(EPS));
+        own[0].norm(inverse_root);
+    }
     float units[TOKENS];
 #pragma unroll
     for (int token = 0; token < TOKENS; token++) {
         u32 largest = 0;
 #pragma unroll
         for (int i = 0; i < WARPS; i++) largest = max(largest, shared.largest[token * WARPS + i]);
-        const int exponent = exponent_of(largest);
+        // Before it is rounded to bfloat16, which may double the power of two below it: three bytes hold that too.
+        const int exponent = exponent_of(NORMED ? magnitude(lb_float(largest) * inverse_root) : largest);
         own[token].split(shared.digits + token * DIGITS * STRIDE, shared.totals + token * SLOTS,
                          lb_float((u32)(ONE + PLACES - exponent) << 23));
         // What was not finite has the highest exponent: NaN.

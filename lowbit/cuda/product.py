@@ -13,7 +13,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +68,7 @@ class Shape(NamedTuple):
       first: what code 0 stands for.
       distance: of neighbouring codes.
       gated: whether activations are made of gates: silu(gate) * other of f32[2k], rounded to bfloat16 before and after.
+      eps: of the norm of a residual stream that activations are made by; None where there is none.
     """
 
     tokens: int
@@ -80,11 +81,17 @@ class Shape(NamedTuple):
     first: int
     distance: int
     gated: bool = False
+    eps: float | None = None
 
     @property
     def parts(self) -> tuple[int, ...]:
         """The bits of each array of codes."""
         return (2, 1) if self.bits == 3 else (self.bits,)
+
+    @property
+    def made(self) -> bool:
+        """Whether the kernel makes the activations itself."""
+        return self.gated or self.eps is not None
 
     @property
     def padded(self) -> int:
@@ -110,19 +117,24 @@ def available() -> bool:
 def fits(shape: Shape, tile: CudaTile) -> bool:
     """Returns whether the kernel can compute a product, cut like this."""
     threads = 32 * tile.warps
-    # Gates and others are float32 until they become an activation.
-    waiting = shape.tokens * (4 if shape.gated else 1)
     return (
-        0 < shape.tokens <= (1 if shape.gated else MOST_TOKENS)
+        0 < shape.tokens <= (1 if shape.made else MOST_TOKENS)
         and shape.inputs % 4 == 0
         and (shape.groups == 1 or shape.groups % 4 == shape.inputs // shape.groups % (2 * shape.span) == 0)
         and shape.inputs <= MOST_INPUTS
         and tile.rows % TILE == 0
         and tile.rows <= threads <= 1024
         and shape.blocks % tile.chunks == 0
-        and waiting * math.ceil(shape.padded / 8 / threads) <= MOST_TURNS
+        and fewest_warps(shape) <= tile.warps
         and shared_bytes(shape, tile) <= SHARED
     )
+
+
+def fewest_warps(shape: Shape) -> int:
+    """Returns how many warps it takes to keep the activations of a product in registers until they are rounded."""
+    # Gates and others are float32 until they become an activation; so is what a norm adds, and multiplies by.
+    waiting = max(1, shape.tokens) * (4 if shape.gated else 1 if shape.eps is None else 5)
+    return math.ceil(shape.padded / 8 / 32 / (MOST_TURNS // waiting))
 
 
 def shared_bytes(shape: Shape, tile: CudaTile) -> int:
@@ -137,7 +149,8 @@ def shared_bytes(shape: Shape, tile: CudaTile) -> int:
     barriers = 8 * (tile.rows // TILE) * tile.chunks
     sums = tile.warps * tile.rows * (columns + grouped * shape.tokens)
     totals = shape.tokens * (tile.warps + (shape.padded // 64 if grouped else 2 * tile.warps))
-    return codes + columns * stride(shape.padded) + scales + barriers + 4 * (sums + totals)
+    squares = tile.warps if shape.eps is not None else 0
+    return codes + columns * stride(shape.padded) + scales + barriers + 4 * (sums + totals + squares)
 
 
 def defines(shape: Shape, tile: CudaTile) -> dict[str, int]:
@@ -153,6 +166,8 @@ def defines(shape: Shape, tile: CudaTile) -> dict[str, int]:
         "FIRST": shape.first,
         "DISTANCE": shape.distance,
         "GATED": int(shape.gated),
+        "NORMED": int(shape.eps is not None),
+        "EPS": int(np.float32(shape.eps or 0).view(np.uint32)),
         "TILES": tile.rows // TILE,
         "WARPS": tile.warps,
         "CHUNKS": tile.chunks,
@@ -177,20 +192,62 @@ def matmul(
       ConfigError: a tile that does not fit.
       KernelError: no compiler.
     """
+    attributes = _launch(shape, tile, layer)
+    call = jax.ffi.ffi_call(target.TARGET, _product(shape), vmap_method="sequential")
+    y: jax.Array = call(x, scale, words[0], words[-1], **attributes)
+    return y
+
+
+def matmul_normed(
+    x: jax.Array,
+    added: jax.Array,
+    norm: jax.Array,
+    scale: jax.Array,
+    words: Sequence[jax.Array],
+    shape: Shape,
+    tile: CudaTile,
+    layer: int = 0,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns (x + added, bf16[1 k]; its RMS norm, times whole levels of codes and their scale, f32[1 n]).
+
+    The sum is rounded as `added` was before, to bfloat16; so is the norm of it, which `shape.eps` is of.
+
+    Args:
+      x: residual stream bf16[1 k].
+      added: f32[1 k].
+      norm: f32[k], the scale of the norm.
+      scale: see `matmul`, as what follows.
+      words: codes.
+      shape: of the product.
+      tile: how it is cut.
+      layer: which of the stacks.
+
+    Raises:
+      ConfigError: a tile that does not fit.
+      KernelError: no compiler.
+    """
+    attributes = _launch(shape, tile, layer)
+    results = _product(shape), jax.ShapeDtypeStruct((shape.tokens, shape.inputs), jnp.bfloat16)
+    call = jax.ffi.ffi_call(target.NORMED_TARGET, results, vmap_method="sequential")
+    y, total = call(x, scale, words[0], words[-1], added, norm, **attributes)
+    return total, y
+
+
+def _product(shape: Shape) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((shape.tokens, shape.outputs), jnp.float32)
+
+
+def _launch(shape: Shape, tile: CudaTile, layer: int) -> dict[str, Any]:
+    """What a handler is to know."""
     if not fits(shape, tile):
         raise ConfigError(f"{tile} does not fit {shape}", "take a tile of `lowbit.pallas.tiles`, or fewer rows")
-    call = jax.ffi.ffi_call(
-        target.TARGET, jax.ShapeDtypeStruct((shape.tokens, shape.outputs), jnp.float32), vmap_method="sequential"
-    )
-    y: jax.Array = call(
-        *(x, scale, words[0], words[-1]),
-        kernel=_kernel(shape, tile, _architecture()),
-        layer=np.int64(layer),
-        blocks=np.int64(math.ceil(shape.outputs / tile.rows)),
-        threads=np.int64(32 * tile.warps),
-        shared=np.int64(shared_bytes(shape, tile)),
-    )
-    return y
+    return {
+        "kernel": _kernel(shape, tile, _architecture()),
+        "layer": np.int64(layer),
+        "blocks": np.int64(math.ceil(shape.outputs / tile.rows)),
+        "threads": np.int64(32 * tile.warps),
+        "shared": np.int64(shared_bytes(shape, tile)),
+    }
 
 
 @functools.cache

@@ -10,11 +10,12 @@ from lowbit.ffi.handler import loaded
 
 SOURCE = Path(__file__).with_name("launch.cc")
 TARGET = "lowbit_cuda_product"
+NORMED_TARGET = "lowbit_cuda_normed_product"
 
 
 @functools.cache
 def register() -> ctypes.CDLL:
-    """Makes the target known to jax, once a process, and returns the library of its handler.
+    """Makes both targets known to jax, once a process, and returns the library of their handlers.
 
     Raises:
       KernelError: it is not there and cannot be compiled, or cannot be loaded.
@@ -22,7 +23,8 @@ def register() -> ctypes.CDLL:
     library = loaded(SOURCE, "kernels cannot be launched", ("-ldl",))
     library.lb_cuda_add.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t]
     library.lb_cuda_add.restype = None
-    jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(library.lb_cuda_product), platform="CUDA")
+    for name, handler in ((TARGET, library.lb_cuda_product), (NORMED_TARGET, library.lb_cuda_normed_product)):
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="CUDA")
     return library
 
 

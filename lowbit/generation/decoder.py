@@ -10,6 +10,7 @@ from lowbit.errors import ConfigError, nearest
 from lowbit.generation import fused_step
 from lowbit.generation.cache import KVCache
 from lowbit.generation.floats import FloatMatrix, float_matmul
+from lowbit.generation.fused_norm import added_and_normed
 from lowbit.generation.fused_step import Products
 from lowbit.generation.joined import Columns
 from lowbit.generation.packed import PackedWeight, decode, even_levels, packed_matmul, packed_matmul_int8
@@ -20,7 +21,7 @@ from lowbit.models.activations import rounding_hooks
 from lowbit.models.attention import rotary_at
 from lowbit.models.decoding import CachedBlock, CachedLayers, one_after_another
 from lowbit.models.layers import RMSNorm
-from lowbit.pallas import GpuWeight, matmul_gated
+from lowbit.pallas import GpuWeight, matmul_gated, matmul_normed, norm_tile
 
 
 class Decoder(NamedTuple):
@@ -62,7 +63,8 @@ class Decoder(NamedTuple):
             if tokens.shape[1] == 1 and self._fuses(layers):
                 scale = weights.layers["params"]["norm"]["scale"]
                 step = self.cfg, layers, scale, x[:, 0], cos, sin, cache
-                hidden, filled = fused_step.all_layers(*step, Products(self._multiply, self._multiply_gated))
+                products = Products(self._multiply, self._multiply_gated, self._multiply_normed)
+                hidden, filled = fused_step.all_layers(*step, products)
                 return hidden[:, None], filled.advance(1)
             result = one_after_another(CachedBlock(*parts), layers, x, cos, sin, cache)
             last, filled = result
@@ -82,10 +84,24 @@ class Decoder(NamedTuple):
 
     def _multiply_gated(self, both: jax.Array, kernel: Any) -> jax.Array:
         """silu(gate) * other of both f32[b 2k], in the dtype of activations, times a matrix, f32[b n]."""
-        if isinstance(kernel, GpuWeight) and self.activations == "float32" and self.dtype == "bfloat16":
+        if self._as_bfloat16(kernel):
             return matmul_gated(both, kernel)
         gate, other = jnp.split(both.astype(self.dtype), 2, axis=-1)
         return self._multiply(jax.nn.silu(gate) * other, kernel)
+
+    def _multiply_normed(
+        self, x: jax.Array, added: jax.Array | None, scale: jax.Array, kernel: Any
+    ) -> tuple[jax.Array, jax.Array]:
+        """(x + added, its norm times a matrix, f32[b n])."""
+        eps = self.cfg.rms_norm_eps
+        if added is not None and self._as_bfloat16(kernel) and (tile := norm_tile(kernel, len(x), eps)) is not None:
+            return matmul_normed(x, added, scale, eps, kernel, tile)
+        x, inputs = added_and_normed(x, added, scale, eps, interpret=jax.default_backend() == "cpu")
+        return x, self._multiply(inputs, kernel)
+
+    def _as_bfloat16(self, kernel: Any) -> bool:
+        """Whether a matrix is laid out for kernels that take bfloat16, and meets such activations."""
+        return isinstance(kernel, GpuWeight) and self.activations == "float32" and self.dtype == "bfloat16"
 
     def logits(self, weights: Weights, hidden: jax.Array) -> jax.Array:
         """Returns f32[b V] of states [b d]."""

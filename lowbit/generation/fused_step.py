@@ -1,4 +1,4 @@
-"""A step of one token a sequence in few kernels: seven or eight a layer, four of them products.
+"""A step of one token a sequence in few kernels: five to eight a layer, four of them products.
 
 A step of a small model takes as long as its kernels take to start. Compiled from the layers of the model, a norm is two
 kernels and attention six beside its own; here each is one. What is computed is the same, up to the order of float sums.
@@ -25,10 +25,13 @@ class Products(NamedTuple):
     Attributes:
       plain: activations [b k].
       gated: silu(gate) * other of both f32[b 2k], one after the other, in the dtype of activations.
+      normed: the norm of the sum of a residual stream [b k] and f32[b k] or None, and its scale f32[k]; the sum is
+        returned as well, first.
     """
 
     plain: Callable[[jax.Array, Any], jax.Array]
     gated: Callable[[jax.Array, Any], jax.Array]
+    normed: Callable[[jax.Array, jax.Array | None, jax.Array, Any], tuple[jax.Array, jax.Array]]
 
 
 def fits(cfg: LlamaConfig, kind: CacheKind, layers: Sequence[Mapping[str, Any]]) -> bool:
@@ -71,13 +74,8 @@ def all_layers(
     added = None
     keys, values = cache.keys, cache.values
     filled = filled_slots(cache.length, cache.start)
-
-    def normed(scale: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return added_and_normed(x, added, scale, cfg.rms_norm_eps, interpret=interpret)
-
     for number, layer in enumerate(layers):
-        x, inputs = normed(layer["params"]["attn_norm"]["scale"])
-        qkv = products.plain(inputs, _whole(layer, SIBLINGS[0]))
+        x, qkv = products.normed(x, added, layer["params"]["attn_norm"]["scale"], _whole(layer, SIBLINGS[0]))
         mixed, keys, values = turned_stored_attended(
             qkv,
             cos,
@@ -90,10 +88,9 @@ def all_layers(
             interpret=interpret,
         )
         added = products.plain(mixed, _kernel(layer, f"{LAYER_PREFIX}attn/o_proj"))
-        x, inputs = normed(layer["params"]["mlp_norm"]["scale"])
-        both = products.plain(inputs, _whole(layer, SIBLINGS[1]))
+        x, both = products.normed(x, added, layer["params"]["mlp_norm"]["scale"], _whole(layer, SIBLINGS[1]))
         added = products.gated(both, _kernel(layer, f"{LAYER_PREFIX}mlp/down_proj"))
-    _, hidden = normed(norm)
+    _, hidden = added_and_normed(x, added, norm, cfg.rms_norm_eps, interpret=interpret)
     return hidden, cache.filled(keys, values)
 
 

@@ -94,6 +94,32 @@ def _measured_tile(w: GpuWeight, tokens: int, chosen: str) -> AnyTile:
     return by_cuda or (gemv_tile_for(w, tokens) if gemv.takes(w) else None) or tile_for(w, tokens)
 
 
+def norm_tile(w: GpuWeight, tokens: int, eps: float) -> CudaTile | None:
+    """Returns the tile with which `matmul_normed` takes so many tokens here; None where it does not."""
+    if tokens != 1 or w.zero is not None or w.in_scale is not None or not kernel_runs_here() or not cuda.available():
+        return None
+    return cuda_tile_for(w, 1, eps=eps)
+
+
+def matmul_normed(
+    x: jax.Array, added: jax.Array, norm: jax.Array, eps: float, w: GpuWeight, tile: CudaTile
+) -> tuple[jax.Array, jax.Array]:
+    """Returns (x + added, bf16[1 k]; its RMS norm times the matrix, f32[1 n]), by one kernel.
+
+    Args:
+      x: residual stream bf16[1 k].
+      added: f32[1 k], rounded to bfloat16 first.
+      norm: f32[k], the scale of the norm.
+      eps: of the norm.
+      w: weights.
+      tile: a `norm_tile`.
+    """
+    shape = cuda_shape(w, 1, eps=eps)
+    assert shape is not None
+    layer = 0 if w.layer is None else int(w.layer)
+    return cuda.matmul_normed(x, added, norm, w.scale, w.words, shape, tile, layer)
+
+
 def _by_cuda(x: jax.Array, w: GpuWeight, tile: CudaTile, chosen: str, gated: bool = False) -> jax.Array:
     shape = cuda_shape(w, len(x), gated)
     if shape is None or chosen == "interpreted":

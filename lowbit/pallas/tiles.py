@@ -29,6 +29,11 @@ WIDEST = 16
 """Most columns that slices fill up."""
 GROUPED_WARPS = 8
 """Fewest warps of the CUDA kernel for groups, whose sums keep each of them busy longer."""
+NORMED_BYTES = 10
+"""That are read for an input whose norm is multiplied: of the stream, of what is added, and of the norm's scale."""
+MOST_NORMED_BYTES = 12 << 20
+"""That blocks of threads may read of them in all, from the second-level cache: with 8 or 20 MiB models decode as fast,
+or slower."""
 TABLE = "tiles_h100.json"
 
 
@@ -106,39 +111,43 @@ def gemv_tile_for(w: GpuWeight, tokens: int) -> GemvTile | None:
     return tile if isinstance(tile, GemvTile) else None
 
 
-def cuda_tile_for(w: GpuWeight, tokens: int, gated: bool = False) -> CudaTile | None:
+def cuda_tile_for(w: GpuWeight, tokens: int, gated: bool = False, eps: float | None = None) -> CudaTile | None:
     """Returns the tile of the CUDA kernel where it was faster than both for the most similar product, None elsewhere.
 
     Whether the kernel is available here is not asked. With groups that holds for one token: for more, whose sums are
-    scaled one by one, the kernel with tensor cores is as fast. Gates it makes activations of while codes are on their
-    way, as good as for nothing; so it takes all whose bits it was timed with.
+    scaled one by one, the kernel with tensor cores is as fast. Gates and norms it makes activations of while codes are
+    on their way, as good as for nothing; so it takes all whose bits it was timed with. But a norm is computed by every
+    block of threads, each of which reads all that it is of: too many of them would take longer than a kernel for it.
     """
-    shape = cuda_shape(w, tokens, gated)
+    shape = cuda_shape(w, tokens, gated, eps)
     if shape is None or (w.groups > 1 and tokens > 1):
         return None
-    rows = [row for row in table() if not gated or (isinstance(row.tile, CudaTile) and row.bits == w.bits)]
+    rows = [row for row in table() if not shape.made or (isinstance(row.tile, CudaTile) and row.bits == w.bits)]
     if not rows:
         return None
     distance = _distance(w, tokens)
     tile = min(rows, key=lambda row: (distance(row), not isinstance(row.tile, CudaTile))).tile
     if not isinstance(tile, CudaTile):
         return None
-    tile = tile._replace(chunks=math.gcd(tile.chunks, w.blocks))
+    tile = tile._replace(chunks=math.gcd(tile.chunks, w.blocks), warps=max(tile.warps, cuda.fewest_warps(shape)))
     if w.groups > 1:
         tile = tile._replace(warps=max(tile.warps, GROUPED_WARPS), chunks=1)
+    if eps is not None and math.ceil(w.n / tile.rows) * w.k * NORMED_BYTES > MOST_NORMED_BYTES:
+        return None
     while not cuda.fits(shape, tile) and tile.rows > cuda.TILE:
         tile = tile._replace(rows=tile.rows // 2 // cuda.TILE * cuda.TILE)
     return tile if cuda.fits(shape, tile) else None
 
 
-def cuda_shape(w: GpuWeight, tokens: int, gated: bool = False) -> cuda.Shape | None:
+def cuda_shape(w: GpuWeight, tokens: int, gated: bool = False, eps: float | None = None) -> cuda.Shape | None:
     """Returns what the CUDA kernel has to know of a product; None of one that it does not take.
 
     Of a stack it takes a layer that is known while the program is traced. What else there is to ask, `cuda.fits` knows.
     """
     if isinstance(w.layer, jax.Array) or tokens > cuda.MOST_TOKENS:
         return None
-    return cuda.Shape(tokens, w.k, w.n, w.groups, w.bits, w.span, w.blocks, w.levels.first, w.levels.distance, gated)
+    levels = w.levels.first, w.levels.distance
+    return cuda.Shape(tokens, w.k, w.n, w.groups, w.bits, w.span, w.blocks, *levels, gated, eps)
 
 
 def gated_tile_for(w: GpuWeight) -> GemvTile | None:

@@ -25,10 +25,10 @@ int cuModuleGetFunction(void **function, void *module, const char *) { return *f
 int cuFuncSetAttribute(void *, int attribute, int value) { return attribute == 8 && value <= 227 << 10 ? 0 : 1; }
 int cuLaunchKernel(void *function, unsigned blocks, unsigned, unsigned, unsigned threads, unsigned, unsigned,
                    unsigned shared, void *, void **arguments, void **) {
-    void **p[5];
-    for (int i = 0; i < 5; i++) p[i] = static_cast<void **>(arguments[i]);
-    using Run = void(void *, void *, void *, void *, void *, int, int, int);
-    reinterpret_cast<Run *>(function)(*p[0], *p[1], *p[2], *p[3], *p[4], blocks, threads, shared);
+    void *p[8];
+    for (int i = 0; i < 8; i++) p[i] = *static_cast<void **>(arguments[i]);
+    using Run = void(void *, void *, void *, void *, void *, void *, void *, void *, int, int, int);
+    reinterpret_cast<Run *>(function)(p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], blocks, threads, shared);
     return 0;
 }
 int cuGetErrorString(int error, const char **text) { return *text = error == 200 ? "no such image" : "an error", 0; }

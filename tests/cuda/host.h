@@ -110,6 +110,18 @@ inline u32 lb_largest_of_warp(u32 x) {
 inline int lb_sum_of_warp(int x) {
     return lb_over_warp(x, [](int a, int b) { return a + b; });
 }
+inline float lb_float_sum_of_warp(float x) {
+    Warp *warp = warp_of_thread;
+    for (u32 step = 1; step < 32; step *= 2) {
+        std::memcpy(&warp->values[threadIdx.x % 32][0], &x, 4);
+        warp->meet.arrive_and_wait();
+        float other;
+        std::memcpy(&other, &warp->values[threadIdx.x % 32 ^ step][0], 4);
+        warp->meet.arrive_and_wait();
+        x += other;
+    }
+    return x;
+}
 inline float lb_from_neighbour(float x) {
     Warp *warp = warp_of_thread;
     std::memcpy(&warp->values[threadIdx.x % 32][0], &x, 4);
@@ -144,11 +156,19 @@ inline float lb_float(u32 bits) {
     return x;
 }
 
-LB_KERNEL(0) lowbit_product(const u16 *, const float *, const u8 *, const u8 *, float *);
+inline u32 lb_bits(float x) {
+    u32 bits;
+    std::memcpy(&bits, &x, 4);
+    return bits;
+}
+inline float lb_inverse_root(float x) { return 1 / std::sqrt(x); }
+
+LB_KERNEL(0)
+lowbit_product(const u16 *, const float *, const u8 *, const u8 *, float *, const float *, const float *, u16 *);
 
 /// Runs the kernel, a block after the other.
-extern "C" void run(const u16 *x, const float *scale, const u8 *codes0, const u8 *codes1, float *y, int blocks,
-                    int threads, int shared) {
+extern "C" void run(const u16 *x, const float *scale, const u8 *codes0, const u8 *codes1, float *y, const float *added,
+                    const float *norm, u16 *total, int blocks, int threads, int shared) {
     lb_shared = (u8 *)std::aligned_alloc(128, (shared + 127) / 128 * 128);
     for (int block = 0; block < blocks; block++) {
         std::memset(lb_shared, 0xa5, shared);
@@ -159,7 +179,7 @@ extern "C" void run(const u16 *x, const float *scale, const u8 *codes0, const u8
         for (int thread = 0; thread < threads; thread++)
             all.emplace_back([&, thread] {
                 threadIdx.x = thread, blockIdx.x = block, warp_of_thread = &warps[thread / 32];
-                lowbit_product(x, scale, codes0, codes1, y);
+                lowbit_product(x, scale, codes0, codes1, y, added, norm, total);
             });
         for (auto &thread : all) thread.join();
     }

@@ -12,11 +12,16 @@ import numpy as np
 import pytest
 
 from lowbit import cuda, pallas
+from lowbit.bench.random_model import random_model
 from lowbit.cuda import CudaTile, compiler, target
 from lowbit.cuda import product as cuda_product
 from lowbit.errors import ConfigError
 from lowbit.ffi.handler import compiled
+from lowbit.generation import Generator, loop
+from lowbit.generation.fused_norm import added_and_normed
+from lowbit.generation.weights import Weights
 from lowbit.pallas import product as pallas_product
+from lowbit.pallas import tiles
 from lowbit.pallas.tiles import cuda_shape, cuda_tile_for
 from lowbit.pallas.weight import GpuWeight, prepack
 
@@ -44,8 +49,12 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ctypes.CDLL]:
         return str(kernel).encode()
 
     with pytest.MonkeyPatch.context() as patch:
-        jax.ffi.register_ffi_target("lowbit_cuda_test", jax.ffi.pycapsule(handler.lb_cuda_product_host), platform="cpu")
-        patch.setattr(target, "TARGET", "lowbit_cuda_test")
+        for name, own, found in (
+            ("TARGET", "lowbit_cuda_test", handler.lb_cuda_product_host),
+            ("NORMED_TARGET", "lowbit_cuda_normed_test", handler.lb_cuda_normed_product_host),
+        ):
+            jax.ffi.register_ffi_target(own, jax.ffi.pycapsule(found), platform="cpu")
+            patch.setattr(target, name, own)
         patch.setattr(target, "register", lambda: handler)
         patch.setattr(compiler, "compiled", for_a_processor)
         patch.setattr(cuda_product, "_architecture", lambda: "processor")
@@ -104,6 +113,56 @@ def test_gates_are_made_activations_of_inside(driver: ctypes.CDLL) -> None:
     gate, other = (part.astype(jnp.float32) for part in jnp.split(both.astype(jnp.bfloat16), 2, axis=1))
     x = (gate / (1 + jnp.exp(-gate)) * other).astype(jnp.bfloat16)
     assert _near(multiply(both, w), x, w)
+
+
+def test_a_norm_is_made_inside(driver: ctypes.CDLL) -> None:
+    stack = _weight(4, 24, 512, layers=2)
+    w = stack.of_layer(np.int32(1))
+    x, added, norm = (
+        jax.random.normal(jax.random.key(seed), shape) for seed, shape in enumerate([(1, 512), (1, 512), (512,)])
+    )
+    x = x.astype(jnp.bfloat16)
+    tile = pallas.norm_tile(w, 1, 1e-5)
+    assert tile is not None
+    total, y = pallas.matmul_normed(x, added, norm, 1e-5, w, tile)
+    expected, inputs = added_and_normed(x, added, norm, 1e-5, interpret=True)
+    np.testing.assert_array_equal(total, expected)
+    # The mean of the squares is summed in another order, which may turn roundings to bfloat16: 2**-8 of an input each.
+    terms = jnp.abs(inputs.astype(jnp.float32)) @ jnp.abs(w.single().rows(jnp.arange(24))).T
+    assert jnp.all(jnp.abs(y - pallas.matmul(inputs, w.of_layer(jnp.int32(1)), "xla")) <= 2.0**-8 * terms)
+
+
+def test_norms_of_other_products_stay_kernels_of_their_own(
+    driver: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several tokens, and of matrices so large that each of many blocks would compute the norm."""
+    w = _weight(2, 64, 512)
+    assert pallas.norm_tile(w, 1, 1e-5) is not None
+    assert pallas.norm_tile(w, 2, 1e-5) is None
+    monkeypatch.setattr(tiles, "MOST_NORMED_BYTES", 512 * tiles.NORMED_BYTES)
+    assert pallas.norm_tile(w, 1, 1e-5) is None
+
+
+def test_a_model_decodes_by_these_kernels(driver: ctypes.CDLL) -> None:
+    """Layers of a stack, gates and norms inside: what a step of one token is on a GPU."""
+    by_xla, packed = (
+        Generator.from_packed(random_model("tiny", 3, 8), dtype=jnp.bfloat16, kernels=kernels, cache="bfloat16")
+        for kernels in ("xla", "gpu")
+    )
+    decoder = packed.decoder._replace(unrolled=True, attention="kernel")
+    token = jnp.asarray([[7]])
+
+    def step(weights: Weights) -> jax.Array:
+        return decoder.forward(weights, token, loop.start(decoder, jnp.zeros(1, jnp.int32), 8))[0]
+
+    # Each layer has two norms in front of products, but the first, in front of which nothing is to be added.
+    text = jax.jit(step).lower(packed.weights).as_text()
+    assert text.count("@lowbit_cuda_normed_test(") == 2 * 2 - 1
+    assert text.count("@lowbit_cuda_test(") == 4 * 2 - 3
+    plain = loop.start(by_xla.decoder, jnp.zeros(1, jnp.int32), 8)
+    expected, _ = by_xla.decoder.forward(by_xla.weights, token, plain)
+    # Numbers of order 1 in bfloat16, of unlike roundings in two layers.
+    assert jnp.max(jnp.abs(jax.jit(step)(packed.weights) - expected)) < 8 * 2.0**-8 * jnp.max(jnp.abs(expected))
 
 
 def test_more_tokens_unknown_layers_and_groups_of_several_tokens_take_the_other_kernels() -> None:

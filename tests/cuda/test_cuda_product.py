@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,10 +58,19 @@ def _expected(x: np.ndarray, levels: np.ndarray, scale: np.ndarray) -> np.ndarra
     return (whole @ levels.T).astype(np.float32) * (scale.T * np.ldexp(np.float32(1), exponent - 21))
 
 
-def _run(folder: Path, x: jax.Array, w: GpuWeight, tile: CudaTile) -> np.ndarray:
+class Norm(NamedTuple):
+    """What a residual stream is added to, the scale of its norm, where the sums are to go, and what keeps it finite."""
+
+    added: np.ndarray
+    scale: np.ndarray
+    total: np.ndarray
+    eps: float
+
+
+def _run(folder: Path, x: jax.Array, w: GpuWeight, tile: CudaTile, norm: Norm | None = None) -> np.ndarray:
     """Activations bf16[b k], or gates and others f32[b 2k]."""
     gated = x.dtype == jnp.float32
-    shape = cuda_shape(w, len(x), gated)
+    shape = cuda_shape(w, len(x), gated, None if norm is None else norm.eps)
     assert shape is not None
     assert cuda.fits(shape, tile)
     library = folder / "product.so"
@@ -74,7 +84,8 @@ def _run(folder: Path, x: jax.Array, w: GpuWeight, tile: CudaTile) -> np.ndarray
         np.asarray(a)
         for a in (x if gated else jax.lax.bitcast_convert_type(x, jnp.uint16), w.scale, w.words[0], w.words[-1])
     ]
-    pointers = [ctypes.c_void_p(a.ctypes.data) for a in (*arrays, y)]
+    parts = (None, None, None) if norm is None else norm[:3]
+    pointers = [a if a is None else ctypes.c_void_p(a.ctypes.data) for a in (*arrays, y, *parts)]
     blocks = -(-shape.outputs // tile.rows)
     ctypes.CDLL(str(library)).run(*pointers, blocks, 32 * tile.warps, cuda_product.shared_bytes(shape, tile))
     return y
@@ -141,3 +152,64 @@ def test_makes_activations_of_gates(tmp_path: Path, bits: float, k: int, tile: C
     x = jnp.asarray(np.maximum(gate, 0) * np.asarray(other, jnp.bfloat16).astype(np.float64), jnp.float32)
     y = _run(tmp_path, jnp.asarray(np.concatenate([gate, other], axis=1), jnp.float32), w, tile)
     np.testing.assert_array_equal(y, _expected(np.asarray(x), levels, np.asarray(w.scale)))
+
+
+def _stream(rng: np.random.Generator, k: int) -> tuple[jax.Array, np.ndarray, np.ndarray]:
+    """A residual stream bf16[1 k], what is added to it f32[1 k], and their sum as bfloat16."""
+    x = jnp.asarray(rng.normal(size=(1, k)), jnp.bfloat16)
+    added = rng.normal(size=(1, k)).astype(np.float32)
+    return x, added, np.asarray(x + jnp.asarray(added).astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize(
+    ("bits", "k", "groups", "tile"),
+    [(2, 324, 1, CudaTile(16, 1, 1)), (3, 1024, 8, CudaTile(32, 3, 1)), (4, 640, 1, CudaTile(16, 2, 1))],
+)
+def test_makes_activations_of_the_norm_of_a_sum(
+    tmp_path: Path, bits: float, k: int, groups: int, tile: CudaTile
+) -> None:
+    rng = np.random.default_rng(k)
+    w, levels = _weight(bits, 40, k, groups)
+    x, added, total = _stream(rng, k)
+    norm = Norm(added, rng.normal(size=k).astype(np.float32), np.zeros((1, k), np.uint16), 1e-2)
+    y = _run(tmp_path, x, w, tile, norm)
+    np.testing.assert_array_equal(norm.total, total.view(np.uint16))
+    wide = total.astype(np.float64)
+    normed = wide / np.sqrt((wide**2).mean() + norm.eps) * norm.scale
+    terms = (levels * normed).reshape(len(levels), groups, -1) * np.asarray(w.scale, np.float64)[:, :, None]
+    # Activations are rounded to bfloat16, by 2**-9 of each at most, in sums of a few thousand roundings to float32.
+    allowed = (2.0**-9 + 2**12 * 2.0**-24) * np.abs(terms).sum(axis=(1, 2))
+    expected = terms.sum(axis=(1, 2))
+    assert (np.abs(y[0] - expected) <= allowed).all()
+    assert (np.abs(expected) > 5 * allowed).mean() > 0.5
+
+
+def test_a_norm_without_roundings_is_exact(tmp_path: Path) -> None:
+    """A stream of ones has a mean square of 1: activations are the scale of the norm, largest ones of 2**21 units."""
+    w, levels = _weight(2, 20, 576)
+    rng = np.random.default_rng(0)
+    signs = rng.choice([-1.0, 1.0], (1, 576))
+    x = jnp.asarray(signs / 2, jnp.bfloat16)
+    scale = np.asarray(jnp.asarray(rng.uniform(0.1, 3, 576), jnp.bfloat16), np.float32)
+    norm = Norm((signs / 2).astype(np.float32), scale, np.zeros((1, 576), np.uint16), 0.0)
+    y = _run(tmp_path, x, w, CudaTile(16, 2, 1), norm)
+    np.testing.assert_array_equal(y, _expected((signs * scale).astype(np.float32), levels, np.asarray(w.scale)))
+
+
+def test_a_norm_that_rounds_up_to_a_power_of_two_keeps_its_bytes(tmp_path: Path) -> None:
+    """The largest is below 2 before it is rounded to bfloat16: 2**22 units of the power of two below it."""
+    w, levels = _weight(2, 16, 512)
+    scale = np.full(512, 1.0, np.float32)
+    scale[3] = np.nextafter(np.float32(2), np.float32(0))
+    x, nothing = jnp.ones((1, 512), jnp.bfloat16), np.zeros((1, 512), np.float32)
+    y = _run(tmp_path, x, w, CudaTile(16, 1, 1), Norm(nothing, scale, np.zeros((1, 512), np.uint16), 0.0))
+    expected = levels.sum(axis=1) + levels[:, 3]
+    np.testing.assert_array_equal(y[0], expected.astype(np.float32) * np.asarray(w.scale)[:, 0])
+
+
+@pytest.mark.parametrize("spoiled", [np.inf, np.nan])
+def test_a_norm_of_what_is_not_finite_is_none(tmp_path: Path, spoiled: float) -> None:
+    w, _ = _weight(2, 16, 512)
+    x, scale = jnp.ones((1, 512), jnp.bfloat16).at[0, 9].set(spoiled), np.ones(512, np.float32)
+    norm = Norm(np.zeros((1, 512), np.float32), scale, np.zeros((1, 512), np.uint16), 1e-5)
+    assert np.isnan(_run(tmp_path, x, w, CudaTile(16, 1, 1), norm)).all()
