@@ -42,6 +42,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "llama-587m": _config(2048, 8192, 8, 32, 8),
     "smollm2-135m": _config(576, 1536, 30, 9, 3),
     "llama-1b": _config(2048, 8192, 16, 32, 8) | {"vocab_size": 128_256},
+    "llama-8b": _config(4096, 14336, 32, 32, 8) | {"vocab_size": 128_256, "head_dim": 128},
     "tiny": _config(64, 96, 2, 4, 2) | {"vocab_size": 300, "head_dim": 16},
 }
 

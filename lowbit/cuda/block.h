@@ -4,7 +4,7 @@
 // gates f32[INPUTS] and what they let pass, f32[INPUTS]; NORMED, whether they are a residual stream that something is
 // added to and whose norm is multiplied, and EPS of this norm, as the bits of a float; BITS and SPAN of the layout of
 // lowbit.pallas.weight and its BLOCKS; FIRST and DISTANCE, whole levels of codes; TILES, WARPS and CHUNKS of a block,
-// which divide BLOCKS; SHARED, its bytes.
+// which divide BLOCKS; AHEAD, chunks of tiles that are on their way at once; SHARED, its bytes.
 #pragma once
 
 constexpr int THREADS = 32 * WARPS;
@@ -23,6 +23,7 @@ constexpr int TURNS = (QUADS + THREADS - 1) / THREADS;
 constexpr int ONE = 127;     // exponent of 1.0
 constexpr int PLACES = 21;   // of activations below the largest power of two
 constexpr int GROUPED = GROUPS > 1;
+constexpr int COPIES = TILES * CHUNKS;  // that are waited for, one after the other
 constexpr int MADE = GATED || NORMED;  // whether activations are made here
 
 LB_DEVICE constexpr int part_bits(int part) { return PARTS == 1 ? BITS : 2 - part; }
@@ -36,6 +37,7 @@ constexpr int SCALES = GROUPED ? 4 * GROUPS + 16 : 0;  // bytes of the scales of
 constexpr int SLOTS = GROUPED ? PADDED / 64 : 2 * WARPS;  // sums of activations: of 64, or two halves of those of a warp
 constexpr int RESULTS = COLUMNS + GROUPED * TOKENS;  // sums of a row in a warp: of each column, and of offsets
 constexpr int ALL_CODES = ROWS * (row_stride(0) + (PARTS == 2 ? row_stride(PARTS - 1) : 0));
+static_assert(0 < AHEAD && AHEAD <= COPIES, "as many copies on their way as there are, or fewer");
 static_assert(ROWS <= THREADS, "an output for each thread at most");
 static_assert(SHARED == ALL_CODES + COLUMNS * STRIDE + ROWS * SCALES + 8 * TILES * CHUNKS +
                             4 * (WARPS * ROWS * RESULTS + TOKENS * (WARPS + SLOTS) + NORMED * WARPS),

@@ -1,6 +1,6 @@
 // Few tokens times packed weights, f32[TOKENS OUTPUTS] of bf16[TOKENS INPUTS].
 //
-// A block has some tiles of 16 outputs. It asks for all codes of these at once, by copies into shared memory, which keep
+// A block has some tiles of 16 outputs. It asks for the codes of these at once, by copies into shared memory, which keep
 // memory busy without registers or instructions; the activations are asked for before, or they would wait behind codes.
 // Meanwhile activations become whole numbers in units of 2^-21 of the power of two below the largest of their token, as
 // three signed bytes each. Tensor cores multiply codes, masked out of the bytes that hold several of them, with these:
@@ -120,15 +120,15 @@ template <int PART> struct Part {
     }
 };
 
-// Begins to copy the codes of all rows and, in front of the first chunk, their scales. One warp calls it.
-LB_DEVICE void copy_all(const Shared &shared, u32 first_row, const float *scale, const u8 *codes0, const u8 *codes1) {
-    const u32 lane = threadIdx.x % 32, part = lane / 16;
-    for (u32 i = lane; i < TILES * CHUNKS; i += 32)
-        lb_expect(shared.barriers + i, 16 * ((row_bytes(0) + (PARTS == 2 ? row_bytes(PARTS - 1) : 0)) / CHUNKS +
-                                             (GROUPED && i < TILES ? 4 * GROUPS : 0)));
-    lb_meet_warp();
-#pragma unroll 1
-    for (int i = 0; i < TILES * CHUNKS; i++) {
+// Where the codes of a block are, and which of its rows is the first.
+struct Codes {
+    const float *scale;
+    const u8 *parts[2];
+    u32 first_row;
+
+    // Begins to copy a chunk of the rows of a tile and, in front of the first chunk, their scales. One warp calls it.
+    LB_DEVICE void copy(const Shared &shared, int i) const {
+        const u32 lane = threadIdx.x % 32, part = lane / 16;
         const int tile = i % TILES, chunk = i / TILES;
         const u32 row = tile * 16 + lane % 16, output = min(first_row + row, (u32)OUTPUTS - 1);
         if (GROUPED && chunk == 0 && part == 0)
@@ -136,12 +136,22 @@ LB_DEVICE void copy_all(const Shared &shared, u32 first_row, const float *scale,
         // 16 threads have a row each, the others of the second part.
         if (part < PARTS) {
             const int bytes = row_bytes(part) / CHUNKS;
-            const u8 *from = (part ? codes1 : codes0) + (u64)output * row_bytes(part);
+            const u8 *from = parts[part] + (u64)output * row_bytes(part);
             u8 *to = (part ? shared.codes1 : shared.codes0) + row * row_stride(part);
             lb_copy(to + chunk * bytes, from + chunk * bytes, bytes, shared.barriers + i);
         }
     }
-}
+
+    // Makes all barriers, and begins as many copies as may be on their way at once.
+    LB_DEVICE void begin(const Shared &shared) const {
+        for (u32 i = threadIdx.x % 32; i < COPIES; i += 32)
+            lb_expect(shared.barriers + i, 16 * ((row_bytes(0) + (PARTS == 2 ? row_bytes(PARTS - 1) : 0)) / CHUNKS +
+                                                 (GROUPED && i < TILES ? 4 * GROUPS : 0)));
+        lb_meet_warp();
+#pragma unroll 1
+        for (int i = 0; i < AHEAD; i++) copy(shared, i);
+    }
+};
 
 // Adds what code 0 stands for, times sums of activations and scales, over some of the inputs: [16 TOKENS] sums.
 LB_DEVICE void add_offsets(const Shared &shared, int tile) {
@@ -172,7 +182,8 @@ lowbit_product(const u16 *x, const float *scale, const u8 *codes0, const u8 *cod
                         GATED ? (const float *)x + INPUTS : norm);
     float own_scale = 1;
     if (!GROUPED && thread < ROWS) own_scale = scale[min(first_row + thread, (u32)OUTPUTS - 1)];
-    if (warp == 0) copy_all(shared, first_row, scale, codes0, codes1);
+    const Codes codes{scale, {codes0, codes1}, first_row};
+    if (warp == 0) codes.begin(shared);
     own[0].gate();
     if (NORMED) {
         const float squares = lb_float_sum_of_warp(own[0].add(total));
@@ -230,7 +241,10 @@ lowbit_product(const u16 *x, const float *scale, const u8 *codes0, const u8 *cod
         first.hold(shared, chunk);
 #pragma unroll 1
         for (int tile = 0; tile < TILES; tile++) {
-            lb_wait(shared.barriers + chunk * TILES + tile);
+            const int arrived = chunk * TILES + tile;
+            lb_wait(shared.barriers + arrived);
+            // Asked for one behind the other, copies come in this order, and leave less to be multiplied at the end.
+            if (warp == 0 && arrived + AHEAD < COPIES) codes.copy(shared, arrived + AHEAD);
             Sum sums[WIDE][4] = {};
             first.multiply(shared, tile, chunk, sums);
             if (PARTS == 2) second.multiply(shared, tile, chunk, sums);
@@ -260,8 +274,8 @@ lowbit_product(const u16 *x, const float *scale, const u8 *codes0, const u8 *cod
                 if (GROUPED) offset += from[COLUMNS + token];
             }
 #if GROUPS == 1
-            const long long codes = digits[0] + 256ll * digits[1] + 65536ll * digits[2];
-            const float total = (float)(DISTANCE * codes + common[token]);
+            const long long whole = digits[0] + 256ll * digits[1] + 65536ll * digits[2];
+            const float total = (float)(DISTANCE * whole + common[token]);
 #else
             const float total = DISTANCE * (digits[0] + 256 * digits[1] + 65536 * digits[2]) + offset;
 #endif

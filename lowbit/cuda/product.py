@@ -47,11 +47,13 @@ class CudaTile(NamedTuple):
       rows: outputs of a block of threads; a multiple of 16, and no more than threads.
       warps: of 32 threads, which share the inputs.
       chunks: parts of the inputs that are waited for one after the other; they divide the blocks of inputs.
+      ahead: chunks of 16 outputs that are on their way at once; 0 for all.
     """
 
     rows: int
     warps: int
     chunks: int
+    ahead: int = 0
 
 
 class Shape(NamedTuple):
@@ -125,6 +127,7 @@ def fits(shape: Shape, tile: CudaTile) -> bool:
         and tile.rows % TILE == 0
         and tile.rows <= threads <= 1024
         and shape.blocks % tile.chunks == 0
+        and tile.ahead >= 0
         and fewest_warps(shape) <= tile.warps
         and shared_bytes(shape, tile) <= SHARED
     )
@@ -155,6 +158,7 @@ def shared_bytes(shape: Shape, tile: CudaTile) -> int:
 
 def defines(shape: Shape, tile: CudaTile) -> dict[str, int]:
     """Returns what `product.cu` is compiled with."""
+    copies = tile.rows // TILE * tile.chunks
     return {
         "TOKENS": shape.tokens,
         "INPUTS": shape.inputs,
@@ -171,6 +175,7 @@ def defines(shape: Shape, tile: CudaTile) -> dict[str, int]:
         "TILES": tile.rows // TILE,
         "WARPS": tile.warps,
         "CHUNKS": tile.chunks,
+        "AHEAD": min(tile.ahead, copies) or copies,
         "SHARED": shared_bytes(shape, tile),
     }
 

@@ -189,7 +189,9 @@ def test_a_tile_has_as_many_rows_as_shared_memory_holds() -> None:
 
 def test_refuses_what_it_cannot_compute(driver: ctypes.CDLL) -> None:
     w, x = _weight(2, 32, 512), jnp.ones((1, 512), jnp.bfloat16)
-    with pytest.raises(ConfigError, match=r"rows=24, warps=1, chunks=1\) does not fit Shape\(.*\n  -> take a tile of"):
+    with pytest.raises(
+        ConfigError, match=r"rows=24, warps=1, chunks=1, ahead=0\) does not fit Shape\(.*\n  -> take a tile of"
+    ):
         pallas.matmul(x, w, tile=CudaTile(24, 1, 1))
     with pytest.raises(ConfigError, match=r"is of a kernel for a GPU, few tokens, and a layer known in advance\n  ->"):
         pallas.matmul(x, w, "interpreted", CudaTile(16, 1, 1))

@@ -32,9 +32,9 @@ CASES = [
     # bits, tokens, outputs, inputs, tile: padded inputs, a last tile that is cut, chunks, digits kept and read anew
     (1, 1, 20, 576, CudaTile(16, 1, 1)),
     pytest.param(*(1.58, 2, 16, 512, CudaTile(16, 2, 1)), marks=pytest.mark.slow),
-    (2, 1, 40, 1024, CudaTile(32, 2, 2)),
+    (2, 1, 40, 1024, CudaTile(32, 2, 2, ahead=2)),
     (2, 3, 33, 324, CudaTile(16, 1, 1)),
-    (3, 1, 32, 1000, CudaTile(32, 1, 2)),
+    (3, 1, 32, 1000, CudaTile(32, 1, 2, ahead=1)),
     pytest.param(*(4, 1, 16, 576, CudaTile(16, 2, 1)), marks=pytest.mark.slow),
     (4, 4, 17, 256, CudaTile(16, 1, 1)),
     (8, 1, 18, 128, CudaTile(16, 1, 1)),
@@ -113,7 +113,7 @@ def test_what_is_not_finite_spoils_its_token_alone(tmp_path: Path) -> None:
 
 GROUPED = [
     # bits, tokens, outputs, inputs, groups, tile
-    (2, 1, 20, 1024, 8, CudaTile(32, 2, 2)),
+    (2, 1, 20, 1024, 8, CudaTile(32, 2, 2, ahead=3)),
     (3, 2, 16, 512, 4, CudaTile(16, 1, 1)),
     (4, 1, 32, 1536, 12, CudaTile(32, 3, 1)),
     (2, 1, 16, 768, 12, CudaTile(16, 1, 3)),
