@@ -32,7 +32,7 @@ GROUPED_WARPS = 8
 NORMED_BYTES = 10
 """That are read for an input whose norm is multiplied: of the stream, of what is added, and of the norm's scale."""
 AHEAD = 2
-"""Chunks of 16 outputs on their way at once that won 2 to 5 % where there are four: with one memory waits, and three
+"""Chunks of 16 outputs on their way at once that won 1 to 4 % where there are four: with one memory waits, and three
 come as late as all."""
 MOST_NORMED_BYTES = 12 << 20
 """That blocks of threads may read of them in all, from the second-level cache: with 8 or 20 MiB models decode as fast,
