@@ -1,5 +1,22 @@
-"""A kernel in CUDA C++ for products of few tokens with packed weights, called from jitted programs."""
+"""Kernels in CUDA C++ for jitted programs: products of few tokens with packed weights, and attention of one token."""
 
-from lowbit.cuda.product import MOST_TOKENS, TILE, CudaTile, Shape, available, fewest_warps, fits, matmul, matmul_normed
+from lowbit.cuda.attention import AttentionShape, AttentionTile, attend, attention_fits, attention_tile
+from lowbit.cuda.kernels import available
+from lowbit.cuda.product import MOST_TOKENS, TILE, CudaTile, Shape, fewest_warps, fits, matmul, matmul_normed
 
-__all__ = ["MOST_TOKENS", "TILE", "CudaTile", "Shape", "available", "fewest_warps", "fits", "matmul", "matmul_normed"]
+__all__ = [
+    "MOST_TOKENS",
+    "TILE",
+    "AttentionShape",
+    "AttentionTile",
+    "CudaTile",
+    "Shape",
+    "attend",
+    "attention_fits",
+    "attention_tile",
+    "available",
+    "fewest_warps",
+    "fits",
+    "matmul",
+    "matmul_normed",
+]

@@ -1,5 +1,5 @@
-// What product.cu asks of a GPU of compute capability 9.0 beyond C++: copies into shared memory that a barrier counts,
-// and products of bytes by tensor cores. Tests have a file of the same names for processors.
+// What kernels ask of a GPU of compute capability 9.0 beyond C++: copies into shared memory that a barrier counts,
+// products of bytes by tensor cores, and clusters of blocks that see each other's memory. Tests have a file of the same names for processors.
 #pragma once
 #ifndef LB_HOST
 
@@ -82,8 +82,8 @@ LB_DEVICE int lb_sum_of_eight(int x) {
     for (int step = 1; step < 8; step *= 2) x += __shfl_xor_sync(~0u, x, step);
     return x;
 }
-/// The number of the other one of two neighbouring threads.
-LB_DEVICE float lb_from_neighbour(float x) { return __shfl_xor_sync(~0u, x, 1); }
+/// The number of the thread of the warp that is so far away: 1 is the neighbour's, a power of two.
+LB_DEVICE float lb_exchange(float x, int step) { return __shfl_xor_sync(~0u, x, step); }
 LB_DEVICE u32 lb_largest_of_warp(u32 x) { return __reduce_max_sync(~0u, x); }
 LB_DEVICE int lb_sum_of_warp(int x) { return __reduce_add_sync(~0u, x); }
 /// The same of float32 numbers, in pairs, so that all threads have the same bits.
@@ -93,6 +93,24 @@ LB_DEVICE float lb_float_sum_of_warp(float x) {
 }
 LB_DEVICE void lb_meet_warp() { __syncwarp(); }
 LB_DEVICE void lb_meet() { __syncthreads(); }
+
+/// The number of a block in its cluster.
+LB_DEVICE u32 lb_rank() {
+    u32 rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+/// All threads of a cluster meet, and see what the others wrote.
+LB_DEVICE void lb_meet_cluster() {
+    asm volatile("barrier.cluster.arrive.release.aligned;\n"
+                 "barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+/// Where another block of the cluster has what lies here in shared memory.
+LB_DEVICE const u8 *lb_of_block(const u8 *own, u32 rank) {
+    u64 there;
+    asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(own), "r"(rank));
+    return (const u8 *)there;
+}
 /// The larger ones of two pairs of 16-bit numbers.
 LB_DEVICE u32 lb_larger_halves(u32 x, u32 y) { return __vmaxu2(x, y); }
 /// Bytes of x and y by the four digits of `chosen`: 0 to 3 of x, 4 to 7 of y.
@@ -101,5 +119,10 @@ LB_DEVICE int lb_rounded(float x) { return __float2int_rn(x); }
 LB_DEVICE float lb_float(u32 bits) { return __uint_as_float(bits); }
 LB_DEVICE u32 lb_bits(float x) { return __float_as_uint(x); }
 LB_DEVICE float lb_inverse_root(float x) { return rsqrtf(x); }
+LB_DEVICE float lb_exp2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
 
 #endif

@@ -161,7 +161,7 @@ LB_DEVICE void add_offsets(const Shared &shared, int tile) {
         float offset = 0;
         for (u32 slot = warp * 2 + lane % 2; slot < SLOTS; slot += 2 * WARPS)
             offset += shared.scales_of(row)[group_of(slot)] * (float)shared.totals[token * SLOTS + slot];
-        offset += lb_from_neighbour(offset);
+        offset += lb_exchange(offset, 1);
         if (lane % 2 == 0) shared.sums[(warp * ROWS + row) * RESULTS + COLUMNS + token] = FIRST * offset;
     }
 }

@@ -7,10 +7,7 @@ work is cut. With groups, exact sums over 64 or 128 inputs are scaled and added 
 time. Activations that are not finite give NaN for their token.
 """
 
-import functools
-import hashlib
 import math
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,21 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lowbit.cuda import compiler, target
-from lowbit.errors import ConfigError, KernelError
+from lowbit.cuda import kernels, target
+from lowbit.errors import ConfigError
 
 SOURCE = Path(__file__).with_name("product.cu")
-INCLUDED = ("device.h", "block.h", "activations.h")
-CAPABILITY = 9
-"""Of the GPUs that it is made for: H100 and H200."""
 MOST_TOKENS = 4
 """Their activations wait in registers until all are there, and so do three sums of each."""
 MOST_TURNS = 16
 """Most activations of a thread, in groups of 8: as many as registers hold."""
 MOST_INPUTS = 1 << 16
 """So that no sum of codes times a byte can leave 32 bits."""
-SHARED = 227 << 10
-"""Bytes of shared memory of a block, at most."""
 TILE = 16
 """Outputs of one product of the tensor cores."""
 DIGITS = 3
@@ -101,21 +93,6 @@ class Shape(NamedTuple):
         return self.blocks * (8 // min(self.parts)) * 2 * self.span
 
 
-@functools.cache
-def available() -> bool:
-    """Returns whether the kernel can run on the default device; where only a compiler is missing, it says so once."""
-    device = jax.devices()[0]
-    if device.platform != "gpu" or not str(getattr(device, "compute_capability", "")).startswith(f"{CAPABILITY}."):
-        return False
-    try:
-        compiler.library()
-        target.register()
-    except KernelError as error:
-        warnings.warn(f"packed products take a slower kernel: {error}", RuntimeWarning, stacklevel=2)
-        return False
-    return True
-
-
 def fits(shape: Shape, tile: CudaTile) -> bool:
     """Returns whether the kernel can compute a product, cut like this."""
     threads = 32 * tile.warps
@@ -129,7 +106,7 @@ def fits(shape: Shape, tile: CudaTile) -> bool:
         and shape.blocks % tile.chunks == 0
         and tile.ahead >= 0
         and fewest_warps(shape) <= tile.warps
-        and shared_bytes(shape, tile) <= SHARED
+        and shared_bytes(shape, tile) <= kernels.SHARED
     )
 
 
@@ -247,32 +224,9 @@ def _launch(shape: Shape, tile: CudaTile, layer: int) -> dict[str, Any]:
     if not fits(shape, tile):
         raise ConfigError(f"{tile} does not fit {shape}", "take a tile of `lowbit.pallas.tiles`, or fewer rows")
     return {
-        "kernel": _kernel(shape, tile, _architecture()),
+        "kernel": kernels.known(SOURCE, defines(shape, tile)),
         "layer": np.int64(layer),
         "blocks": np.int64(math.ceil(shape.outputs / tile.rows)),
         "threads": np.int64(32 * tile.warps),
         "shared": np.int64(shared_bytes(shape, tile)),
     }
-
-
-@functools.cache
-def source() -> str:
-    """Returns the kernel and what it includes, as one text."""
-    text = SOURCE.read_text(encoding="utf-8")
-    for name in INCLUDED:
-        header = SOURCE.with_name(name).read_text(encoding="utf-8").replace("#pragma once\n", "")
-        text = text.replace(f'#include "{name}"\n', header)
-    return text
-
-
-@functools.cache
-def _kernel(shape: Shape, tile: CudaTile, architecture: str) -> str:
-    """Compiles the kernel once for all programs of this process, and returns its name."""
-    values = defines(shape, tile)
-    name = hashlib.sha256(f"{source()}{values}{architecture}".encode()).hexdigest()[:32]
-    target.add(name, compiler.compiled(source(), values, architecture))
-    return name
-
-
-def _architecture() -> str:
-    return "sm_" + str(jax.devices()[0].compute_capability).replace(".", "")

@@ -11,19 +11,25 @@ from lowbit.ffi.handler import loaded
 SOURCE = Path(__file__).with_name("launch.cc")
 TARGET = "lowbit_cuda_product"
 NORMED_TARGET = "lowbit_cuda_normed_product"
+ATTENTION_TARGET = "lowbit_cuda_attention"
 
 
 @functools.cache
 def register() -> ctypes.CDLL:
-    """Makes both targets known to jax, once a process, and returns the library of their handlers.
+    """Makes all targets known to jax, once a process, and returns the library of their handlers.
 
     Raises:
       KernelError: it is not there and cannot be compiled, or cannot be loaded.
     """
-    library = loaded(SOURCE, "kernels cannot be launched", ("-ldl",))
+    driver = SOURCE.with_name("driver.h").read_text(encoding="utf-8")
+    library = loaded(SOURCE, "kernels cannot be launched", ("-ldl",), (driver,))
     library.lb_cuda_add.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t]
     library.lb_cuda_add.restype = None
-    for name, handler in ((TARGET, library.lb_cuda_product), (NORMED_TARGET, library.lb_cuda_normed_product)):
+    for name, handler in (
+        (TARGET, library.lb_cuda_product),
+        (NORMED_TARGET, library.lb_cuda_normed_product),
+        (ATTENTION_TARGET, library.lb_cuda_attention),
+    ):
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="CUDA")
     return library
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from lowbit import cuda
 from lowbit.generation.step_attention import (
     NEVER,
     QUERIES,
@@ -119,6 +120,27 @@ def turned_stored_attended(
         whole = mixed_pieces(*mixed)[:, :, :group]
         mixed = [whole.reshape(b, -1).astype(dtype)]
     return mixed[0], keys.with_codes(key_codes), values.with_codes(value_codes)
+
+
+def takes_cuda(keys: Stored, heads: int, dtype: Any) -> bool:
+    """Returns whether the kernel in CUDA C++ attends here: bfloat16 alone, on a GPU that it was made for.
+
+    Args:
+      keys: of the cache.
+      heads: of queries.
+      dtype: of activations.
+    """
+    _, b, kv_heads, slots, h = keys.codes.shape
+    shape = cuda.AttentionShape(b, kv_heads, heads // kv_heads, h, slots)
+    return keys.codes.dtype == dtype == jnp.bfloat16 and cuda.attention_fits(shape) and cuda.available()
+
+
+def attended_by_cuda(
+    qkv: jax.Array, cos: jax.Array, sin: jax.Array, keys: Stored, values: Stored, layer: int, filled: jax.Array
+) -> tuple[jax.Array, Stored, Stored]:
+    """As `turned_stored_attended`, of a layer that is known; one kernel for any number of slots."""
+    mixed, key_codes, value_codes = cuda.attend(qkv, cos, sin, filled, keys.codes, values.codes, layer)
+    return mixed, keys.with_codes(key_codes), values.with_codes(value_codes)
 
 
 def _kernel(

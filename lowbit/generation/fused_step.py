@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from lowbit.generation.cache import KVCache
-from lowbit.generation.fused_attention import filled_slots, turned_stored_attended
+from lowbit.generation.fused_attention import attended_by_cuda, filled_slots, takes_cuda, turned_stored_attended
 from lowbit.generation.fused_norm import added_and_normed
 from lowbit.generation.joined import SIBLINGS, Columns
+from lowbit.generation.stored import Stored
 from lowbit.llama import LAYER_PREFIX, CacheKind, LlamaConfig
 from lowbit.models.layers import PACKED
 from lowbit.pallas.fields import HALFWORD
@@ -74,19 +75,17 @@ def all_layers(
     added = None
     keys, values = cache.keys, cache.values
     filled = filled_slots(cache.length, cache.start)
+    by_cuda = takes_cuda(keys, cfg.num_heads, dtype)
+
+    def attended(qkv: jax.Array, keys: Stored, values: Stored, number: int) -> tuple[jax.Array, Stored, Stored]:
+        if by_cuda:
+            return attended_by_cuda(qkv, cos, sin, keys, values, number, filled)
+        at = jnp.int32(number), filled
+        return turned_stored_attended(qkv, cos, sin, keys, values, *at, dtype=dtype, interpret=interpret)
+
     for number, layer in enumerate(layers):
         x, qkv = products.normed(x, added, layer["params"]["attn_norm"]["scale"], _whole(layer, SIBLINGS[0]))
-        mixed, keys, values = turned_stored_attended(
-            qkv,
-            cos,
-            sin,
-            keys,
-            values,
-            jnp.int32(number),
-            filled,
-            dtype=dtype,
-            interpret=interpret,
-        )
+        mixed, keys, values = attended(qkv, keys, values, number)
         added = products.plain(mixed, _kernel(layer, f"{LAYER_PREFIX}attn/o_proj"))
         x, both = products.normed(x, added, layer["params"]["mlp_norm"]["scale"], _whole(layer, SIBLINGS[1]))
         added = products.gated(both, _kernel(layer, f"{LAYER_PREFIX}mlp/down_proj"))

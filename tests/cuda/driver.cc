@@ -6,7 +6,19 @@
 
 namespace {
 int loads, captures;
-}
+
+// As cuda.h has them.
+struct Attribute {
+    int id, padding;
+    unsigned value[16];
+};
+struct Config {
+    unsigned grid[3], block[3], shared;
+    void *stream;
+    const Attribute *attributes;
+    unsigned count;
+};
+}  // namespace
 
 extern "C" {
 int cuDriverGetVersion(int *version) { return *version = 13000, 0; }
@@ -23,12 +35,11 @@ int cuModuleLoadData(void **module, const void *image) {
 }
 int cuModuleGetFunction(void **function, void *module, const char *) { return *function = dlsym(module, "run"), 0; }
 int cuFuncSetAttribute(void *, int attribute, int value) { return attribute == 8 && value <= 227 << 10 ? 0 : 1; }
-int cuLaunchKernel(void *function, unsigned blocks, unsigned, unsigned, unsigned threads, unsigned, unsigned,
-                   unsigned shared, void *, void **arguments, void **) {
-    void *p[8];
-    for (int i = 0; i < 8; i++) p[i] = *static_cast<void **>(arguments[i]);
-    using Run = void(void *, void *, void *, void *, void *, void *, void *, void *, int, int, int);
-    reinterpret_cast<Run *>(function)(p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], blocks, threads, shared);
+int cuLaunchKernelEx(const Config *config, void *function, void **arguments, void **) {
+    const unsigned size = config->count ? config->attributes->value[0] : 1;
+    if (config->count && config->attributes->id != 4) return 1;
+    using Run = void(void **, int, int, int, int);
+    reinterpret_cast<Run *>(function)(arguments, config->grid[0], size, config->block[0], config->shared);
     return 0;
 }
 int cuGetErrorString(int error, const char **text) { return *text = error == 200 ? "no such image" : "an error", 0; }

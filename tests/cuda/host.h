@@ -12,6 +12,7 @@
 #include <cstring>
 #include <memory>
 #include <thread>
+#include <utility>
 #include <vector>
 
 typedef unsigned char u8;
@@ -43,8 +44,9 @@ struct Warp {
 
 thread_local Index threadIdx, blockIdx;
 thread_local Warp *warp_of_thread;
-std::barrier<> *block_meets;
-u8 *lb_shared;
+thread_local std::barrier<> *block_meets, *cluster_meets;
+thread_local u8 *lb_shared, **shared_of_cluster;
+thread_local u32 rank_of_block;
 
 inline uint2 make_uint2(u32 x, u32 y) { return {x, y}; }
 
@@ -110,24 +112,16 @@ inline u32 lb_largest_of_warp(u32 x) {
 inline int lb_sum_of_warp(int x) {
     return lb_over_warp(x, [](int a, int b) { return a + b; });
 }
-inline float lb_float_sum_of_warp(float x) {
-    Warp *warp = warp_of_thread;
-    for (u32 step = 1; step < 32; step *= 2) {
-        std::memcpy(&warp->values[threadIdx.x % 32][0], &x, 4);
-        warp->meet.arrive_and_wait();
-        float other;
-        std::memcpy(&other, &warp->values[threadIdx.x % 32 ^ step][0], 4);
-        warp->meet.arrive_and_wait();
-        x += other;
-    }
-    return x;
-}
-inline float lb_from_neighbour(float x) {
+inline float lb_exchange(float x, int step) {
     Warp *warp = warp_of_thread;
     std::memcpy(&warp->values[threadIdx.x % 32][0], &x, 4);
     warp->meet.arrive_and_wait();
-    std::memcpy(&x, &warp->values[threadIdx.x % 32 ^ 1][0], 4);
+    std::memcpy(&x, &warp->values[threadIdx.x % 32 ^ step][0], 4);
     warp->meet.arrive_and_wait();
+    return x;
+}
+inline float lb_float_sum_of_warp(float x) {
+    for (int step = 1; step < 32; step *= 2) x += lb_exchange(x, step);
     return x;
 }
 inline int lb_sum_of_eight(int x) {
@@ -141,6 +135,9 @@ inline int lb_sum_of_eight(int x) {
 }
 inline void lb_meet_warp() { warp_of_thread->meet.arrive_and_wait(); }
 inline void lb_meet() { block_meets->arrive_and_wait(); }
+inline void lb_meet_cluster() { cluster_meets->arrive_and_wait(); }
+inline u32 lb_rank() { return rank_of_block; }
+inline const u8 *lb_of_block(const u8 *own, u32 rank) { return shared_of_cluster[rank] + (own - lb_shared); }
 
 inline u32 lb_larger_halves(u32 x, u32 y) { return max(x >> 16, y >> 16) << 16 | max(x & 0xffff, y & 0xffff); }
 inline u32 lb_bytes(u32 x, u32 y, u32 chosen) {
@@ -162,26 +159,31 @@ inline u32 lb_bits(float x) {
     return bits;
 }
 inline float lb_inverse_root(float x) { return 1 / std::sqrt(x); }
+inline float lb_exp2(float x) { return std::exp2(x); }
 
-LB_KERNEL(0)
-lowbit_product(const u16 *, const float *, const u8 *, const u8 *, float *, const float *, const float *, u16 *);
-
-/// Runs the kernel, a block after the other.
-extern "C" void run(const u16 *x, const float *scale, const u8 *codes0, const u8 *codes1, float *y, const float *added,
-                    const float *norm, u16 *total, int blocks, int threads, int shared) {
-    lb_shared = (u8 *)std::aligned_alloc(128, (shared + 127) / 128 * 128);
-    for (int block = 0; block < blocks; block++) {
-        std::memset(lb_shared, 0xa5, shared);
-        std::barrier<> meets(threads);
-        block_meets = &meets;
-        auto warps = std::make_unique<Warp[]>(threads / 32);
+/// Runs a kernel, a cluster of blocks after the other.
+template <typename Kernel> void lb_run(Kernel kernel, u32 clusters, u32 size, u32 threads, u32 shared) {
+    for (u32 cluster = 0; cluster < clusters; cluster++) {
+        std::barrier<> cluster_meet(size * threads);
+        std::vector<u8 *> memory;
         std::vector<std::thread> all;
-        for (int thread = 0; thread < threads; thread++)
-            all.emplace_back([&, thread] {
-                threadIdx.x = thread, blockIdx.x = block, warp_of_thread = &warps[thread / 32];
-                lowbit_product(x, scale, codes0, codes1, y, added, norm, total);
-            });
+        std::vector<std::unique_ptr<std::barrier<>>> meets;
+        std::vector<std::unique_ptr<Warp[]>> warps;
+        for (u32 rank = 0; rank < size; rank++) {
+            memory.push_back((u8 *)std::aligned_alloc(128, (shared + 127) / 128 * 128));
+            std::memset(memory.back(), 0xa5, shared);
+            meets.push_back(std::make_unique<std::barrier<>>(threads));
+            warps.push_back(std::make_unique<Warp[]>(threads / 32));
+        }
+        for (u32 rank = 0; rank < size; rank++)
+            for (u32 thread = 0; thread < threads; thread++)
+                all.emplace_back([&, rank, thread] {
+                    threadIdx.x = thread, blockIdx.x = cluster * size + rank, rank_of_block = rank;
+                    warp_of_thread = &warps[rank][thread / 32], block_meets = meets[rank].get();
+                    cluster_meets = &cluster_meet, lb_shared = memory[rank], shared_of_cluster = memory.data();
+                    kernel();
+                });
         for (auto &thread : all) thread.join();
+        for (u8 *block : memory) std::free(block);
     }
-    std::free(lb_shared);
 }

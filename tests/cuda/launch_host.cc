@@ -6,4 +6,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(lb_cuda_product_host, ([](auto... all) { return Pl
                               plain_of(ffi::Ffi::Bind()));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(lb_cuda_normed_product_host, ([](auto... all) { return Normed(nullptr, all...); }),
                               normed_of(ffi::Ffi::Bind()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(lb_cuda_attention_host, ([](auto... all) { return Attention(nullptr, all...); }),
+                              attention_of(ffi::Ffi::Bind()));
 #pragma GCC visibility pop

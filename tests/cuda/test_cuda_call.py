@@ -13,11 +13,12 @@ import pytest
 
 from lowbit import cuda, pallas
 from lowbit.bench.random_model import random_model
-from lowbit.cuda import CudaTile, compiler, target
-from lowbit.cuda import product as cuda_product
+from lowbit.cuda import CudaTile, compiler, kernels, target
 from lowbit.errors import ConfigError
 from lowbit.ffi.handler import compiled
 from lowbit.generation import Generator, loop
+from lowbit.generation.cache import KVCache
+from lowbit.generation.decoder import Decoder
 from lowbit.generation.fused_norm import added_and_normed
 from lowbit.generation.weights import Weights
 from lowbit.pallas import product as pallas_product
@@ -37,12 +38,13 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ctypes.CDLL]:
     subprocess.run([*COMPILER, str(HERE / "driver.cc"), "-Wl,-soname,libcuda.so.1", "-o", str(path)], check=True)
     fake = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)  # found by its name from now on
     included = f"-I{target.SOURCE.parent}"
-    handler = ctypes.CDLL(str(compiled(HERE / "launch_host.cc", (included, "-ldl"), (target.SOURCE.read_text(),))))
+    sources = tuple(target.SOURCE.with_name(name).read_text() for name in ("launch.cc", "driver.h"))
+    handler = ctypes.CDLL(str(compiled(HERE / "launch_host.cc", (included, "-ldl"), sources)))
     handler.lb_cuda_add.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t]
 
     def for_a_processor(source: str, defines: dict[str, int], architecture: str) -> bytes:
         kernel = folder / f"kernel{len(list(folder.iterdir()))}.so"
-        (text := folder / "kernel.cu").write_text(source)
+        (text := folder / "kernel.cu").write_text(source + (HERE / "run.h").read_text())
         flags = [f"-D{name}={value}" for name, value in defines.items()]
         host = ("-DLB_HOST", "-include", str(HERE / "host.h"))
         subprocess.run([*COMPILER, *host, *flags, "-x", "c++", str(text), "-o", str(kernel)], check=True)
@@ -52,13 +54,13 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ctypes.CDLL]:
         for name, own, found in (
             ("TARGET", "lowbit_cuda_test", handler.lb_cuda_product_host),
             ("NORMED_TARGET", "lowbit_cuda_normed_test", handler.lb_cuda_normed_product_host),
+            ("ATTENTION_TARGET", "lowbit_cuda_attention_test", handler.lb_cuda_attention_host),
         ):
             jax.ffi.register_ffi_target(own, jax.ffi.pycapsule(found), platform="cpu")
             patch.setattr(target, name, own)
         patch.setattr(target, "register", lambda: handler)
         patch.setattr(compiler, "compiled", for_a_processor)
-        patch.setattr(cuda_product, "_architecture", lambda: "processor")
-        patch.setattr(cuda_product, "available", lambda: True)
+        patch.setattr(kernels, "architecture", lambda: "processor")
         patch.setattr(cuda, "available", lambda: True)
         patch.setattr(pallas_product, "kernel_runs_here", lambda: True)
         yield fake
@@ -152,17 +154,26 @@ def test_a_model_decodes_by_these_kernels(driver: ctypes.CDLL) -> None:
     decoder = packed.decoder._replace(unrolled=True, attention="kernel")
     token = jnp.asarray([[7]])
 
-    def step(weights: Weights) -> jax.Array:
-        return decoder.forward(weights, token, loop.start(decoder, jnp.zeros(1, jnp.int32), 8))[0]
+    def started() -> KVCache:
+        return loop.start(decoder, jnp.zeros(1, jnp.int32), 8)
 
     # Each layer has two norms in front of products, but the first, in front of which nothing is to be added.
-    text = jax.jit(step).lower(packed.weights).as_text()
-    assert text.count("@lowbit_cuda_normed_test(") == 2 * 2 - 1
-    assert text.count("@lowbit_cuda_test(") == 4 * 2 - 3
-    plain = loop.start(by_xla.decoder, jnp.zeros(1, jnp.int32), 8)
-    expected, _ = by_xla.decoder.forward(by_xla.weights, token, plain)
-    # Numbers of order 1 in bfloat16, of unlike roundings in two layers.
-    assert jnp.max(jnp.abs(jax.jit(step)(packed.weights) - expected)) < 8 * 2.0**-8 * jnp.max(jnp.abs(expected))
+    text = jax.jit(decoder.forward).lower(packed.weights, token, started()).as_text()
+    layers = 2
+    assert text.count("@lowbit_cuda_normed_test(") == 2 * layers - 1
+    assert text.count("@lowbit_cuda_test(") == 4 * layers - (2 * layers - 1)
+    assert text.count("@lowbit_cuda_attention_test(") == layers
+
+    def steps(weights: Weights, decoder: Decoder) -> tuple[jax.Array, KVCache]:
+        """Two, so that the second one finds the first in the cache."""
+        return decoder.forward(weights, token + 1, decoder.forward(weights, token, started())[1])
+
+    got, cache = jax.jit(lambda weights: steps(weights, decoder))(packed.weights)
+    expected, plain = steps(by_xla.weights, by_xla.decoder)
+    # Numbers in bfloat16, of unlike roundings in two layers.
+    for a, b in ((got, expected), (cache.keys.codes, plain.keys.codes), (cache.values.codes, plain.values.codes)):
+        a, b = (part.astype(jnp.float32) for part in (a, b))
+        assert jnp.max(jnp.abs(a - b)) < 8 * 2.0**-8 * jnp.max(jnp.abs(b))
 
 
 def test_more_tokens_unknown_layers_and_groups_of_several_tokens_take_the_other_kernels() -> None:
@@ -202,6 +213,6 @@ def test_says_what_the_driver_says(driver: ctypes.CDLL, monkeypatch: pytest.Monk
     w, x = _weight(1, 16, 512), jnp.ones((1, 512), jnp.bfloat16)
     with pytest.raises(jax.errors.JaxRuntimeError, match="the kernel cannot be loaded: no such image"):
         jax.block_until_ready(pallas.matmul(x, w, tile=CudaTile(16, 3, 1)))
-    monkeypatch.setattr(cuda_product, "_kernel", lambda *_: "f00")
+    monkeypatch.setattr(kernels, "known", lambda *_: "f00")
     with pytest.raises(jax.errors.JaxRuntimeError, match="kernel f00 was not compiled in this process: trace"):
         jax.block_until_ready(pallas.matmul(x, w, tile=CudaTile(16, 2, 1)))

@@ -1,9 +1,5 @@
 """The CUDA kernel, compiled for a processor: its results are those of whole numbers, bit for bit."""
 
-import ctypes
-import os
-import shutil
-import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from processor import run_here
 
 from lowbit import cuda
 from lowbit.cuda import product as cuda_product
@@ -26,8 +23,6 @@ LEVELS = {
     4: range(-8, 8),
     8: range(-128, 128),
 }
-FLAGS = ("-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", "-Wno-unknown-pragmas", "-DLB_HOST")
-"""Not as it is for a GPU: there the compiler of CUDA decides what is fused, here nothing is."""
 CASES = [
     # bits, tokens, outputs, inputs, tile: padded inputs, a last tile that is cut, chunks, digits kept and read anew
     (1, 1, 20, 576, CudaTile(16, 1, 1)),
@@ -73,21 +68,12 @@ def _run(folder: Path, x: jax.Array, w: GpuWeight, tile: CudaTile, norm: Norm | 
     shape = cuda_shape(w, len(x), gated, None if norm is None else norm.eps)
     assert shape is not None
     assert cuda.fits(shape, tile)
-    library = folder / "product.so"
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or "clang++"
-    defines = [f"-D{name}={value}" for name, value in cuda_product.defines(shape, tile).items()]
-    headers = ["-include", str(Path(__file__).with_name("host.h"))]
-    source = str(cuda_product.SOURCE)
-    subprocess.run([compiler, *FLAGS, *defines, *headers, "-x", "c++", source, "-o", str(library)], check=True)
     y = np.full((shape.tokens, shape.outputs), np.nan, np.float32)
-    arrays = [
-        np.asarray(a)
-        for a in (x if gated else jax.lax.bitcast_convert_type(x, jnp.uint16), w.scale, w.words[0], w.words[-1])
-    ]
-    parts = (None, None, None) if norm is None else norm[:3]
-    pointers = [a if a is None else ctypes.c_void_p(a.ctypes.data) for a in (*arrays, y, *parts)]
-    blocks = -(-shape.outputs // tile.rows)
-    ctypes.CDLL(str(library)).run(*pointers, blocks, 32 * tile.warps, cuda_product.shared_bytes(shape, tile))
+    own = x if gated else jax.lax.bitcast_convert_type(x, jnp.uint16)
+    arrays = [np.asarray(a) for a in (own, w.scale, w.words[0], w.words[-1])]
+    defines = cuda_product.defines(shape, tile)
+    sizes = -(-shape.outputs // tile.rows), 1, 32 * tile.warps, defines["SHARED"]
+    run_here(cuda_product.SOURCE, defines, folder, [*arrays, y, *((None,) * 3 if norm is None else norm[:3])], sizes)
     return y
 
 
