@@ -120,6 +120,34 @@ struct Found {
     }
 };
 
+// Where parts are found that are to be mixed: those of the warps of this block, or what each block made of its own.
+struct OfWarps {
+    Found found;
+
+    LB_DEVICE Found operator()(int) const { return found; }
+};
+struct OfBlocks {
+    LB_DEVICE Found operator()(int block) const {
+        float *there = (float *)lb_of_block(lb_shared, block);
+        return {there + (WARPS - block) * GROUP * (WIDTH + 2)};
+    }
+};
+
+// A number of a query over some parts: its sum, and what it is to be divided by.
+struct Mixed {
+    float largest, total, sum;
+};
+template <int PARTS, typename Of> LB_DEVICE Mixed mix(int g, int i, Of of) {
+    Mixed found = {NEVER, 0, 0};
+    for (int part = 0; part < PARTS; part++) found.largest = max(found.largest, of(part).largest(part, g));
+    for (int part = 0; part < PARTS; part++) {
+        const float share = lb_exp2(of(part).largest(part, g) - found.largest);
+        found.total += share * of(part).total(part, g);
+        found.sum += share * of(part).sum(part, g, i);
+    }
+    return found;
+}
+
 LB_KERNEL(THREADS)
 lowbit_attention(const float *qkv, const float *cosines, const float *sines, const int *filled, u16 *keys, u16 *values,
                  u16 *mixed) {
@@ -208,46 +236,24 @@ lowbit_attention(const float *qkv, const float *cosines, const float *sines, con
     }
     lb_meet();
 
+    const auto write = [&](int g, int i, const Mixed &number) {
+        mixed[(u64)((sequence * HEADS + head) * GROUP + g) * WIDTH + i] = (u16)lb_bfloat16(number.sum / number.total, 0);
+    };
     // One number of a query after the other: over warps, then over blocks.
-    const auto mix = [&](int g, int i, int count, auto of, float &largest, float &total) {
-        largest = NEVER;
-        for (int part = 0; part < count; part++) largest = max(largest, of(part).largest(part, g));
-        float sum = total = 0;
-        for (int part = 0; part < count; part++) {
-            const float share = lb_exp2(of(part).largest(part, g) - largest);
-            total += share * of(part).total(part, g);
-            sum += share * of(part).sum(part, g, i);
-        }
-        return sum;
-    };
-    const auto write = [&](int g, int i, float sum, float total) {
-        const u32 bits = lb_bfloat16(sum / total, 0);
-        mixed[(u64)((sequence * HEADS + head) * GROUP + g) * WIDTH + i] = (u16)bits;
-    };
     for (u32 at = thread; at < GROUP * WIDTH; at += THREADS) {
         const int g = at / WIDTH, i = at % WIDTH;
-        float largest, total;
-        const float sum = mix(g, i, WARPS, [&](int) { return found; }, largest, total);
+        const Mixed number = mix<WARPS>(g, i, OfWarps{found});
         if (BLOCKS == 1) {
-            write(g, i, sum, total);
+            write(g, i, number);
             continue;
         }
-        found.sum(WARPS, g, i) = sum;
-        if (i == 0) found.largest(WARPS, g) = largest, found.total(WARPS, g) = total;
+        found.sum(WARPS, g, i) = number.sum;
+        if (i == 0) found.largest(WARPS, g) = number.largest, found.total(WARPS, g) = number.total;
     }
     if (BLOCKS == 1) return;
     lb_meet_cluster();
-    for (u32 at = thread; rank == 0 && at < GROUP * WIDTH; at += THREADS) {
-        const int g = at / WIDTH, i = at % WIDTH;
-        float largest, total;
-        // Each block's own result lies behind those of its warps.
-        const auto of = [&](int block) {
-            const float *there = (const float *)lb_of_block(lb_shared, block);
-            return Found{(float *)there + (WARPS - block) * GROUP * (WIDTH + 2)};
-        };
-        const float sum = mix(g, i, BLOCKS, of, largest, total);
-        write(g, i, sum, total);
-    }
+    for (u32 at = thread; rank == 0 && at < GROUP * WIDTH; at += THREADS)
+        write(at / WIDTH, at % WIDTH, mix<BLOCKS>(at / WIDTH, at % WIDTH, OfBlocks{}));
     // The memory of a block that has ended is gone.
     lb_meet_cluster();
 }

@@ -106,10 +106,10 @@ LB_DEVICE void lb_meet_cluster() {
                  "barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 /// Where another block of the cluster has what lies here in shared memory.
-LB_DEVICE const u8 *lb_of_block(const u8 *own, u32 rank) {
+LB_DEVICE u8 *lb_of_block(u8 *own, u32 rank) {
     u64 there;
     asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(own), "r"(rank));
-    return (const u8 *)there;
+    return (u8 *)there;
 }
 /// The larger ones of two pairs of 16-bit numbers.
 LB_DEVICE u32 lb_larger_halves(u32 x, u32 y) { return __vmaxu2(x, y); }

@@ -137,7 +137,7 @@ inline void lb_meet_warp() { warp_of_thread->meet.arrive_and_wait(); }
 inline void lb_meet() { block_meets->arrive_and_wait(); }
 inline void lb_meet_cluster() { cluster_meets->arrive_and_wait(); }
 inline u32 lb_rank() { return rank_of_block; }
-inline const u8 *lb_of_block(const u8 *own, u32 rank) { return shared_of_cluster[rank] + (own - lb_shared); }
+inline u8 *lb_of_block(u8 *own, u32 rank) { return shared_of_cluster[rank] + (own - lb_shared); }
 
 inline u32 lb_larger_halves(u32 x, u32 y) { return max(x >> 16, y >> 16) << 16 | max(x & 0xffff, y & 0xffff); }
 inline u32 lb_bytes(u32 x, u32 y, u32 chosen) {
