@@ -23,12 +23,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
+from lowering import share_contexts  # noqa: E402
 from meshes import on_one_device  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 # The suite compiles hundreds of small programs once each: compiling fast matters, running fast does not.
 jax.config.update("jax_disable_most_optimizations", True)
+jax.config.update("jax_traceback_in_locations_limit", 0)  # nobody reads where operations of these programs come from
+share_contexts()
 
 # Every annotation of the package is checked at run time by every test, shapes included.
 install_import_hook("lowbit", "typecheck.once_a_signature")
@@ -73,7 +76,8 @@ def compiled_once(tmp_path_factory):
     settings = {
         # A worker's own folder lies in that of the run.
         "jax_compilation_cache_dir": str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        # Smaller programs are compiled again in the time that it takes to read one, and most are asked for once.
+        "jax_persistent_cache_min_compile_time_secs": 0.04,
         "jax_disable_most_optimizations": True,
     }
     Path(settings["jax_compilation_cache_dir"]).mkdir(exist_ok=True)
