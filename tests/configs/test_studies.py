@@ -84,9 +84,13 @@ CHOSEN = {
     "finetuning_2_bits": (1, 2),
 }
 """Points of a kind of their own; others differ from them, or from those of tests/train, in a number."""
+SLOW = ("distillation_losses", "onebit_losses", "finetuning_2_bits")
+"""Configs of their kinds are trained by test_all_configs, and a sweep of each form of distillation's inputs is left."""
 
 
-@pytest.mark.parametrize("name", CHOSEN)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in CHOSEN]
+)
 def test_a_study_trains_in_a_small_form(name, place, tmp_path, monkeypatch, compiled_once):
     monkeypatch.chdir(place)
     sweep = load_sweep(f"configs/sweeps/{name}.py")

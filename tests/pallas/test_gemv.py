@@ -73,7 +73,7 @@ def test_what_is_not_finite_is_not_hidden(value):
         (2, 1, 2048, 1, GemvTile(8, 16, 1, True)),  # more passes than are written out
         (2, 1, 1024, 8, GemvTile(4, 32, 1, True)),  # a pair of planes a scale
         (1, 1, 1024, 2, GemvTile(4, 32, 1, True)),  # a block a scale
-        (3, 1, 1024, 8, GemvTile(4, 32, 1, True)),
+        pytest.param(3, 1, 1024, 8, GemvTile(4, 32, 1, True), marks=pytest.mark.slow),  # both of these at once
         (4, 1, 1024, 4, GemvTile(4, 32, 1, True)),
     ],
 )

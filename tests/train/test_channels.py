@@ -148,7 +148,10 @@ def test_a_resumed_run_has_the_bits_of_one_that_was_not_disturbed(make, choice, 
     assert len(losses) == 5
 
 
-@pytest.mark.parametrize("choice", sorted(CHOICES))
+# The choice over the whole network looks at the most devices.
+@pytest.mark.parametrize(
+    "choice", [name if name == "network" else pytest.param(name, marks=pytest.mark.slow) for name in sorted(CHOICES)]
+)
 def test_a_sharded_step_equals_that_of_one_device(make, choice):
     # eps=1 makes Adam's step g / (|g| + 1): smooth in g, where the usual eps would amplify rounding near g = 0.
     config = make("cut", *EFQAT, f"optimizer.channel_choice={choice}", "optimizer.eps=1.0")
