@@ -67,10 +67,11 @@ def attention_fits(shape: AttentionShape) -> bool:
 
 
 def attention_tile(shape: AttentionShape) -> AttentionTile:
-    """Returns a tile: as many blocks as have slots to read, and a processor each."""
+    """Returns a tile: a block where it can read all slots at once, else as many as can, if there are processors."""
     chunk = CHUNK if shape.width <= NARROW else CHUNK // 2
-    wanted = min(shape.slots / (WARPS * chunk), PROCESSORS / (shape.sequences * shape.heads), MOST_BLOCKS)
-    return AttentionTile(WARPS, 1 << max(0, math.floor(math.log2(max(1, wanted)))), chunk)
+    at_once = 1 << (math.ceil(shape.slots / (WARPS * chunk)) - 1).bit_length()
+    apart = 1 << (max(1, PROCESSORS // (shape.sequences * shape.heads)).bit_length() - 1)
+    return AttentionTile(WARPS, min(at_once, apart, MOST_BLOCKS), chunk)
 
 
 def defines(shape: AttentionShape, tile: AttentionTile) -> dict[str, int]:

@@ -26,6 +26,11 @@ from lowbit.generation.step_attention import (
 )
 from lowbit.generation.stored import Stored
 
+FEW_HEADS = 32
+"""Of keys, of all sequences, up to which the kernel in CUDA C++ is taken: a cluster of blocks each, at most 8 of them."""
+FEW_SLOTS = 8192
+"""Likewise: to more slots pieces with a program each attend sooner, though mixing them takes kernels."""
+
 
 class Shape(NamedTuple):
     """Everything static.
@@ -123,7 +128,7 @@ def turned_stored_attended(
 
 
 def takes_cuda(keys: Stored, heads: int, dtype: Any) -> bool:
-    """Returns whether the kernel in CUDA C++ attends here: bfloat16 alone, on a GPU that it was made for.
+    """Returns whether the kernel in CUDA C++ attends here: to few heads, in bfloat16, on a GPU that it was made for.
 
     Args:
       keys: of the cache.
@@ -132,7 +137,8 @@ def takes_cuda(keys: Stored, heads: int, dtype: Any) -> bool:
     """
     _, b, kv_heads, slots, h = keys.codes.shape
     shape = cuda.AttentionShape(b, kv_heads, heads // kv_heads, h, slots)
-    return keys.codes.dtype == dtype == jnp.bfloat16 and cuda.attention_fits(shape) and cuda.available()
+    few = b * kv_heads <= FEW_HEADS and slots <= FEW_SLOTS
+    return few and keys.codes.dtype == dtype == jnp.bfloat16 and cuda.attention_fits(shape) and cuda.available()
 
 
 def attended_by_cuda(

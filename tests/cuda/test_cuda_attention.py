@@ -78,6 +78,8 @@ def test_attends_to_what_is_seen_and_keeps_the_token(
 def test_a_cluster_has_no_more_blocks_than_slots_and_processors_for_them() -> None:
     assert attention_tile(AttentionShape(1, 8, 4, 64, 192)).blocks == 1
     assert attention_tile(AttentionShape(1, 8, 4, 64, 1024)).blocks == 4
+    assert attention_tile(AttentionShape(1, 8, 4, 64, 1025)).blocks == 8
+    assert attention_tile(AttentionShape(5, 8, 4, 64, 1025)).blocks == 2
     assert attention_tile(AttentionShape(1, 8, 4, 64, 1 << 20)).blocks == 8
     assert attention_tile(AttentionShape(16, 8, 4, 64, 1 << 20)).blocks == 1
     assert not attention_fits(AttentionShape(1, 1, 9, 64, 64))
