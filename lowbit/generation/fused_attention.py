@@ -27,9 +27,9 @@ from lowbit.generation.step_attention import (
 from lowbit.generation.stored import Stored
 
 FEW_HEADS = 32
-"""Of keys, of all sequences, up to which the kernel in CUDA C++ is taken: a cluster of blocks each, at most 8 of them."""
+"""Of keys, of all sequences, up to which the kernel in CUDA C++ is taken: each has a cluster of 8 blocks at most."""
 FEW_SLOTS = 8192
-"""Likewise: to more slots pieces with a program each attend sooner, though mixing them takes kernels."""
+"""Likewise; it was timed up to half of them. To many more, pieces with a program each keep more of a GPU busy."""
 
 
 class Shape(NamedTuple):
