@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <barrier>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -62,7 +63,14 @@ inline void lb_copy(u8 *to, const u8 *from, u32 bytes, u64 *barrier) {
     std::memcpy(to, from, bytes);
     std::atomic_ref<u64>(*barrier).fetch_sub(bytes);
 }
-inline void lb_wait(u64 *barrier) { lb_require(*barrier == 0, "a barrier got other bytes than it expected"); }
+// Copies that another warp is still to begin come later; none that is missing comes within a minute.
+inline void lb_wait(u64 *barrier) {
+    const auto until = std::chrono::steady_clock::now() + std::chrono::minutes(1);
+    while (std::atomic_ref<u64>(*barrier).load() != 0) {
+        lb_require(std::chrono::steady_clock::now() < until, "a barrier got other bytes than it expected");
+        std::this_thread::yield();
+    }
+}
 inline uint2 lb_load(const u16 *from) {
     lb_require((u64)from % 8 == 0, "a load at an address that 8 does not divide");
     return *(const uint2 *)from;
