@@ -4,6 +4,7 @@ Jax makes a context for every program that it lowers, and fills it with all dial
 fourth of what it takes to make a program of one operation, of which the suite makes tens of thousands.
 """
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -21,15 +22,14 @@ def share_contexts() -> None:
 
 
 def shared(make: Callable[[], Any], times: int) -> Callable[[], Any]:
-    """Returns what gives the same of `make` so many times, and then another."""
-    made = None
-    given = 0
+    """Returns what gives the same of `make` so many times, and then another, to each thread its own."""
+    own = threading.local()
 
     def give() -> Any:
-        nonlocal made, given
+        given = getattr(own, "given", 0)
         if given % times == 0:
-            made = make()
-        given += 1
-        return made
+            own.made = make()
+        own.given = given + 1
+        return own.made
 
     return give
