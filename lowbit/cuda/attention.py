@@ -19,8 +19,10 @@ SOURCE = Path(__file__).with_name("attention.cu")
 WARPS = 8
 """Of a block of threads."""
 CHUNK = 32
-"""Slots that a warp reads at once, of heads of up to `NARROW` numbers; half of them of wider ones: registers."""
+"""Slots that a warp reads at once, of heads of up to `NARROW` numbers for `FEW_QUERIES`; half of them of wider ones,
+and for more queries, or registers would not hold them."""
 NARROW = 64
+FEW_QUERIES = 5
 MOST_BLOCKS = 8
 """Of a cluster, on every GPU that has them."""
 PROCESSORS = 132
@@ -68,7 +70,7 @@ def attention_fits(shape: AttentionShape) -> bool:
 
 def attention_tile(shape: AttentionShape) -> AttentionTile:
     """Returns a tile: a block where it can read all slots at once, else as many as can, if there are processors."""
-    chunk = CHUNK if shape.width <= NARROW else CHUNK // 2
+    chunk = CHUNK >> (shape.width > NARROW) >> (shape.group > FEW_QUERIES)
     at_once = 1 << (math.ceil(shape.slots / (WARPS * chunk)) - 1).bit_length()
     apart = 1 << (max(1, PROCESSORS // (shape.sequences * shape.heads)).bit_length() - 1)
     return AttentionTile(WARPS, min(at_once, apart, MOST_BLOCKS), chunk)

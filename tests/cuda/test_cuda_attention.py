@@ -82,6 +82,7 @@ def test_a_cluster_has_no_more_blocks_than_slots_and_processors_for_them() -> No
     assert attention_tile(AttentionShape(5, 8, 4, 64, 1025)).blocks == 2
     assert attention_tile(AttentionShape(1, 8, 4, 64, 1 << 20)).blocks == 8
     assert attention_tile(AttentionShape(16, 8, 4, 64, 1 << 20)).blocks == 1
+    assert attention_tile(AttentionShape(1, 8, 8, 128, 64)).chunk == 8
     assert not attention_fits(AttentionShape(1, 1, 9, 64, 64))
     assert not attention_fits(AttentionShape(1, 1, 1, 80, 64))
 
