@@ -134,7 +134,8 @@ def _target(arguments: argparse.Namespace) -> tuple[Target, Widths | None]:
     if (arguments.bits is None) == (arguments.allocation is None):
         raise UsageError("one of --bits and --allocation says to what width", "give the one or the other")
     if arguments.allocation is not None:
-        for flag, given in (("--grid", arguments.grid), ("--granularity", arguments.granularity)):
+        said = ("--grid", arguments.grid), ("--granularity", arguments.granularity)
+        for flag, given in (*said, ("--double-quant", arguments.double_quant or None)):
             if given is not None:
                 raise UsageError(f"the allocation says what {flag} is", f"leave out {flag}, or allocate with it")
         widths, target = read_widths(Path(arguments.allocation).expanduser())
@@ -143,7 +144,7 @@ def _target(arguments: argparse.Namespace) -> tuple[Target, Widths | None]:
     grid = method.grids[0] if arguments.grid is None else arguments.grid
     granularity = configs.parse(arguments.granularity or "channel", object, "--granularity")
     width = bits if bits == TERNARY_BITS or not bits.is_integer() else int(bits)
-    return make_target(grid, width, granularity, range_), None
+    return make_target(grid, width, granularity, range_, arguments.double_quant), None
 
 
 def _options(arguments: argparse.Namespace) -> Options:

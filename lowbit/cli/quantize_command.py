@@ -37,6 +37,9 @@ QUANTIZE = Command(
             help="integer, zero_point, float_zero, paretoq, nf4, power (default: the method's)",
         ),
         _argument(
+            "--double-quant", action="store_true", help="scales as codes of 8 bits with scales of their own (QLoRA)"
+        ),
+        _argument(
             "--range", metavar="NAME", help="where scales begin: mse (default where there is a choice), max, percentile"
         ),
         _argument(

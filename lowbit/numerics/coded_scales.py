@@ -6,6 +6,7 @@ with the addition of the mean changes nothing. What comes out is rounded to floa
 as with scales that were stored so.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -65,6 +66,11 @@ def encode(scale: Float[Array, "*s g n"]) -> CodedScale:
     numbers = scales.in_units_of(steps[..., None], blocks.reshape(*stacked, -1, 1)).reshape(*stacked, -1)
     codes = jnp.clip(jnp.round(numbers[..., : n * g]), -REACH, REACH) + MIDDLE
     return CodedScale(codes.astype(jnp.uint8).reshape(*stacked, n, g), steps, mean)
+
+
+def coded_bytes(count: int) -> int:
+    """Returns the bytes of so many scales of a matrix: a code each, a step for each block of them, and their mean."""
+    return count + 4 * math.ceil(count / BLOCK) + 4
 
 
 def decode(coded: CodedScale) -> Float[Array, "*s g n"]:

@@ -104,12 +104,18 @@ def check(method: Method, target: Target, options: Options, inputs: Sequence[int
       inputs: k of all kernels.
 
     Raises:
-      QuantizerError: a grid, a range or an option that the method has no use for, unknown weights of tokens, or a
-        group that does not divide.
+      QuantizerError: a grid, a range or an option that the method has no use for, unknown weights of tokens, scales
+        that it cannot have quantized, or a group that does not divide.
     """
     if target.grid not in method.grids:
         raise QuantizerError(
             f"{method.name} cannot round to the grid {target.grid!r}", f"choose from {', '.join(method.grids)}"
+        )
+    if target.doubled and (method.round is not nearest_round or method.learn is not None):
+        plain = [name for name, row in METHODS.items() if row.round is nearest_round and row.learn is None]
+        raise QuantizerError(
+            f"{method.name} rounds weights with scales that it chooses as it goes, before they could be quantized",
+            f"double scales with one of {', '.join(plain)}",
         )
     if target.range not in method.ranges:
         raise QuantizerError(

@@ -110,6 +110,7 @@ class Plan:
             "widths": None if self.widths is None else {path: list(w) for path, w in self.widths.by_path.items()},
             "granularity": self.target.granularity,
             "range": self.target.range,
+            "double_quant": self.target.doubled,
             "options": {name: options[name] for name in self.method.options},
             "calibration": None if self.calibration is None else self.calibration.record(),
             "activations": None if self.activations is None else dataclasses.asdict(self.activations),

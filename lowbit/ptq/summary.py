@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
+from lowbit.numerics.coded_scales import coded_bytes
 from lowbit.ptq.layers import QuantizedKernel, QuantizedLayer
 from lowbit.ptq.target import Target
 
@@ -69,5 +70,6 @@ class Tally:
             assert kernel.bits is not None
             return kernel.bits * k * n
         assert quantizer.grid is not None
-        scales = sum(leaf.size for leaf in kernel.state.values())
-        return 8.0 * quantizer.grid.row_bytes(k) * n + FLOAT_BITS * scales
+        floats = {name: leaf.size for name, leaf in kernel.state.items()}
+        coded = coded_bytes(floats.pop("scale")) if quantizer.doubled else 0
+        return 8.0 * (quantizer.grid.row_bytes(k) * n + coded) + FLOAT_BITS * sum(floats.values())

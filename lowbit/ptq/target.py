@@ -13,6 +13,7 @@ from lowbit.numerics.grids import TERNARY_BITS
 from lowbit.numerics.groups import Granularity
 from lowbit.numerics.qtensor import QTensor
 from lowbit.numerics.quantizers import Quantizer, State, paretoq, rtn
+from lowbit.numerics.quantizers import doubled as with_doubled_scales
 from lowbit.numerics.quantizers.codebook import codebook, nf4, power_levels
 from lowbit.ptq.ranges import RANGES, with_zero
 
@@ -50,6 +51,7 @@ class Target:
       granularity: which weights share a scale.
       range: a name of `lowbit.ptq.ranges.RANGES`: where scales begin.
       quantizer: of the grid; None for "free" and "vectors", whose levels come from the weights.
+      doubled: whether scales are quantized once more (`numerics.quantizers.doubled`).
     """
 
     grid: str
@@ -57,6 +59,7 @@ class Target:
     granularity: Granularity
     range: str
     quantizer: Quantizer | None
+    doubled: bool = False
 
     @property
     def levels(self) -> int:
@@ -65,7 +68,10 @@ class Target:
 
     def at(self, bits: float) -> "Target":
         """Returns the same at another width; raises as `make_target`."""
-        return self if bits == self.bits else make_target(self.grid, bits, self.granularity, self.range)
+        return self if bits == self.bits else self._with(bits)
+
+    def _with(self, bits: float) -> "Target":
+        return make_target(self.grid, bits, self.granularity, self.range, self.doubled)
 
     def section(self) -> dict[str, Any] | None:
         """Returns what the section `quant` of a config says of this target; None where no config can name the grid."""
@@ -77,15 +83,17 @@ class Target:
             "granularity": self.granularity,
             "symmetric": self.grid != "zero_point",
             "scale_init": self.range,
+            "double_quant": self.doubled,
         }
 
 
 @functools.cache  # a quantizer is its functions: programs compiled for one target would not serve an equal one
-def make_target(grid: str, bits: float, granularity: Granularity, range: str) -> Target:
+def make_target(grid: str, bits: float, granularity: Granularity, range: str, doubled: bool = False) -> Target:
     """Returns the target that these names describe.
 
     Raises:
-      QuantizerError: an unknown grid, range or granularity, or a width that the grid has not.
+      QuantizerError: an unknown grid, range or granularity, a width that the grid has not, or scales that cannot be
+        quantized once more.
     """
     if grid not in GRIDS:
         raise QuantizerError(f"unknown grid {grid!r}", nearest(grid, GRIDS))
@@ -95,7 +103,12 @@ def make_target(grid: str, bits: float, granularity: Granularity, range: str) ->
     if float(bits) not in GRIDS[grid]:
         widths = ", ".join(f"{width:g}" for width in GRIDS[grid])
         raise QuantizerError(f"the grid {grid!r} has no {bits:g} bits", f"choose from {widths}")
-    return Target(grid, bits, granularity, range, _quantizer(grid, bits, granularity, range))
+    quantizer = _quantizer(grid, bits, granularity, range)
+    if doubled:
+        if quantizer is None:
+            raise QuantizerError(f"the grid {grid!r} has no scales of groups", "leave out --double-quant")
+        quantizer = with_doubled_scales(quantizer)
+    return Target(grid, bits, granularity, range, quantizer, doubled)
 
 
 def _quantizer(grid: str, bits: float, granularity: Granularity, range: str) -> Quantizer | None:

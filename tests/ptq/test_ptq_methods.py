@@ -243,6 +243,7 @@ def test_clipping_lowers_the_error_of_outputs(kernel, seen):
         ("int8_outliers", ("integer", 8, "channel", "max"), {"threshold": float("nan")}, "a threshold of nan"),
         ("product", ("vectors", 1, "channel", "max"), {}, "vectors of 8 weights do not divide 36 inputs"),
         ("residual", ("vectors", 2, "channel", "max"), {}, "vectors of 4 weights do not divide 34 inputs"),
+        ("gptq", ("nf4", 4, 16, "max", True), {}, "it chooses as it goes.*\n  -> double scales with one of rtn, zero"),
     ],
 )
 def test_what_cannot_be_is_refused(method, entry, options, message):
@@ -259,6 +260,8 @@ def test_what_cannot_be_is_refused(method, entry, options, message):
         (("nf4", 3, 64, "max"), "the grid 'nf4' has no 3 bits"),
         (("integer", 4, "row", "max"), "unknown granularity 'row'"),
         (("integer", 4, "channel", "maxx"), "unknown range 'maxx'"),
+        (("free", 4, "channel", "max", True), "the grid 'free' has no scales of groups"),
+        (("integer", 4, "tensor", "max", True), "rtn4 has no scales of groups or outputs that could be quantized"),
     ],
 )
 def test_targets_are_checked(entry, message):

@@ -55,6 +55,35 @@ def test_every_kernel_has_its_width_in_the_file(model):
         np.testing.assert_array_equal(leaf, decoded[path], err_msg=path)
 
 
+@pytest.mark.parametrize("grid", ["nf4", "zero_point"])
+def test_scales_that_are_quantized_once_more_are_codes_in_file_and_run(model, tmp_path, grid):
+    target = make_target(grid, 4, 16, "max", doubled=True)
+    settings = Plan(METHODS["rtn"], target, Options(), None)
+    source, layers = quantized(model, settings)
+    result = assemble(source, layers, target)
+    packed, summary = pack_layers(source, layers, target, {})
+    kernels = [tensor for name, tensor in packed.tensors.items() if "_proj.kernel" in name]
+    assert all(tensor.coded_scale is not None for tensor in kernels)
+    assert summary.bits == pytest.approx(summarize(packed).quantized_bits)
+    assert summary.bits < quantized_bits(model, dataclasses.replace(settings, target=make_target(grid, 4, 16, "max")))
+    config = configs.base()
+    with config.unlocked():
+        config.quant.update(settings.section())
+    write(result, tmp_path / "run", config.lock(), {})
+    run = load_trained(tmp_path / "run")
+    assert run.config.quant.double_quant
+    found = verify(packed, run.cfg, run.params, run.rules, run.state, TOKENS[:1])
+    assert found.ok, found
+    decoded = flatten(result.decoded())
+    for path, leaf in unpack_params(model[0], packed).items():
+        np.testing.assert_array_equal(leaf, decoded[path], err_msg=path)
+
+
+def quantized_bits(model, settings):
+    source, layers = quantized(model, settings)
+    return pack_layers(source, layers, settings.target, {})[1].bits
+
+
 def test_one_width_for_all_is_what_the_target_says(model):
     alike = Widths(dict.fromkeys(PATHS, (3.0, 3.0)))
     one = dataclasses.replace(
