@@ -134,9 +134,12 @@ def _target(arguments: argparse.Namespace) -> tuple[Target, Widths | None]:
     if (arguments.bits is None) == (arguments.allocation is None):
         raise UsageError("one of --bits and --allocation says to what width", "give the one or the other")
     if arguments.allocation is not None:
-        said = ("--grid", arguments.grid), ("--granularity", arguments.granularity)
-        for flag, given in (*said, ("--double-quant", arguments.double_quant or None)):
-            if given is not None:
+        for flag, given in (
+            ("--grid", arguments.grid is not None),
+            ("--granularity", arguments.granularity is not None),
+            ("--double-quant", arguments.double_quant),
+        ):
+            if given:
                 raise UsageError(f"the allocation says what {flag} is", f"leave out {flag}, or allocate with it")
         widths, target = read_widths(Path(arguments.allocation).expanduser())
         return make_target(target.grid, target.bits, target.granularity, range_), widths

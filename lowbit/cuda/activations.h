@@ -42,98 +42,83 @@ struct Activations {
         return inside(quad_of(turn)) && (PADDED == INPUTS || input_of(turn, plane) < INPUTS);
     }
 
-    LB_DEVICE void load(const u16 *x, const float *first, const float *second) {
+    // Calls a function with each turn and plane, which are constants where it is written out.
+    template <typename F> LB_DEVICE static void each(F visit) {
 #pragma unroll
         for (int turn = 0; turn < TURNS; turn++) {
 #pragma unroll
-            for (int plane = 0; plane < 2; plane++) {
-                const u32 input = input_of(turn, plane);
-                pairs[turn][plane] = !GATED && used(turn, plane) ? lb_load(x + input) : make_uint2(0, 0);
-                if (!MADE) continue;
-                const float4 nothing = {0, 0, 0, 0};
-                made[MADE ? turn : 0][plane][0] = used(turn, plane) ? lb_load4(first + input) : nothing;
-                made[MADE ? turn : 0][plane][1] = used(turn, plane) ? lb_load4(second + input) : nothing;
-            }
+            for (int plane = 0; plane < 2; plane++) visit(turn, plane);
         }
+    }
+
+    LB_DEVICE void load(const u16 *x, const float *first, const float *second) {
+        each([&](int turn, int plane) {
+            const u32 input = input_of(turn, plane);
+            pairs[turn][plane] = !GATED && used(turn, plane) ? lb_load(x + input) : make_uint2(0, 0);
+            if (!MADE) return;
+            const float4 nothing = {0, 0, 0, 0};
+            made[MADE ? turn : 0][plane][0] = used(turn, plane) ? lb_load4(first + input) : nothing;
+            made[MADE ? turn : 0][plane][1] = used(turn, plane) ? lb_load4(second + input) : nothing;
+        });
     }
 
     // Makes activations of gates and what they let pass: behind the copies, which do not wait for them then.
     LB_DEVICE void gate() {
         if (!GATED) return;
-#pragma unroll
-        for (int turn = 0; turn < TURNS; turn++) {
-#pragma unroll
-            for (int plane = 0; plane < 2; plane++) {
-                const float4 a = made[GATED ? turn : 0][plane][0], b = made[GATED ? turn : 0][plane][1];
-                pairs[turn][plane] = make_uint2(gated(a.x, a.y, b.x, b.y), gated(a.z, a.w, b.z, b.w));
-            }
-        }
+        each([&](int turn, int plane) {
+            const float4 a = made[GATED ? turn : 0][plane][0], b = made[GATED ? turn : 0][plane][1];
+            pairs[turn][plane] = make_uint2(gated(a.x, a.y, b.x, b.y), gated(a.z, a.w, b.z, b.w));
+        });
     }
 
     // Adds to the residual stream, whose sums the first block keeps, and returns the sum of their squares.
     LB_DEVICE float add(u16 *total) {
         float squares = 0;
-#pragma unroll
-        for (int turn = 0; turn < TURNS; turn++) {
-#pragma unroll
-            for (int plane = 0; plane < 2; plane++) {
-                const float4 more = made[NORMED ? turn : 0][plane][0];
-                uint2 &x = pairs[turn][plane];
-                x = make_uint2(added(x.x, lb_bfloat16(more.x, more.y)), added(x.y, lb_bfloat16(more.z, more.w)));
-                const float a = lb_float(x.x << 16), b = lb_float(x.x & 0xffff0000);
-                const float c = lb_float(x.y << 16), d = lb_float(x.y & 0xffff0000);
-                squares += (a * a + b * b) + (c * c + d * d);
-                if (blockIdx.x == 0 && used(turn, plane)) *(uint2 *)(total + input_of(turn, plane)) = x;
-            }
-        }
+        each([&](int turn, int plane) {
+            const float4 more = made[NORMED ? turn : 0][plane][0];
+            uint2 &x = pairs[turn][plane];
+            x = make_uint2(added(x.x, lb_bfloat16(more.x, more.y)), added(x.y, lb_bfloat16(more.z, more.w)));
+            const float a = lb_float(x.x << 16), b = lb_float(x.x & 0xffff0000);
+            const float c = lb_float(x.y << 16), d = lb_float(x.y & 0xffff0000);
+            squares += (a * a + b * b) + (c * c + d * d);
+            if (blockIdx.x == 0 && used(turn, plane)) *(uint2 *)(total + input_of(turn, plane)) = x;
+        });
         return squares;
     }
 
     // Makes activations of the stream: times the inverse root of its mean square, times the scale of the norm.
     LB_DEVICE void norm(float inverse_root) {
-#pragma unroll
-        for (int turn = 0; turn < TURNS; turn++) {
-#pragma unroll
-            for (int plane = 0; plane < 2; plane++) {
-                const float4 scale = made[NORMED ? turn : 0][plane][1];
-                uint2 &x = pairs[turn][plane];
-                x = make_uint2(lb_bfloat16(lb_float(x.x << 16) * inverse_root * scale.x,
-                                           lb_float(x.x & 0xffff0000) * inverse_root * scale.y),
-                               lb_bfloat16(lb_float(x.y << 16) * inverse_root * scale.z,
-                                           lb_float(x.y & 0xffff0000) * inverse_root * scale.w));
-            }
-        }
+        each([&](int turn, int plane) {
+            const float4 scale = made[NORMED ? turn : 0][plane][1];
+            uint2 &x = pairs[turn][plane];
+            x = make_uint2(lb_bfloat16(lb_float(x.x << 16) * inverse_root * scale.x,
+                                       lb_float(x.x & 0xffff0000) * inverse_root * scale.y),
+                           lb_bfloat16(lb_float(x.y << 16) * inverse_root * scale.z,
+                                       lb_float(x.y & 0xffff0000) * inverse_root * scale.w));
+        });
     }
 
     // The bits of the largest magnitude of the stream times the scale of the norm.
     LB_DEVICE u32 largest_scaled() const {
         u32 found = 0;
-#pragma unroll
-        for (int turn = 0; turn < TURNS; turn++) {
-#pragma unroll
-            for (int plane = 0; plane < 2; plane++) {
-                const float4 scale = made[NORMED ? turn : 0][plane][1];
-                const uint2 x = pairs[turn][plane];
-                found = max(found, magnitude(lb_float(x.x << 16) * scale.x));
-                found = max(found, magnitude(lb_float(x.x & 0xffff0000) * scale.y));
-                found = max(found, magnitude(lb_float(x.y << 16) * scale.z));
-                found = max(found, magnitude(lb_float(x.y & 0xffff0000) * scale.w));
-            }
-        }
+        each([&](int turn, int plane) {
+            const float4 scale = made[NORMED ? turn : 0][plane][1];
+            const uint2 x = pairs[turn][plane];
+            found = max(found, magnitude(lb_float(x.x << 16) * scale.x));
+            found = max(found, magnitude(lb_float(x.x & 0xffff0000) * scale.y));
+            found = max(found, magnitude(lb_float(x.y << 16) * scale.z));
+            found = max(found, magnitude(lb_float(x.y & 0xffff0000) * scale.w));
+        });
         return found;
     }
 
     // The bits of the largest magnitude.
     LB_DEVICE u32 largest() const {
         u32 found = 0;
-#pragma unroll
-        for (int turn = 0; turn < TURNS; turn++) {
-#pragma unroll
-            for (int plane = 0; plane < 2; plane++) {
-                found = lb_larger_halves(found, pairs[turn][plane].x & 0x7fff7fff);
-                found = lb_larger_halves(found, pairs[turn][plane].y & 0x7fff7fff);
-            }
-        }
+        each([&](int turn, int plane) {
+            found = lb_larger_halves(found, pairs[turn][plane].x & 0x7fff7fff);
+            found = lb_larger_halves(found, pairs[turn][plane].y & 0x7fff7fff);
+        });
         return max(found << 16, found & 0xffff0000);
     }
 

@@ -5,7 +5,8 @@
 // they know how many slots there are. Each warp has a running softmax; what warps found is mixed in shared memory, and
 // what blocks found by the first of them, which sees the memory of the others.
 //
-// Defined from outside: HEADS, those of keys; GROUP, queries of each; WIDTH of a head; SLOTS of the cache; WARPS of a block, BLOCKS of a cluster, CHUNK, slots that a warp reads at once; SHARED, bytes of a block.
+// Defined from outside: HEADS, those of keys; GROUP, queries of each; WIDTH of a head; SLOTS of the cache; WARPS of a
+// block, BLOCKS of a cluster, CHUNK, slots that a warp reads at once; SHARED, bytes of a block.
 #include "device.h"
 
 constexpr int THREADS = 32 * WARPS;

@@ -116,8 +116,12 @@ def matmul_normed(
     """
     shape = cuda_shape(w, 1, eps=eps)
     assert shape is not None
-    layer = 0 if w.layer is None else int(w.layer)
-    return cuda.matmul_normed(x, added, norm, w.scale, w.words, shape, tile, layer)
+    return cuda.matmul_normed(x, added, norm, w.scale, w.words, shape, tile, _layer(w))
+
+
+def _layer(w: GpuWeight) -> int:
+    """Which of a stack the weights are, known while a program is traced."""
+    return 0 if w.layer is None else int(w.layer)
 
 
 def _by_cuda(x: jax.Array, w: GpuWeight, tile: CudaTile, chosen: str, gated: bool = False) -> jax.Array:
@@ -126,7 +130,7 @@ def _by_cuda(x: jax.Array, w: GpuWeight, tile: CudaTile, chosen: str, gated: boo
         raise ConfigError(
             f"{tile} is of a kernel for a GPU, few tokens, and a layer known in advance", "take another tile"
         )
-    return cuda.matmul(x, w.scale, w.words, shape, tile, 0 if w.layer is None else int(w.layer))
+    return cuda.matmul(x, w.scale, w.words, shape, tile, _layer(w))
 
 
 def matmul_gated(both: jax.Array, w: GpuWeight) -> jax.Array:

@@ -68,9 +68,8 @@ class Target:
 
     def at(self, bits: float) -> "Target":
         """Returns the same at another width; raises as `make_target`."""
-        return self if bits == self.bits else self._with(bits)
-
-    def _with(self, bits: float) -> "Target":
+        if bits == self.bits:
+            return self
         return make_target(self.grid, bits, self.granularity, self.range, self.doubled)
 
     def section(self) -> dict[str, Any] | None:

@@ -10,8 +10,22 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).parent
-FLAGS = ("-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", "-Wno-unknown-pragmas", "-DLB_HOST")
+FLAGS = ("-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", "-Wno-unknown-pragmas", "-DLB_HOST", f"-I{HERE}")
 """Not as it is for a GPU: there the compiler of CUDA decides what is fused, here nothing is."""
+
+
+def compile_here(source: str, library: Path, arguments: Sequence[str] = ()) -> Path:
+    """Compiles C++ into a library, and returns where that is."""
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or "clang++"
+    (text := library.with_name(f"{library.name}.cc")).write_text(source)
+    subprocess.run([compiler, *FLAGS, str(text), *arguments, "-o", str(library)], check=True)
+    return library
+
+
+def compile_kernel(source: str, defines: Mapping[str, int], library: Path) -> Path:
+    """Compiles the text of a kernel with these definitions, and what starts it."""
+    named = [f"-D{name}={value}" for name, value in defines.items()]
+    return compile_here(f'#include "host.h"\n{source}\n#include "run.h"\n', library, named)
 
 
 def run_here(
@@ -22,11 +36,7 @@ def run_here(
     sizes: tuple[int, int, int, int],
 ) -> None:
     """Compiles a kernel, and runs it with arrays, as many blocks, blocks of a cluster, threads, and shared bytes."""
-    library = folder / f"{source.stem}.so"
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or "clang++"
-    named = [f"-D{name}={value}" for name, value in defines.items()]
-    (whole := folder / "whole.cc").write_text(f'#include "host.h"\n#include "{source}"\n#include "run.h"\n')
-    subprocess.run([compiler, *FLAGS, *named, f"-I{HERE}", str(whole), "-o", str(library)], check=True)
+    library = compile_kernel(f'#include "{source}"', defines, folder / f"{source.stem}.so")
     pointers = [ctypes.c_void_p(None if a is None else a.ctypes.data) for a in arrays]
     places = (ctypes.c_void_p * len(pointers))(*(ctypes.addressof(p) for p in pointers))
     ctypes.CDLL(str(library)).run(places, *sizes)

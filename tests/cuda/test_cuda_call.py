@@ -1,15 +1,13 @@
 """From `pallas.matmul` to the kernel and back, with a driver that runs it on a processor."""
 
 import ctypes
-import os
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from processor import HERE, compile_here, compile_kernel
 
 from lowbit import cuda, pallas
 from lowbit.bench.random_model import random_model
@@ -26,16 +24,12 @@ from lowbit.pallas import tiles
 from lowbit.pallas.tiles import cuda_shape, cuda_tile_for
 from lowbit.pallas.weight import GpuWeight, prepack
 
-HERE = Path(__file__).parent
-COMPILER = (os.environ.get("CXX") or "c++", "-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", "-Wno-unknown-pragmas")
-
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ctypes.CDLL]:
     """The handler, on a processor and with a driver of our own, in place of that for a GPU."""
     folder = tmp_path_factory.mktemp("driver")
-    path = folder / "libcuda.so.1"
-    subprocess.run([*COMPILER, str(HERE / "driver.cc"), "-Wl,-soname,libcuda.so.1", "-o", str(path)], check=True)
+    path = compile_here('#include "driver.cc"\n', folder / "libcuda.so.1", ("-Wl,-soname,libcuda.so.1",))
     fake = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)  # found by its name from now on
     included = f"-I{target.SOURCE.parent}"
     sources = tuple(target.SOURCE.with_name(name).read_text() for name in ("launch.cc", "driver.h"))
@@ -43,12 +37,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ctypes.CDLL]:
     handler.lb_cuda_add.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t]
 
     def for_a_processor(source: str, defines: dict[str, int], architecture: str) -> bytes:
-        kernel = folder / f"kernel{len(list(folder.iterdir()))}.so"
-        (text := folder / "kernel.cu").write_text(source + (HERE / "run.h").read_text())
-        flags = [f"-D{name}={value}" for name, value in defines.items()]
-        host = ("-DLB_HOST", "-include", str(HERE / "host.h"))
-        subprocess.run([*COMPILER, *host, *flags, "-x", "c++", str(text), "-o", str(kernel)], check=True)
-        return str(kernel).encode()
+        return str(compile_kernel(source, defines, folder / f"kernel{len(list(folder.iterdir()))}.so")).encode()
 
     with pytest.MonkeyPatch.context() as patch:
         for name, own, found in (
