@@ -1,8 +1,9 @@
-"""Kernels in CUDA C++ for jitted programs: products of few tokens with packed weights, and attention of one token."""
+"""Kernels in CUDA C++ for jitted programs: products of few tokens with packed weights, attention, all of a step."""
 
 from lowbit.cuda.attention import AttentionShape, AttentionTile, attend, attention_fits, attention_tile
-from lowbit.cuda.kernels import available
+from lowbit.cuda.kernels import available, processors
 from lowbit.cuda.product import MOST_TOKENS, TILE, CudaTile, Shape, fewest_warps, fits, matmul, matmul_normed
+from lowbit.cuda.step import Matrices, StepShape, StepTile, step_tile, take_step
 
 __all__ = [
     "MOST_TOKENS",
@@ -10,7 +11,10 @@ __all__ = [
     "AttentionShape",
     "AttentionTile",
     "CudaTile",
+    "Matrices",
     "Shape",
+    "StepShape",
+    "StepTile",
     "attend",
     "attention_fits",
     "attention_tile",
@@ -19,4 +23,7 @@ __all__ = [
     "fits",
     "matmul",
     "matmul_normed",
+    "processors",
+    "step_tile",
+    "take_step",
 ]

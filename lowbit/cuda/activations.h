@@ -1,15 +1,7 @@
 // Activations as whole numbers of three signed bytes, laid out as the codes that they meet.
 #pragma once
 
-// The first of the inputs whose digits lie at 8 * quad: four of a plane, and SPAN further on four of the next.
-LB_DEVICE u32 first_input(u32 quad) {
-    const u32 within = quad % 8 * 4, pair = quad / 8 % PAIRS, unit = quad / 8 / PAIRS;
-    const u32 block = unit / (SPAN / 32), half = unit % (SPAN / 32);
-    return (block * PAIRS + pair) * PAIR + half * 32 + within;
-}
-
-// The group of the inputs whose sum is a slot of the totals. What is filled up has the last one, and adds nothing.
-LB_DEVICE u32 group_of(u32 slot) { return min(first_input(8 * slot) / GROUP, (u32)GROUPS - 1); }
+#include "matrix.h"
 
 // The exponent of the power of two below the largest activation, but never so small that its inverse is no number.
 LB_DEVICE int exponent_of(u32 largest) { return max((int)(largest >> 23) - ONE, -100); }
@@ -29,59 +21,61 @@ LB_DEVICE u32 added(u32 x, u32 y) {
     return lb_bfloat16(lb_float(x << 16) + lb_float(y << 16), lb_float(x & 0xffff0000) + lb_float(y & 0xffff0000));
 }
 
-// The activations of a token that a thread makes digits of.
-struct Activations {
-    uint2 pairs[TURNS][2];
+// MADE is whether it makes them of other numbers itself.
+template <typename M, bool MADE> struct Activations {
+    uint2 pairs[M::TURNS][2];
     // What they are made of: gates and what these let pass, or what is added to pairs and the scale of the norm.
-    float4 made[MADE ? TURNS : 1][2][2];
+    float4 made[MADE ? M::TURNS : 1][2][2];
 
     LB_DEVICE static u32 quad_of(int turn) { return turn * THREADS + threadIdx.x; }
-    LB_DEVICE static u32 input_of(int turn, int plane) { return first_input(quad_of(turn)) + plane * SPAN; }
-    LB_DEVICE static bool inside(u32 quad) { return QUADS % THREADS == 0 || quad < QUADS; }
+    LB_DEVICE static u32 input_of(int turn, int plane) { return M::first_input(quad_of(turn)) + plane * M::SPAN; }
+    LB_DEVICE static bool inside(u32 quad) { return M::QUADS % THREADS == 0 || quad < M::QUADS; }
     LB_DEVICE static bool used(int turn, int plane) {
-        return inside(quad_of(turn)) && (PADDED == INPUTS || input_of(turn, plane) < INPUTS);
+        return inside(quad_of(turn)) && (M::PADDED == M::INPUTS || input_of(turn, plane) < M::INPUTS);
     }
 
     // Calls a function with each turn and plane, which are constants where it is written out.
     template <typename F> LB_DEVICE static void each(F visit) {
 #pragma unroll
-        for (int turn = 0; turn < TURNS; turn++) {
+        for (int turn = 0; turn < M::TURNS; turn++) {
 #pragma unroll
             for (int plane = 0; plane < 2; plane++) visit(turn, plane);
         }
     }
 
-    LB_DEVICE void load(const u16 *x, const float *first, const float *second) {
+    // Takes four numbers at a time, of the first of their inputs; none where a row is filled up.
+    template <typename F> LB_DEVICE void load(F quad_at) {
         each([&](int turn, int plane) {
-            const u32 input = input_of(turn, plane);
-            pairs[turn][plane] = !GATED && used(turn, plane) ? lb_load(x + input) : make_uint2(0, 0);
-            if (!MADE) return;
+            pairs[turn][plane] = used(turn, plane) ? quad_at(input_of(turn, plane)) : make_uint2(0, 0);
+        });
+    }
+    // Likewise, of what activations are made of: the first or the second of it.
+    template <typename F> LB_DEVICE void load_made(int which, F quad_at) {
+        each([&](int turn, int plane) {
             const float4 nothing = {0, 0, 0, 0};
-            made[MADE ? turn : 0][plane][0] = used(turn, plane) ? lb_load4(first + input) : nothing;
-            made[MADE ? turn : 0][plane][1] = used(turn, plane) ? lb_load4(second + input) : nothing;
+            made[MADE ? turn : 0][plane][which] = used(turn, plane) ? quad_at(input_of(turn, plane)) : nothing;
         });
     }
 
-    // Makes activations of gates and what they let pass: behind the copies, which do not wait for them then.
+    // Makes activations of gates and what they let pass.
     LB_DEVICE void gate() {
-        if (!GATED) return;
         each([&](int turn, int plane) {
-            const float4 a = made[GATED ? turn : 0][plane][0], b = made[GATED ? turn : 0][plane][1];
+            const float4 a = made[MADE ? turn : 0][plane][0], b = made[MADE ? turn : 0][plane][1];
             pairs[turn][plane] = make_uint2(gated(a.x, a.y, b.x, b.y), gated(a.z, a.w, b.z, b.w));
         });
     }
 
-    // Adds to the residual stream, whose sums the first block keeps, and returns the sum of their squares.
+    // Adds to the residual stream, keeps the sums if there is a place for them, and returns the sum of their squares.
     LB_DEVICE float add(u16 *total) {
         float squares = 0;
         each([&](int turn, int plane) {
-            const float4 more = made[NORMED ? turn : 0][plane][0];
+            const float4 more = made[MADE ? turn : 0][plane][0];
             uint2 &x = pairs[turn][plane];
             x = make_uint2(added(x.x, lb_bfloat16(more.x, more.y)), added(x.y, lb_bfloat16(more.z, more.w)));
             const float a = lb_float(x.x << 16), b = lb_float(x.x & 0xffff0000);
             const float c = lb_float(x.y << 16), d = lb_float(x.y & 0xffff0000);
             squares += (a * a + b * b) + (c * c + d * d);
-            if (blockIdx.x == 0 && used(turn, plane)) *(uint2 *)(total + input_of(turn, plane)) = x;
+            if (total && used(turn, plane)) *(uint2 *)(total + input_of(turn, plane)) = x;
         });
         return squares;
     }
@@ -89,7 +83,7 @@ struct Activations {
     // Makes activations of the stream: times the inverse root of its mean square, times the scale of the norm.
     LB_DEVICE void norm(float inverse_root) {
         each([&](int turn, int plane) {
-            const float4 scale = made[NORMED ? turn : 0][plane][1];
+            const float4 scale = made[MADE ? turn : 0][plane][1];
             uint2 &x = pairs[turn][plane];
             x = make_uint2(lb_bfloat16(lb_float(x.x << 16) * inverse_root * scale.x,
                                        lb_float(x.x & 0xffff0000) * inverse_root * scale.y),
@@ -102,7 +96,7 @@ struct Activations {
     LB_DEVICE u32 largest_scaled() const {
         u32 found = 0;
         each([&](int turn, int plane) {
-            const float4 scale = made[NORMED ? turn : 0][plane][1];
+            const float4 scale = made[MADE ? turn : 0][plane][1];
             const uint2 x = pairs[turn][plane];
             found = max(found, magnitude(lb_float(x.x << 16) * scale.x));
             found = max(found, magnitude(lb_float(x.x & 0xffff0000) * scale.y));
@@ -126,7 +120,7 @@ struct Activations {
     LB_DEVICE void split(u8 *digits, int *totals, float scale) const {
         int total = 0;
 #pragma unroll
-        for (int turn = 0; turn < TURNS; turn++) {
+        for (int turn = 0; turn < M::TURNS; turn++) {
             const u32 quad = quad_of(turn);
             u32 bytes[DIGITS][2];
             int own = 0;
@@ -151,21 +145,80 @@ struct Activations {
             if (inside(quad)) {
 #pragma unroll
                 for (int digit = 0; digit < DIGITS; digit++)
-                    *(uint2 *)(digits + digit * STRIDE + 8 * quad) = make_uint2(bytes[digit][0], bytes[digit][1]);
+                    *(uint2 *)(digits + digit * M::STRIDE + 8 * quad) = make_uint2(bytes[digit][0], bytes[digit][1]);
             }
-            if (GROUPED) {
+            if (M::GROUPED) {
                 // Eight threads have inputs of one pair of planes, and one scale.
                 own = lb_sum_of_eight(own);
                 if (threadIdx.x % 8 == 0 && inside(quad)) totals[quad / 8] = own;
             }
         }
-        if (!GROUPED) {
+        if (!M::GROUPED) {
             // Sums of a warp may pass 32 bits, those of halves do not.
             const int low = lb_sum_of_warp(total & 0xffff), high = lb_sum_of_warp(total >> 16);
             if (threadIdx.x % 32 == 0) {
                 totals[threadIdx.x / 32] = low;
                 totals[WARPS + threadIdx.x / 32] = high;
             }
+        }
+    }
+};
+
+// Where activations become digits: in shared memory.
+template <typename M> struct Rounded {
+    u8 *digits;      // [COLUMNS STRIDE]
+    u32 *largest;    // [TOKENS WARPS]
+    int *totals;     // [TOKENS TOTALS], sums of activations
+    float *squares;  // [WARPS], sums of those of a residual stream
+
+    // Rounds what threads have: of a STREAM, its norm, once it was added to, and kept in `total`. All
+    // threads meet. `units` are what a result is to be multiplied by, NaN for what was not finite; `common` is what code 0
+    // stands for, times the sum of all activations, where there are no groups.
+    template <bool STREAM, bool MADE>
+    LB_DEVICE void round(Activations<M, MADE> (&own)[M::TOKENS], u16 *total, float eps, float (&units)[M::TOKENS],
+                         long long (&common)[M::TOKENS]) const {
+        const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+        if (STREAM) {
+            const float found = lb_float_sum_of_warp(own[0].add(total));
+            if (lane == 0) squares[warp] = found;
+        }
+#pragma unroll
+        for (int token = 0; token < M::TOKENS; token++) {
+            const u32 found = lb_largest_of_warp(STREAM ? own[token].largest_scaled() : own[token].largest());
+            if (lane == 0) largest[token * WARPS + warp] = found;
+        }
+        lb_meet(THREADS);
+        float inverse_root = 1;
+        if (STREAM) {
+            float sum = 0;
+#pragma unroll
+            for (int i = 0; i < WARPS; i++) sum += squares[i];
+            inverse_root = lb_inverse_root(sum * (1.0f / M::INPUTS) + eps);
+            own[0].norm(inverse_root);
+        }
+#pragma unroll
+        for (int token = 0; token < M::TOKENS; token++) {
+            u32 found = 0;
+#pragma unroll
+            for (int i = 0; i < WARPS; i++) found = max(found, largest[token * WARPS + i]);
+            // Before it is rounded to bfloat16, which may double the power of two below it: three bytes hold that too.
+            const int exponent = exponent_of(STREAM ? magnitude(lb_float(found) * inverse_root) : found);
+            own[token].split(digits + token * DIGITS * M::STRIDE, totals + token * M::TOTALS,
+                             lb_float((u32)(ONE + PLACES - exponent) << 23));
+            units[token] = lb_float(exponent > ONE ? 0x7fc00000u : (u32)(ONE + exponent - PLACES) << 23);
+        }
+        lb_meet(THREADS);
+#pragma unroll
+        for (int token = 0; token < M::TOKENS; token++) {
+            common[token] = 0;
+            if (M::GROUPED) continue;
+            int low = 0, high = 0;
+#pragma unroll
+            for (int i = 0; i < WARPS; i++) {
+                low += totals[token * M::TOTALS + i];
+                high += totals[token * M::TOTALS + WARPS + i];
+            }
+            common[token] = M::FIRST * (65536ll * high + low);
         }
     }
 };

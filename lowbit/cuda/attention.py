@@ -25,8 +25,6 @@ NARROW = 64
 FEW_QUERIES = 5
 MOST_BLOCKS = 8
 """Of a cluster, on every GPU that has them."""
-PROCESSORS = 132
-"""Of an H100: more blocks than that wait for each other."""
 MOST_QUERIES = 8
 """That share a key: they, and sums for each, are in registers."""
 
@@ -68,11 +66,16 @@ def attention_fits(shape: AttentionShape) -> bool:
     return 1 <= shape.group <= MOST_QUERIES and shape.width in (16, 32, 64, 128)
 
 
+def attention_chunk(shape: AttentionShape) -> int:
+    """Returns how many slots a warp can read at once."""
+    return CHUNK >> (shape.width > NARROW) >> (shape.group > FEW_QUERIES)
+
+
 def attention_tile(shape: AttentionShape) -> AttentionTile:
     """Returns a tile: a block where it can read all slots at once, else as many as can, if there are processors."""
-    chunk = CHUNK >> (shape.width > NARROW) >> (shape.group > FEW_QUERIES)
+    chunk = attention_chunk(shape)
     at_once = 1 << (math.ceil(shape.slots / (WARPS * chunk)) - 1).bit_length()
-    apart = 1 << (max(1, PROCESSORS // (shape.sequences * shape.heads)).bit_length() - 1)
+    apart = 1 << (max(1, kernels.PROCESSORS // (shape.sequences * shape.heads)).bit_length() - 1)
     return AttentionTile(WARPS, min(at_once, apart, MOST_BLOCKS), chunk)
 
 

@@ -14,10 +14,14 @@ extern __shared__ __align__(128) u8 lb_shared[];
 
 LB_DEVICE u32 lb_address(const void *p) { return (u32)__cvta_generic_to_shared(p); }
 
-/// Makes a barrier that waits for `bytes`, whoever copies them. One thread calls it, before any copy.
-LB_DEVICE void lb_expect(u64 *barrier, u32 bytes) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(lb_address(barrier)) : "memory");
+/// Makes a barrier that waits for so many to arrive. One thread calls it, before all else.
+LB_DEVICE void lb_make_barrier(u64 *barrier, u32 arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(lb_address(barrier)), "r"(arrivals) : "memory");
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+/// Arrives, and has the barrier wait for `bytes` as well, whoever copies them. One thread calls it, before any copy.
+LB_DEVICE void lb_expect(u64 *barrier, u32 bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(lb_address(barrier)), "r"(bytes)
                  : "memory");
 }
@@ -30,16 +34,21 @@ LB_DEVICE void lb_copy(u8 *to, const u8 *from, u32 bytes, u64 *barrier) {
                  : "memory");
 }
 
-/// Returns when all bytes of the barrier are there.
-LB_DEVICE void lb_wait(u64 *barrier) {
+/// Arrives.
+LB_DEVICE void lb_arrive(u64 *barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(lb_address(barrier)) : "memory");
+}
+
+/// Returns when all of the barrier's arrivals and bytes are there: for the first time, the third and so on if `odd` is 0.
+LB_DEVICE void lb_wait(u64 *barrier, u32 odd) {
     asm volatile("{\n"
                  ".reg .pred done;\n"
                  "WAIT:\n"
-                 "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], 0;\n"
+                 "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
                  "@done bra DONE;\n"
                  "bra WAIT;\n"
                  "DONE:\n"
-                 "}" ::"r"(lb_address(barrier))
+                 "}" ::"r"(lb_address(barrier)), "r"(odd)
                  : "memory");
 }
 
@@ -58,6 +67,29 @@ LB_DEVICE float4 lb_load4(const float *from) {
                  : "l"(from));
     return x;
 }
+
+/// Words that blocks write for one another, as they are now: each is there or still EMPTY, and needs no other to be.
+LB_DEVICE u32 lb_now(const u32 *from) {
+    u32 x;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(x) : "l"(from) : "memory");
+    return x;
+}
+LB_DEVICE uint2 lb_now2(const u32 *from) {
+    uint2 x;
+    asm volatile("ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "l"(from) : "memory");
+    return x;
+}
+LB_DEVICE uint4 lb_now4(const u32 *from) {
+    uint4 x;
+    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                 : "l"(from)
+                 : "memory");
+    return x;
+}
+/// Adds one to a word, some time.
+LB_DEVICE void lb_count(u32 *to) { asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(to) : "memory"); }
+LB_DEVICE void lb_tell(u32 *to, u32 x) { asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(x) : "memory"); }
 
 /// Two numbers as bfloat16, the first one in the lower half.
 LB_DEVICE u32 lb_bfloat16(float low, float high) {
@@ -92,7 +124,10 @@ LB_DEVICE float lb_float_sum_of_warp(float x) {
     return x;
 }
 LB_DEVICE void lb_meet_warp() { __syncwarp(); }
-LB_DEVICE void lb_meet() { __syncthreads(); }
+/// So many threads of a block meet, always the same ones.
+LB_DEVICE void lb_meet(int threads) { asm volatile("bar.sync 1, %0;" ::"r"(threads) : "memory"); }
+/// All of them do.
+LB_DEVICE void lb_meet_all() { __syncthreads(); }
 
 /// The number of a block in its cluster.
 LB_DEVICE u32 lb_rank() {

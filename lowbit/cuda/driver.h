@@ -9,6 +9,7 @@
 #include <mutex>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "xla/ffi/api/ffi.h"
 
@@ -20,6 +21,7 @@ using Handle = void *;  // of a stream, a context, a module or a function of the
 
 constexpr int kMaxDynamicSharedSize = 8;  // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 constexpr int kRelaxedCapture = 2;        // CU_STREAM_CAPTURE_MODE_RELAXED
+constexpr int kCooperative = 2;           // CU_LAUNCH_ATTRIBUTE_COOPERATIVE
 constexpr int kClusterDimension = 4;      // CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
 
 struct LaunchAttribute {  // CUlaunchAttribute
@@ -87,7 +89,8 @@ struct Launch {
     std::string_view kernel;
     const char *function;
     int64_t blocks, threads, shared;
-    int64_t cluster = 1;  // blocks that see each other's memory
+    int64_t cluster = 1;       // blocks that see each other's memory
+    bool cooperative = false;  // whether blocks wait for one another: all of them have to be there at once
 };
 
 /// Finds the function of a kernel in the context of a stream, and loads it there when it is first asked for.
@@ -121,21 +124,24 @@ ffi::Error find_function(Handle stream, const Launch &launch, Handle *function) 
 }
 
 /// Launches a kernel with pointers.
-template <size_t N> ffi::Error launched(Handle stream, const Launch &launch, void *(&&pointers)[N]) {
+ffi::Error launched(Handle stream, const Launch &launch, std::vector<void *> pointers) {
     if (!driver().complete) return ffi::Error(ffi::ErrorCode::kUnavailable, "no driver: libcuda.so.1 lacks a function");
     Handle function = nullptr;
     ffi::Error error = find_function(stream, launch, &function);
     if (error.failure()) return error;
-    void *arguments[N];
-    for (size_t i = 0; i < N; i++) arguments[i] = &pointers[i];
-    LaunchAttribute clusters{kClusterDimension, {}, {static_cast<unsigned>(launch.cluster), 1, 1}, {}};
+    std::vector<void *> arguments;
+    for (void *&pointer : pointers) arguments.push_back(&pointer);
+    std::vector<LaunchAttribute> attributes;
+    if (launch.cluster > 1)
+        attributes.push_back({kClusterDimension, {}, {static_cast<unsigned>(launch.cluster), 1, 1}, {}});
+    if (launch.cooperative) attributes.push_back({kCooperative, {}, {1, 0, 0}, {}});
     const LaunchConfig config{{static_cast<unsigned>(launch.blocks), 1, 1},
                               {static_cast<unsigned>(launch.threads), 1, 1},
                               static_cast<unsigned>(launch.shared),
                               stream,
-                              &clusters,
-                              launch.cluster > 1};
-    if (int code = driver().launch(&config, function, arguments, nullptr))
+                              attributes.data(),
+                              static_cast<unsigned>(attributes.size())};
+    if (int code = driver().launch(&config, function, arguments.data(), nullptr))
         return failed("the kernel cannot be launched", code);
     return ffi::Error::Success();
 }

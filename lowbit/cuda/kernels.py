@@ -16,6 +16,8 @@ CAPABILITY = 9
 """Of the GPUs that they are made for: H100 and H200."""
 SHARED = 227 << 10
 """Bytes of shared memory of a block of threads, at most."""
+PROCESSORS = 132
+"""Of an H100."""
 
 
 @functools.cache
@@ -31,6 +33,11 @@ def available() -> bool:
         warnings.warn(f"packed products take a slower kernel: {error}", RuntimeWarning, stacklevel=2)
         return False
     return True
+
+
+def processors() -> int:
+    """Returns how many multiprocessors the default device has: as many blocks of any size are there at once."""
+    return int(getattr(jax.devices()[0], "core_count", PROCESSORS))
 
 
 @functools.cache

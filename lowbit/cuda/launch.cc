@@ -42,6 +42,23 @@ ffi::Error Attention(Handle stream, Scales qkv, Scales cosines, Scales sines, ff
                      static_cast<char *>(values->untyped_data()) + bytes, mixed->untyped_data()});
 }
 
+/// Arguments and results in their order, those that share memory twice. Blocks of this kernel wait for one another.
+ffi::Error Step(Handle stream, ffi::RemainingArgs arguments, ffi::RemainingRets results, std::string_view kernel,
+                int64_t blocks, int64_t threads, int64_t shared) {
+    std::vector<void *> pointers;
+    for (size_t i = 0; i < arguments.size(); i++) {
+        const auto buffer = arguments.get<ffi::AnyBuffer>(i);
+        if (!buffer.has_value()) return buffer.error();
+        pointers.push_back(buffer->untyped_data());
+    }
+    for (size_t i = 0; i < results.size(); i++) {
+        auto buffer = results.get<ffi::AnyBuffer>(i);
+        if (!buffer.has_value()) return buffer.error();
+        pointers.push_back((*buffer)->untyped_data());
+    }
+    return launched(stream, {kernel, "lowbit_step", blocks, threads, shared, 1, true}, std::move(pointers));
+}
+
 /// A binding and what each product is called with, behind the stream if there is one.
 template <typename Binding> auto with_matrix(Binding &&binding) {
     return std::move(binding)
@@ -50,13 +67,18 @@ template <typename Binding> auto with_matrix(Binding &&binding) {
         .template Arg<Words>()
         .template Arg<Words>();
 }
-template <typename Binding> auto with_launch(Binding &&binding) {
+template <typename Binding> auto with_sizes(Binding &&binding) {
     return std::move(binding)
-        .template Attr<std::string_view>("kernel")
-        .template Attr<int64_t>("layer")
         .template Attr<int64_t>("blocks")
         .template Attr<int64_t>("threads")
         .template Attr<int64_t>("shared");
+}
+template <typename Binding> auto with_launch(Binding &&binding) {
+    return with_sizes(
+        std::move(binding).template Attr<std::string_view>("kernel").template Attr<int64_t>("layer"));
+}
+template <typename Binding> auto step_of(Binding &&binding) {
+    return with_sizes(std::move(binding).RemainingArgs().RemainingRets().template Attr<std::string_view>("kernel"));
 }
 template <typename Binding> auto attention_of(Binding &&binding) {
     return with_launch(std::move(binding)
@@ -95,6 +117,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(lb_cuda_product, Plain, plain_of(ffi::Ffi::Bind().
                               {ffi::Traits::kCmdBufferCompatible});
 XLA_FFI_DEFINE_HANDLER_SYMBOL(lb_cuda_normed_product, Normed,
                               normed_of(ffi::Ffi::Bind().Ctx<ffi::PlatformStream<Handle>>()),
+                              {ffi::Traits::kCmdBufferCompatible});
+XLA_FFI_DEFINE_HANDLER_SYMBOL(lb_cuda_step, Step, step_of(ffi::Ffi::Bind().Ctx<ffi::PlatformStream<Handle>>()),
                               {ffi::Traits::kCmdBufferCompatible});
 XLA_FFI_DEFINE_HANDLER_SYMBOL(lb_cuda_attention, Attention,
                               attention_of(ffi::Ffi::Bind().Ctx<ffi::PlatformStream<Handle>>()),

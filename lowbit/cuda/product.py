@@ -117,12 +117,13 @@ def fewest_warps(shape: Shape) -> int:
     return math.ceil(shape.padded / 8 / 32 / (MOST_TURNS // waiting))
 
 
+def stride(size: int) -> int:
+    """Returns how many bytes rows of a size lie apart in shared memory, so that 8 of them are in different banks."""
+    return size + (64 if size % 128 == 0 else 0)
+
+
 def shared_bytes(shape: Shape, tile: CudaTile) -> int:
     """Returns the shared memory of a block of threads, as `product.cu` lays it out."""
-
-    def stride(size: int) -> int:
-        return size + (64 if size % 128 == 0 else 0)
-
     columns, grouped = DIGITS * shape.tokens, shape.groups > 1
     codes = tile.rows * sum(stride(shape.padded // 8 * bits) for bits in shape.parts)
     scales = tile.rows * (4 * shape.groups + 16) if grouped else 0
@@ -133,10 +134,9 @@ def shared_bytes(shape: Shape, tile: CudaTile) -> int:
     return codes + columns * stride(shape.padded) + scales + barriers + 4 * (sums + totals + squares)
 
 
-def defines(shape: Shape, tile: CudaTile) -> dict[str, int]:
-    """Returns what `product.cu` is compiled with."""
-    copies = tile.rows // TILE * tile.chunks
-    return {
+def matrix_defines(name: str, shape: Shape, chunks: int) -> dict[str, int]:
+    """Returns what `matrix.h` has to know of a matrix, under its name."""
+    numbers = {
         "TOKENS": shape.tokens,
         "INPUTS": shape.inputs,
         "OUTPUTS": shape.outputs,
@@ -146,12 +146,20 @@ def defines(shape: Shape, tile: CudaTile) -> dict[str, int]:
         "BLOCKS": shape.blocks,
         "FIRST": shape.first,
         "DISTANCE": shape.distance,
+        "CHUNKS": chunks,
+    }
+    return {f"{name}_{key}": number for key, number in numbers.items()}
+
+
+def defines(shape: Shape, tile: CudaTile) -> dict[str, int]:
+    """Returns what `product.cu` is compiled with."""
+    copies = tile.rows // TILE * tile.chunks
+    return matrix_defines("OWN", shape, tile.chunks) | {
         "GATED": int(shape.gated),
         "NORMED": int(shape.eps is not None),
         "EPS": int(np.float32(shape.eps or 0).view(np.uint32)),
         "TILES": tile.rows // TILE,
         "WARPS": tile.warps,
-        "CHUNKS": tile.chunks,
         "AHEAD": min(tile.ahead, copies) or copies,
         "SHARED": shared_bytes(shape, tile),
     }

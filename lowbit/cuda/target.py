@@ -12,6 +12,7 @@ SOURCE = Path(__file__).with_name("launch.cc")
 TARGET = "lowbit_cuda_product"
 NORMED_TARGET = "lowbit_cuda_normed_product"
 ATTENTION_TARGET = "lowbit_cuda_attention"
+STEP_TARGET = "lowbit_cuda_step"
 
 
 @functools.cache
@@ -29,6 +30,7 @@ def register() -> ctypes.CDLL:
         (TARGET, library.lb_cuda_product),
         (NORMED_TARGET, library.lb_cuda_normed_product),
         (ATTENTION_TARGET, library.lb_cuda_attention),
+        (STEP_TARGET, library.lb_cuda_step),
     ):
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="CUDA")
     return library

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from lowbit.errors import ConfigError, nearest
-from lowbit.generation import fused_step
+from lowbit.generation import fused_step, whole_step
 from lowbit.generation.cache import KVCache
 from lowbit.generation.floats import FloatMatrix, float_matmul
 from lowbit.generation.fused_norm import added_and_normed
@@ -38,6 +38,7 @@ class Decoder(NamedTuple):
       attention: how a single token attends: a name of `step_attention.METHODS`.
       unrolled: whether the layers of a single token are written out one after another, which a GPU computes faster,
         and which takes about three times as long to compile; those of a prompt are a loop where `Weights.loops`.
+      whole: whether a step of one sequence is one kernel where that can be (`whole_step`).
     """
 
     cfg: LlamaConfig
@@ -47,6 +48,7 @@ class Decoder(NamedTuple):
     rounding: ActivationRounding = FLOAT_ACTIVATIONS
     attention: str = "products"
     unrolled: bool = False
+    whole: bool = True
 
     def forward(self, weights: Weights, tokens: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
         """Returns (normed last states [b t d], cache) of tokens i32[b t] that follow those in the cache."""
@@ -55,6 +57,9 @@ class Decoder(NamedTuple):
         hooks = rounding_hooks(self.rounding, cached=True)
         parts = self.cfg, jnp.dtype(self.dtype), _DOT_GENERALS[self.activations], hooks
         result: Any
+        if (plan := self._plan(weights, tokens, cache)) is not None:
+            last, after = whole_step.all_layers(plan, weights, x[:, 0], cos, sin, cache)
+            return last[:, None], after.advance(1)
         if weights.loops and not (self.unrolled and tokens.shape[1] == 1):
             result = CachedLayers(*parts).apply(weights.variables(), x, cos, sin, cache)
             hidden, filled = result
@@ -71,6 +76,13 @@ class Decoder(NamedTuple):
             norm = RMSNorm(self.cfg.rms_norm_eps, jnp.dtype(self.dtype))
             hidden = norm.apply({"params": weights.layers["params"]["norm"]}, last)
         return hidden, filled.advance(tokens.shape[1])
+
+    def _plan(self, weights: Weights, tokens: jax.Array, cache: KVCache) -> whole_step.Plan | None:
+        """How one kernel computes a step of one token; None where it does not."""
+        plain = self.attention == "kernel" and not self.rounding.inputs and self.activations == "float32"
+        if not (self.whole and plain and self.dtype == "bfloat16" and tokens.shape == (1, 1)):
+            return None
+        return whole_step.plan(self.cfg, self.cache, weights, cache)
 
     def _fuses(self, layers: Sequence[Mapping[str, Any]]) -> bool:
         """Whether a step of one token takes kernels of its own."""

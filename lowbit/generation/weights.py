@@ -54,7 +54,7 @@ class Weights(NamedTuple):
     @property
     def loops(self) -> bool:
         """Whether a loop over the layers can find what each of them multiplies by."""
-        return not any(isinstance(_whole(w), OwnLayers) for w in self._stacked().values())
+        return not any(isinstance(_whole(w), OwnLayers) for w in self.stacks().values())
 
     def variables(self) -> dict[str, Any]:
         """Returns the variables of `CachedLayers`: `layers`, with the number of each layer beside what is stacked.
@@ -63,7 +63,7 @@ class Weights(NamedTuple):
         As arguments they would be one for each matrix: a GPU would start a kernel for each of them to take out the
         number of the layer that it is at, and the compiler could not know that products are equal.
         """
-        packed, stacked = flatten(self.layers["packed"]), self._stacked()
+        packed, stacked = flatten(self.layers["packed"]), self.stacks()
         for path, w in stacked.items():
             packed[path] = jnp.asarray(np.arange(len(_whole(w).scale), dtype=np.int32))
         parts = {"packed": unflatten(packed), "stacked": unflatten(stacked)}
@@ -71,7 +71,7 @@ class Weights(NamedTuple):
 
     def by_layer(self, count: int) -> list[dict[str, Any]]:
         """Returns the variables of each of so many layers on its own, for use in a compiled program."""
-        found, stacked = [], self._stacked()
+        found, stacked = [], self.stacks()
         for number in range(count):
             own = {name: _cut(self.layers[name], number) for name in ("grid", "packed")}
             apart = self.layers["apart"]
@@ -83,8 +83,8 @@ class Weights(NamedTuple):
             found.append(own | {"packed": unflatten(packed)})
         return found
 
-    def _stacked(self) -> dict[str, Any]:
-        """What knows its layers itself, by the path of the kernel."""
+    def stacks(self) -> dict[str, Any]:
+        """Returns what knows its layers itself, by the path of the kernel."""
         stacked = flatten(self.layers["stacked"])
         for joined in self.layers["joined"]:
             stacked |= joined.columns()

@@ -36,8 +36,11 @@ int cuModuleLoadData(void **module, const void *image) {
 int cuModuleGetFunction(void **function, void *module, const char *) { return *function = dlsym(module, "run"), 0; }
 int cuFuncSetAttribute(void *, int attribute, int value) { return attribute == 8 && value <= 227 << 10 ? 0 : 1; }
 int cuLaunchKernelEx(const Config *config, void *function, void **arguments, void **) {
-    const unsigned size = config->count ? config->attributes->value[0] : 1;
-    if (config->count && config->attributes->id != 4) return 1;
+    // Blocks that wait for one another are there at once, as those of a cluster are.
+    constexpr int cooperative = 2, cluster = 4;
+    const int id = config->count ? config->attributes->id : 0;
+    if (config->count > 1 || (id && id != cooperative && id != cluster)) return 1;
+    const unsigned size = id == cluster ? config->attributes->value[0] : id == cooperative ? config->grid[0] : 1;
     using Run = void(void **, int, int, int, int);
     reinterpret_cast<Run *>(function)(arguments, config->grid[0], size, config->block[0], config->shared);
     return 0;

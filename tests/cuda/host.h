@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -35,7 +36,7 @@ struct alignas(16) float4 {
 using std::max;
 using std::min;
 
-#define LB_KERNEL(threads) extern "C" void
+#define LB_KERNEL(...) extern "C" void
 #define LB_DEVICE inline
 
 struct Warp {
@@ -45,7 +46,7 @@ struct Warp {
 
 thread_local Index threadIdx, blockIdx;
 thread_local Warp *warp_of_thread;
-thread_local std::barrier<> *block_meets, *cluster_meets;
+thread_local std::barrier<> *block_meets, *all_meet, *cluster_meets;
 thread_local u8 *lb_shared, **shared_of_cluster;
 thread_local u32 rank_of_block;
 
@@ -57,19 +58,52 @@ inline void lb_require(bool what, const char *text) {
     std::abort();
 }
 
-inline void lb_expect(u64 *barrier, u32 bytes) { *barrier = bytes; }
+// A barrier: the bytes that are missing, those that are to arrive and have not, as many as there are, and how often all did.
+struct Arrivals {
+    int bytes;
+    unsigned char missing, all;
+    unsigned short times;
+};
+static_assert(sizeof(Arrivals) == sizeof(u64));
+inline std::mutex lb_barriers;
+template <typename F> inline void lb_at(u64 *barrier, F change) {
+    const std::lock_guard<std::mutex> lock(lb_barriers);
+    Arrivals now;
+    std::memcpy(&now, barrier, sizeof now);
+    change(now);
+    if (now.missing == 0 && now.bytes == 0) now.missing = now.all, now.times++;
+    std::memcpy(barrier, &now, sizeof now);
+}
+inline void lb_make_barrier(u64 *barrier, u32 arrivals) {
+    const Arrivals fresh = {0, (unsigned char)arrivals, (unsigned char)arrivals, 0};
+    std::memcpy(barrier, &fresh, sizeof fresh);
+}
+inline void lb_arrive(u64 *barrier) {
+    lb_at(barrier, [](Arrivals &now) { now.missing--; });
+}
+inline void lb_expect(u64 *barrier, u32 bytes) {
+    lb_at(barrier, [&](Arrivals &now) { now.missing--, now.bytes += bytes; });
+}
 inline void lb_copy(u8 *to, const u8 *from, u32 bytes, u64 *barrier) {
     lb_require(bytes % 16 == 0 && (u64)to % 16 == 0 && (u64)from % 16 == 0, "a copy of other than whole 16 bytes");
     std::memcpy(to, from, bytes);
-    std::atomic_ref<u64>(*barrier).fetch_sub(bytes);
+    lb_at(barrier, [&](Arrivals &now) { now.bytes -= bytes; });
 }
-// Copies that another warp is still to begin come later; none that is missing comes within a minute.
-inline void lb_wait(u64 *barrier) {
+// Waits as long as others may take; what is missing after a minute does not come.
+template <typename F> inline void lb_until(F ready, const char *otherwise) {
     const auto until = std::chrono::steady_clock::now() + std::chrono::minutes(1);
-    while (std::atomic_ref<u64>(*barrier).load() != 0) {
-        lb_require(std::chrono::steady_clock::now() < until, "a barrier got other bytes than it expected");
+    while (!ready()) {
+        lb_require(std::chrono::steady_clock::now() < until, otherwise);
         std::this_thread::yield();
     }
+}
+inline void lb_wait(u64 *barrier, u32 odd) {
+    const auto ready = [&] {
+        bool done;
+        lb_at(barrier, [&](Arrivals &now) { done = now.times % 2 != odd; });
+        return done;
+    };
+    lb_until(ready, "a barrier got other bytes than it expected");
 }
 inline uint2 lb_load(const u16 *from) {
     lb_require((u64)from % 8 == 0, "a load at an address that 8 does not divide");
@@ -80,6 +114,20 @@ inline float4 lb_load4(const float *from) {
     lb_require((u64)from % 16 == 0, "a load at an address that 16 does not divide");
     return *(const float4 *)from;
 }
+inline u32 lb_now(const u32 *from) {
+    std::this_thread::yield();
+    return std::atomic_ref<u32>(*const_cast<u32 *>(from)).load();
+}
+inline uint2 lb_now2(const u32 *from) {
+    lb_require((u64)from % 8 == 0, "a load at an address that 8 does not divide");
+    return {lb_now(from), lb_now(from + 1)};
+}
+inline uint4 lb_now4(const u32 *from) {
+    lb_require((u64)from % 16 == 0, "a load at an address that 16 does not divide");
+    return {lb_now(from), lb_now(from + 1), lb_now(from + 2), lb_now(from + 3)};
+}
+inline void lb_count(u32 *to) { std::atomic_ref<u32>(*to)++; }
+inline void lb_tell(u32 *to, u32 x) { std::atomic_ref<u32>(*to).store(x); }
 inline u32 lb_bfloat16(float low, float high) {
     u32 found[2];
     const float both[] = {low, high};
@@ -142,7 +190,8 @@ inline int lb_sum_of_eight(int x) {
     return x;
 }
 inline void lb_meet_warp() { warp_of_thread->meet.arrive_and_wait(); }
-inline void lb_meet() { block_meets->arrive_and_wait(); }
+inline void lb_meet(int) { block_meets->arrive_and_wait(); }
+inline void lb_meet_all() { all_meet->arrive_and_wait(); }
 inline void lb_meet_cluster() { cluster_meets->arrive_and_wait(); }
 inline u32 lb_rank() { return rank_of_block; }
 inline u8 *lb_of_block(u8 *own, u32 rank) { return shared_of_cluster[rank] + (own - lb_shared); }
@@ -169,18 +218,19 @@ inline u32 lb_bits(float x) {
 inline float lb_inverse_root(float x) { return 1 / std::sqrt(x); }
 inline float lb_exp2(float x) { return std::exp2(x); }
 
-/// Runs a kernel, a cluster of blocks after the other.
-template <typename Kernel> void lb_run(Kernel kernel, u32 clusters, u32 size, u32 threads, u32 shared) {
+/// Runs a kernel, a cluster of blocks after the other. Some of its threads, or all, meet where not all do.
+template <typename Kernel> void lb_run(Kernel kernel, u32 clusters, u32 size, u32 threads, u32 meeting, u32 shared) {
     for (u32 cluster = 0; cluster < clusters; cluster++) {
         std::barrier<> cluster_meet(size * threads);
         std::vector<u8 *> memory;
         std::vector<std::thread> all;
-        std::vector<std::unique_ptr<std::barrier<>>> meets;
+        std::vector<std::unique_ptr<std::barrier<>>> meets, all_meets;
         std::vector<std::unique_ptr<Warp[]>> warps;
         for (u32 rank = 0; rank < size; rank++) {
             memory.push_back((u8 *)std::aligned_alloc(128, (shared + 127) / 128 * 128));
             std::memset(memory.back(), 0xa5, shared);
-            meets.push_back(std::make_unique<std::barrier<>>(threads));
+            meets.push_back(std::make_unique<std::barrier<>>(meeting));
+            all_meets.push_back(std::make_unique<std::barrier<>>(threads));
             warps.push_back(std::make_unique<Warp[]>(threads / 32));
         }
         for (u32 rank = 0; rank < size; rank++)
@@ -188,6 +238,7 @@ template <typename Kernel> void lb_run(Kernel kernel, u32 clusters, u32 size, u3
                 all.emplace_back([&, rank, thread] {
                     threadIdx.x = thread, blockIdx.x = cluster * size + rank, rank_of_block = rank;
                     warp_of_thread = &warps[rank][thread / 32], block_meets = meets[rank].get();
+                    all_meet = all_meets[rank].get();
                     cluster_meets = &cluster_meet, lb_shared = memory[rank], shared_of_cluster = memory.data();
                     kernel();
                 });

@@ -8,4 +8,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(lb_cuda_normed_product_host, ([](auto... all) { re
                               normed_of(ffi::Ffi::Bind()));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(lb_cuda_attention_host, ([](auto... all) { return Attention(nullptr, all...); }),
                               attention_of(ffi::Ffi::Bind()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(lb_cuda_step_host, ([](auto... all) { return Step(nullptr, all...); }),
+                              step_of(ffi::Ffi::Bind()));
 #pragma GCC visibility pop
