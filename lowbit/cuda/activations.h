@@ -23,7 +23,8 @@ LB_DEVICE u32 added(u32 x, u32 y) {
 
 // MADE is whether it makes them of other numbers itself.
 template <typename M, bool MADE> struct Activations {
-    uint2 pairs[M::TURNS][2];
+    static constexpr int TURNS = M::TURNS;
+    uint2 pairs[TURNS][2];
     // What they are made of: gates and what these let pass, or what is added to pairs and the scale of the norm.
     float4 made[MADE ? M::TURNS : 1][2][2];
 

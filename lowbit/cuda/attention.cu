@@ -10,6 +10,7 @@ constexpr int THREADS = 32 * WARPS;
 
 #include "heads.h"
 
+static_assert(GROUP == SHARING, "a block has all queries of a head");
 static_assert(SHARED == 4 * (WARPS + 1) * GROUP * (WIDTH + 2), "shared memory is not what was asked for");
 
 // What each block made of what its warps found.
@@ -32,10 +33,10 @@ lowbit_attention(const float *qkv, const float *cosines, const float *sines, con
     const int length = filled[0], start = filled[1 + sequence];
     const float *row = qkv + (u64)sequence * ROW;
     const u32 angle = sequence * (WIDTH / 2) + Slots::column() % (WIDTH / 2);
-    const auto numbers = [&](u32 which, u32 column) { return load(row + number_of(head, which) * WIDTH + column); };
+    const auto numbers = [&](u32 which, u32 column) { return load(row + number_of(head, head * GROUP, which) * WIDTH + column); };
     const Token<decltype(numbers)> token{load(cosines + angle), load(sines + angle), numbers};
     const Found found{(float *)lb_shared};
-    attend(found, slots, token, rank * WARPS, BLOCKS * WARPS, start, length);
+    attend(found, slots, token, rank * WARPS, BLOCKS * WARPS, start, length, true);
 
     const auto write = [&](int g, int i, const Mixed &number) {
         mixed[(u64)((sequence * HEADS + head) * GROUP + g) * WIDTH + i] = (u16)lb_bfloat16(number.sum / number.total, 0);

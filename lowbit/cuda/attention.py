@@ -83,6 +83,7 @@ def defines(shape: AttentionShape, tile: AttentionTile) -> dict[str, int]:
     """Returns what `attention.cu` is compiled with."""
     return {
         "HEADS": shape.heads,
+        "SHARING": shape.group,
         "GROUP": shape.group,
         "WIDTH": shape.width,
         "SLOTS": shape.slots,

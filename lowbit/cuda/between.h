@@ -2,11 +2,10 @@
 //
 // Whoever needs a word reads it until it is there: no block waits until others see what it wrote. No result is EMPTY: it is a
 // NaN, but none that arithmetic makes. So that not all threads ask for words all the time, blocks count those that are
-// done with a part, and one thread looks at the count first; it may be ahead of the words. Each layer has words of its own.
+// done with a part, and one thread waits for half of that count first. Each layer has words of its own.
 #pragma once
 
 constexpr u32 EMPTY = 0xffffffff;
-constexpr int AT_ONCE = 4;  // splits that are read at once
 
 LB_DEVICE bool there(u32 x) { return x != EMPTY; }
 LB_DEVICE bool there(uint2 x) { return there(x.x) && there(x.y); }
@@ -15,34 +14,37 @@ LB_DEVICE bool there(uint4 x) { return there(x.x) && there(x.y) && there(x.z) &&
 // The words of a layer.
 struct Between {
     u32 *qkv;         // bf16[ROW], queries, keys and values, not turned
-    u32 *mixed;       // f32[SPLITS QUERIES WIDTH], of which as many splits are used as there are slots for
-    u32 *found;       // f32[SPLITS QUERIES 2], largest scores and totals of several splits
+    u32 *mixed;       // bf16[QUERIES WIDTH], what attention found
+    u32 *sums;        // f32[SPLITS QUERIES WIDTH], what blocks that share slots did, of as many splits as there are slots for
+    u32 *found;       // f32[SPLITS QUERIES 2], their largest scores and totals
     u32 *added_out;   // bf16[STREAM], what the product behind attention adds to the residual stream
     u32 *added_down;  // bf16[STREAM], what the last one adds
     u32 *gated;       // bf16[WITHIN]
     u32 *counts;      // [PARTS], less one
 
-    static constexpr int PARTS = 5, ALL = ROW / 2 + SPLITS * QUERIES * (WIDTH + 2) + STREAM + WITHIN / 2 + PARTS;
+    static constexpr int PARTS = 5, ALL = ROW / 2 + QUERIES * WIDTH / 2 + SPLITS * QUERIES * (WIDTH + 2) + STREAM +
+                                        WITHIN / 2 + PARTS;
     static constexpr int WORDS = (ALL + 3) / 4 * 4;
 
     LB_DEVICE Between(u32 *all, u32 layer) {
         qkv = all + (u64)layer * WORDS;
         mixed = qkv + ROW / 2;
-        found = mixed + SPLITS * QUERIES * WIDTH;
+        sums = mixed + QUERIES * WIDTH / 2;
+        found = sums + SPLITS * QUERIES * WIDTH;
         added_out = found + SPLITS * QUERIES * 2;
         added_down = added_out + STREAM / 2;
         gated = added_down + STREAM / 2;
         counts = gated + WITHIN / 2;
     }
 
-    // Says that this block is done with a part, or nearly so.
+    // Says that this block is done with a part; what it wrote may be seen later than that.
     LB_DEVICE void done(int part) const {
         if (threadIdx.x == 0) lb_count(counts + part);
     }
-    // Returns when so many blocks are, or nearly so.
+    // Returns when half of so many blocks are: the others will not take long.
     LB_DEVICE static void wait(const u32 *count, u32 blocks) {
         if (threadIdx.x == 0)
-            while (lb_now(count) + 1 < blocks) continue;
+            while (lb_now(count) + 1 < blocks / 2) continue;
         lb_meet(THREADS);
     }
 };
@@ -57,35 +59,32 @@ template <typename A> LB_DEVICE void read(A &own, const u32 *words) {
     } while (!all);
 }
 
-// Four numbers that attention found: splits, in shares of all of them.
-LB_DEVICE uint2 read_mixed(const Between &between, u32 input, u32 splits) {
-    const u32 query = input / WIDTH;
-    float largest = NEVER, total = 0;
-    float4 sum = {0, 0, 0, 0};
-    for (u32 first = 0; first < splits; first += AT_ONCE) {
-        uint4 x[AT_ONCE];
-        uint2 found[AT_ONCE];
-        bool all;
-        do {
-            all = true;
+// A number that splits of a query have found, in shares of all of them: read at once, as many as there are.
+LB_DEVICE Mixed read_splits(const Between &between, u32 query, u32 i, u32 splits) {
+    u32 sum[SPLITS];
+    uint2 found[SPLITS];
+    bool all;
+    do {
+        all = true;
 #pragma unroll
-            for (int i = 0; i < AT_ONCE; i++) {
-                const u32 split = min(first + i, splits - 1);
-                x[i] = lb_now4(between.mixed + split * QUERIES * WIDTH + input);
-                found[i] = lb_now2(between.found + 2 * (split * QUERIES + query));
-                all = all && there(x[i]) && there(found[i]);
-            }
-        } while (!all);
-#pragma unroll
-        for (int i = 0; i < AT_ONCE; i++) {
-            if (first + i >= splits) break;
-            const float now = max(largest, lb_float(found[i].x));
-            const float before = lb_exp2(largest - now), share = lb_exp2(lb_float(found[i].x) - now);
-            largest = now;
-            total = before * total + share * lb_float(found[i].y);
-            sum = {before * sum.x + share * lb_float(x[i].x), before * sum.y + share * lb_float(x[i].y),
-                   before * sum.z + share * lb_float(x[i].z), before * sum.w + share * lb_float(x[i].w)};
+        for (int split = 0; split < SPLITS; split++) {
+            if (split >= splits) break;
+            const u32 place = split * QUERIES + query;
+            sum[split] = lb_now(between.sums + place * WIDTH + i);
+            found[split] = lb_now2(between.found + 2 * place);
+            all = all && there(sum[split]) && there(found[split]);
         }
+    } while (!all);
+    Mixed mixed = {NEVER, 0, 0};
+#pragma unroll
+    for (int split = 0; split < SPLITS; split++)
+        if (split < splits) mixed.largest = max(mixed.largest, lb_float(found[split].x));
+#pragma unroll
+    for (int split = 0; split < SPLITS; split++) {
+        if (split >= splits) break;
+        const float share = lb_exp2(lb_float(found[split].x) - mixed.largest);
+        mixed.total += share * lb_float(found[split].y);
+        mixed.sum += share * lb_float(sum[split]);
     }
-    return make_uint2(lb_bfloat16(sum.x / total, sum.y / total), lb_bfloat16(sum.z / total, sum.w / total));
+    return mixed;
 }

@@ -4,14 +4,14 @@
 // chunk at once, before they know how many slots there are. Each warp has a running softmax; what warps found is mixed in
 // shared memory.
 //
-// Defined from outside: HEADS, those of keys; GROUP, queries of each; WIDTH of a head; SLOTS of the cache; CHUNK, slots
-// that a warp reads at once; WARPS of a block.
+// Defined from outside: HEADS, those of keys; SHARING, queries of each; GROUP, those of them that a block attends with; WIDTH
+// of a head; SLOTS of the cache; CHUNK, slots that a warp reads at once; WARPS of a block.
 #pragma once
 
 constexpr int SHARE = WIDTH / 8;       // threads of a slot
 constexpr int BESIDE = 32 / SHARE;     // slots of a load of a warp
 constexpr int LOADS = CHUNK / BESIDE;  // of a chunk
-constexpr int ROW = (GROUP + 2) * HEADS * WIDTH;  // queries, keys and values of a sequence
+constexpr int ROW = (SHARING + 2) * HEADS * WIDTH;  // queries, keys and values of a sequence
 constexpr float NEVER = -3.0e38f;
 static_assert(WIDTH % 16 == 0 && 32 % SHARE == 0 && CHUNK % BESIDE == 0, "threads of a warp share slots evenly");
 
@@ -139,9 +139,9 @@ template <int PARTS, typename Of> LB_DEVICE Mixed mix(int g, int i, Of of) {
     return found;
 }
 
-// Where a query, the key or the value of a head is among those of all heads.
-LB_DEVICE u32 number_of(u32 head, u32 which) {
-    return which < GROUP ? head * GROUP + which : which * HEADS + head;
+// Where the queries of a block, from one on, the key or the value of a head are among those of all heads.
+LB_DEVICE u32 number_of(u32 head, u32 query, u32 which) {
+    return which < GROUP ? query + which : (SHARING + which - GROUP) * HEADS + head;
 }
 
 // Keys and values of a head of a sequence, from the numbers of this thread on, and a chunk of them.
@@ -178,10 +178,10 @@ template <typename F> struct Token {
 };
 
 // Attends with all warps of a block, which are some of `warps` that share the slots from `start` to `length`, the first of
-// them number `first_warp`; this warp has read its first chunk. Number 0 has the token too, and stores it behind them.
+// them number `first_warp`; this warp has read its first chunk. Number 0 has the token too, and `stores` it behind them.
 template <typename F>
 LB_DEVICE void attend(const Found &found, Slots &slots, const Token<F> &token, u32 first_warp, u32 warps, int start,
-                      int length) {
+                      int length, bool stores) {
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     Eight query[GROUP];
 #pragma unroll
@@ -201,7 +201,7 @@ LB_DEVICE void attend(const Found &found, Slots &slots, const Token<F> &token, u
         const Eight key = token.turned_head(GROUP);
         const Eight value = rounded(token.numbers(GROUP + 1, Slots::column()));
         const bool first = lane < SHARE;
-        if (first) {
+        if (first && stores) {
             *(uint4 *)(slots.keys + (u64)length * WIDTH) = narrow(key);
             *(uint4 *)(slots.values + (u64)length * WIDTH) = narrow(value);
         }

@@ -29,7 +29,7 @@ template <typename M, bool PAIRED> struct Share {
     }
 };
 
-// How a chunk of a tile lies in a slot: as in memory, if it is of whole rows.
+// How a chunk of a tile lies in a slot: as in memory, where it is of whole rows that are in different banks there.
 template <typename M, bool IS_SEVERAL> struct InSlot {
     static constexpr bool SEVERAL = IS_SEVERAL;
     static constexpr int GROUPS = M::GROUPS / M::CHUNKS;  // of a chunk
@@ -38,7 +38,8 @@ template <typename M, bool IS_SEVERAL> struct InSlot {
     static_assert(!M::GROUPED || M::CHUNKS == 1 || M::INPUTS == M::PADDED, "chunks have the same groups");
 
     LB_DEVICE static constexpr int bytes(int part) { return M::row_bytes(part) / M::CHUNKS; }
-    LB_DEVICE static constexpr int row_stride(int part) { return M::CHUNKS == 1 ? bytes(part) : apart(bytes(part)); }
+    LB_DEVICE static constexpr int row_stride(int part) { return apart(bytes(part)); }
+    LB_DEVICE static constexpr bool as_in_memory(int part) { return M::CHUNKS == 1 && row_stride(part) == bytes(part); }
     LB_DEVICE static constexpr int second() { return 16 * row_stride(0); }
     LB_DEVICE static constexpr int scales() { return second() + (M::PARTS == 2 ? 16 * row_stride(M::PARTS - 1) : 0); }
 
@@ -93,7 +94,7 @@ struct Ring {
                 if (part >= M::PARTS) continue;
                 const u8 *from = stack.parts[part] + output * M::row_bytes(part);
                 u8 *to = slot() + part * At::second();
-                if (M::CHUNKS > 1)
+                if (!At::as_in_memory(part))
                     lb_copy(to + row * At::row_stride(part), from + row * M::row_bytes(part) + chunk * At::bytes(part),
                             At::bytes(part), barrier);
                 else if (row == 0)

@@ -20,13 +20,14 @@ LB_MATRIX(OUT)
 LB_MATRIX(UP)
 LB_MATRIX(DOWN)
 
-constexpr int QUERIES = HEADS * GROUP;
+constexpr int QUERIES = HEADS * SHARING;
 constexpr int STREAM = QKV::INPUTS, WITHIN = DOWN::INPUTS;
 constexpr int TOKEN = (GROUP + 2) * WIDTH;  // numbers of the new token that a key-value head has to do with
 static_assert(QKV::OUTPUTS == ROW && OUT::INPUTS == QUERIES * WIDTH, "products have what attention takes and makes");
 static_assert(UP::OUTPUTS == 2 * WITHIN && OUT::OUTPUTS == STREAM && DOWN::OUTPUTS == STREAM && UP::INPUTS == STREAM,
               "parts of a layer fit together");
-static_assert(HEADS * SPLITS <= GRID, "a block for each head and split");
+constexpr int TASKS = QUERIES / GROUP;  // of attention, each of which may be split
+static_assert(TASKS * SPLITS <= GRID, "a block for each of them");
 
 #include "between.h"
 
@@ -124,20 +125,21 @@ LB_DEVICE void read_stream(Activations<M, true> &own, const Block &block, const 
     own.load([&](u32 input) { return *(const uint2 *)(block.stream + input); });
 }
 
-// Attention of a block: to a share of the slots of a key-value head.
+// Attention of a block, with some queries of a key-value head, to a share of its slots. The block of the first share mixes.
 LB_DEVICE void attend_here(const Block &block, const Between &between, const float *cosines, const float *sines, u16 *keys,
                            u16 *values, u32 layer, int length, int start, u32 splits) {
-    const u32 task = GRID - 1 - blockIdx.x, head = task / splits, split = task % splits, warp = threadIdx.x / 32;
-    if (task >= HEADS * splits) return;
+    const u32 number = GRID - 1 - blockIdx.x, task = number / splits, split = number % splits, warp = threadIdx.x / 32;
+    if (task >= TASKS) return;
+    const u32 query = task * GROUP, head = query / SHARING;
     Slots slots(keys, values, layer * HEADS + head);
     slots.read(split * WARPS + warp);
     const u32 angle = Slots::column() % (WIDTH / 2);
     const Eight cosine = load(cosines + angle), sine = load(sines + angle);
     between.wait(between.counts, Share<QKV, false>::BUSY);
-    // Numbers of the token come to all warps: its queries, its key and its value, which lie apart.
+    // Numbers of the token come to all warps: queries, its key and its value, which lie apart.
     for (u32 at = 2 * threadIdx.x; at < TOKEN; at += 2 * THREADS) {
         u32 x;
-        do x = lb_now(between.qkv + (number_of(head, at / WIDTH) * WIDTH + at % WIDTH) / 2);
+        do x = lb_now(between.qkv + (number_of(head, query, at / WIDTH) * WIDTH + at % WIDTH) / 2);
         while (!there(x));
         *(u32 *)(block.token + at) = x;
     }
@@ -145,16 +147,23 @@ LB_DEVICE void attend_here(const Block &block, const Between &between, const flo
     const auto numbers = [&](u32 which, u32 column) { return wide(*(const uint4 *)(block.token + which * WIDTH + column)); };
     const Token<decltype(numbers)> token{cosine, sine, numbers};
     const Found found{(float *)block.scratch};
-    attend(found, slots, token, split * WARPS, splits * WARPS, start, length);
+    attend(found, slots, token, split * WARPS, splits * WARPS, start, length, query % SHARING == 0);
     for (u32 at = threadIdx.x; at < GROUP * WIDTH; at += THREADS) {
-        const u32 g = at / WIDTH, i = at % WIDTH, query = split * QUERIES + head * GROUP + g;
-        const Mixed number = mix<WARPS>(g, i, OfWarps{found});
-        lb_tell(between.mixed + query * WIDTH + i, lb_bits(number.sum));
-        if (i) continue;
-        lb_tell(between.found + 2 * query, lb_bits(number.largest));
-        lb_tell(between.found + 2 * query + 1, lb_bits(number.total));
+        const u32 g = at / WIDTH, i = at % WIDTH;
+        Mixed mixed = mix<WARPS>(g, i, OfWarps{found});
+        if (splits > 1) {
+            const u32 place = split * QUERIES + query + g;
+            lb_tell(between.sums + place * WIDTH + i, lb_bits(mixed.sum));
+            if (i == 0) {
+                lb_tell(between.found + 2 * place, lb_bits(mixed.largest));
+                lb_tell(between.found + 2 * place + 1, lb_bits(mixed.total));
+            }
+            if (split) continue;
+            mixed = read_splits(between, query + g, i, splits);
+        }
+        write_pair(between.mixed, (query + g) * WIDTH + i, mixed.sum / mixed.total, true);
     }
-    between.done(1);
+    if (split == 0) between.done(1);
 }
 
 LB_KERNEL(THREADS + 32, 1)
@@ -202,8 +211,8 @@ lowbit_step(const u16 *x, const float *cosines, const float *sines, const int *f
         if (Share<OUT, false>::tiles()) {
             Activations<OUT, false> own[1];
             const Scales<OUT, false> scales(out, layer);
-            between.wait(between.counts + 1, HEADS * splits);
-            own[0].load([&](u32 input) { return read_mixed(between, input, splits); });
+            between.wait(between.counts + 1, TASKS);
+            read(own[0], between.mixed);
             block.multiply<OUT, false>(
                 own, scales, [&](u32 output, float y, bool is) { write_pair(between.added_out, output, y, is); });
             between.done(2);
@@ -223,7 +232,6 @@ lowbit_step(const u16 *x, const float *cosines, const float *sines, const int *f
         if (Share<DOWN, false>::tiles()) {
             Activations<DOWN, false> own[1];
             const Scales<DOWN, false> scales(down, layer);
-            own[0].load([&](u32) { return make_uint2(0, 0); });
             between.wait(between.counts + 3, Share<UP, true>::BUSY);
             read(own[0], between.gated);
             block.multiply<DOWN, false>(

@@ -70,13 +70,15 @@ class StepTile(NamedTuple):
 
     Attributes:
       blocks: of threads, all of which are there at once.
-      splits: blocks that share a key-value head, at most.
+      queries: of a key-value head that a block attends with.
+      splits: blocks that share the slots of these, at most.
       chunks: parts that the inputs of each product arrive in.
       slot: bytes of a slot of the ring of codes.
       ring: how many slots it has.
     """
 
     blocks: int
+    queries: int
     splits: int
     chunks: tuple[int, ...]
     slot: int
@@ -98,7 +100,7 @@ class Matrices(NamedTuple):
 def step_tile(shape: StepShape, blocks: int) -> StepTile | None:
     """Returns a tile for a GPU that can have so many blocks at once; None for a model that the kernel does not take."""
     a = shape.attention
-    if a.sequences != 1 or not attention_fits(a) or blocks < a.heads:
+    if a.sequences != 1 or not attention_fits(a) or blocks < a.heads or not _queries(a):
         return None
     products = shape.products
     if any(p.made or p.tokens != 1 or p.inputs % 8 or p.inputs > MOST_INPUTS for p in products.values()):
@@ -110,6 +112,11 @@ def step_tile(shape: StepShape, blocks: int) -> StepTile | None:
     return next((tile for tile in tiles if _bytes_ahead(shape, tile) >= enough), None)
 
 
+def _queries(shape: AttentionShape) -> list[int]:
+    """How many queries of a head a block can attend with: whole warps have their numbers."""
+    return [q for q in range(1, shape.group + 1) if shape.group % q == q * shape.width % 32 == 0]
+
+
 def _tile_of(shape: StepShape, blocks: int, limit: int) -> StepTile | None:
     """A tile whose slots have no more bytes than a limit, if there is one, and as many slots as fit."""
     chunks = [fewest_chunks(p, limit) for p in shape.products.values()]
@@ -118,8 +125,12 @@ def _tile_of(shape: StepShape, blocks: int, limit: int) -> StepTile | None:
         return None
     slot = max(piece_bytes(p, count) for p, count in zip(shape.products.values(), known, strict=True))
     a = shape.attention
-    splits = min(MOST_SPLITS, blocks // a.heads, math.ceil(a.slots / (WARPS * chunk_of(a))))
-    tile = StepTile(blocks, splits, known, slot, 0)
+    # Few slots take fewer blocks than there are, so that each can have fewer queries.
+    wanted = math.ceil(a.slots / (WARPS * chunk_of(a)))
+    fitting = [q for q in _queries(a) if a.heads * a.group // q * wanted <= blocks]
+    queries = min(fitting, default=a.group)
+    splits = min(MOST_SPLITS, blocks // (a.heads * a.group // queries), wanted)
+    tile = StepTile(blocks, queries, splits, known, slot, 0)
     ring = min(MOST_SLOTS, (kernels.SHARED - shared_bytes(shape, tile)) // (slot + BARRIERS))
     return tile._replace(ring=ring) if ring >= FEWEST_SLOTS else None
 
@@ -157,7 +168,7 @@ def piece_bytes(shape: Shape, chunks: int) -> int:
     """Returns the bytes of a slot that a chunk of a tile takes, as `ring.h` lays it out."""
     rows = [shape.padded // 8 * bits // chunks for bits in shape.parts]
     scales = 4 * (shape.groups // chunks) + 16 if shape.groups > 1 else 0
-    return TILE * (sum(rows if chunks == 1 else map(stride, rows)) + scales)
+    return TILE * (sum(map(stride, rows)) + scales)
 
 
 def scratch_bytes(shape: StepShape, tile: StepTile) -> int:
@@ -167,7 +178,7 @@ def scratch_bytes(shape: StepShape, tile: StepTile) -> int:
         4 * WARPS * TILE * most_tiles(name, p, tile.blocks) * (DIGITS + (p.groups > 1))
         for name, p in shape.products.items()
     ]
-    return -(-max(*sums, 4 * WARPS * a.group * (a.width + 2)) // 16) * 16
+    return -(-max(*sums, 4 * WARPS * tile.queries * (a.width + 2)) // 16) * 16
 
 
 def shared_bytes(shape: StepShape, tile: StepTile) -> int:
@@ -176,7 +187,7 @@ def shared_bytes(shape: StepShape, tile: StepTile) -> int:
     digits = DIGITS * max(stride(p.padded) for p in products)
     totals = 4 * max(p.padded // 64 if p.groups > 1 else 2 * WARPS for p in products)
     ring = tile.ring * (tile.slot + BARRIERS)
-    token = (shape.attention.group + 2) * shape.attention.width
+    token = (tile.queries + 2) * shape.attention.width
     return ring + 2 * (shape.qkv.inputs + token) + digits + scratch_bytes(shape, tile) + totals + 8 * WARPS
 
 
@@ -184,7 +195,7 @@ def words_between(shape: StepShape, tile: StepTile) -> int:
     """Returns the words of 32 bits that blocks write for one another in a layer, as `between.h` lays them out."""
     a = shape.attention
     found = tile.splits * a.heads * a.group * (a.width + 2)
-    words = shape.qkv.outputs // 2 + found + shape.qkv.inputs + shape.down.inputs // 2 + PARTS
+    words = shape.qkv.outputs // 2 + shape.out.inputs // 2 + found + shape.qkv.inputs + shape.down.inputs // 2 + PARTS
     return -(-words // 4) * 4
 
 
@@ -201,7 +212,8 @@ def defines(shape: StepShape, tile: StepTile) -> dict[str, int]:
         "EPS": int(np.float32(shape.eps).view(np.uint32)),
         "WARPS": WARPS,
         "HEADS": a.heads,
-        "GROUP": a.group,
+        "SHARING": a.group,
+        "GROUP": tile.queries,
         "WIDTH": a.width,
         "SLOTS": a.slots,
         "CHUNK": chunk_of(a),

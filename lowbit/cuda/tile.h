@@ -28,7 +28,9 @@ template <typename M, typename At, int PART> struct Part {
     LB_DEVICE static bool outside(int i) { return RUNS % WARPS && i * WARPS + threadIdx.x / 32 >= RUNS; }
 
     LB_DEVICE static uint4 digits_of(const u8 *digits, u32 unit, int wide, int field) {
-        const u32 column = min(wide * 8 + threadIdx.x % 32 / 4, (u32)M::COLUMNS - 1);
+        // Columns that are none keep memory busy for nothing.
+        const u32 column = wide * 8 + threadIdx.x % 32 / 4;
+        if (column >= M::COLUMNS) return uint4{};
         return *(const uint4 *)(digits + column * M::STRIDE + (unit * FIELDS + field) * UNIT + threadIdx.x % 4 * 16);
     }
 
@@ -92,10 +94,13 @@ template <typename M, typename At, int PART> struct Part {
 #pragma unroll
             for (int wide = 0; wide < M::WIDE; wide++)
 #pragma unroll
-                for (int i = 0; i < 4; i++)
+                for (int i = 0; i < 4; i++) {
+                    // Each field is by 2^BIT more than the one before it: as many as inputs may be, it stays below 2^31.
+                    int sum = 0;
 #pragma unroll
-                    for (int field = 0; field < FIELDS; field++)
-                        sums[n][wide][i] += (found[n][wide][field][i] >> field * BIT) << 2 * PART;
+                    for (int field = 0; field < FIELDS; field++) sum = (sum << BIT) + found[n][wide][field][i];
+                    sums[n][wide][i] += (sum >> (FIELDS - 1) * BIT) << 2 * PART;
+                }
     }
 
     // Adds the codes of a field times digits. Bit 7 of each byte is stored turned over.
