@@ -38,8 +38,8 @@ struct Between {
     }
 
     // Says that this block is done with a part; what it wrote may be seen later than that.
-    LB_DEVICE void done(int part) const {
-        if (threadIdx.x == 0) lb_count(counts + part);
+    LB_DEVICE static void done(u32 *count) {
+        if (threadIdx.x == 0) lb_count(count);
     }
     // Returns when half of so many blocks are: the others will not take long.
     LB_DEVICE static void wait(const u32 *count, u32 blocks) {

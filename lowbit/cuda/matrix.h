@@ -14,14 +14,6 @@ constexpr int PLACES = 21;  // of activations below the largest power of two
 // Rows lie 64 bytes beyond a multiple of 128 apart: the 16 bytes of each of 8 threads then are in different banks.
 LB_DEVICE constexpr int apart(int bytes) { return bytes + (bytes % 128 == 0 ? 64 : 0); }
 
-#define LB_MATRIX(NAME)                                                                                             \
-    struct NAME##Given {                                                                                            \
-        static constexpr int INPUTS = NAME##_INPUTS, OUTPUTS = NAME##_OUTPUTS, TOKENS = NAME##_TOKENS;              \
-        static constexpr int GROUPS = NAME##_GROUPS, BITS = NAME##_BITS, SPAN = NAME##_SPAN, BLOCKS = NAME##_BLOCKS; \
-        static constexpr int FIRST = NAME##_FIRST, DISTANCE = NAME##_DISTANCE, CHUNKS = NAME##_CHUNKS;              \
-    };                                                                                                              \
-    typedef Matrix<NAME##Given> NAME;
-
 template <bool WHOLE> struct SumOf {
     typedef int Type;
 };
@@ -29,34 +21,43 @@ template <> struct SumOf<false> {
     typedef float Type;
 };
 
-template <typename Given> struct Matrix : Given {
-    static constexpr int PARTS = Given::BITS == 3 ? 2 : 1;                  // 3 bits are 2 and 1
-    static constexpr int PAIRS = 8 / (Given::BITS == 3 ? 1 : Given::BITS);  // pairs of planes of a block
-    static constexpr int PAIR = 2 * Given::SPAN;                            // inputs of a pair, which share a scale
-    static constexpr int PADDED = Given::BLOCKS * PAIRS * PAIR;             // inputs of a row, filled up
-    static constexpr int GROUP_SIZE = Given::INPUTS / Given::GROUPS;             // inputs of a scale
-    static constexpr int COLUMNS = DIGITS * Given::TOKENS;
+// Without its outputs, which are many or few: matrices with the same inputs are multiplied by the same code.
+template <int INPUTS_, int TOKENS_, int GROUPS_, int BITS_, int SPAN_, int BLOCKS_, int FIRST_, int DISTANCE_, int CHUNKS_>
+struct Matrix {
+    static constexpr int INPUTS = INPUTS_, TOKENS = TOKENS_, GROUPS = GROUPS_, BITS = BITS_, SPAN = SPAN_;
+    static constexpr int BLOCKS = BLOCKS_, FIRST = FIRST_, DISTANCE = DISTANCE_, CHUNKS = CHUNKS_;
+    static constexpr int PARTS = BITS == 3 ? 2 : 1;           // 3 bits are 2 and 1
+    static constexpr int PAIRS = 8 / (BITS == 3 ? 1 : BITS);  // pairs of planes of a block
+    static constexpr int PAIR = 2 * SPAN;                     // inputs of a pair, which share a scale
+    static constexpr int PADDED = BLOCKS * PAIRS * PAIR;      // inputs of a row, filled up
+    static constexpr int GROUP_SIZE = INPUTS / GROUPS;        // inputs of a scale
+    static constexpr int COLUMNS = DIGITS * TOKENS;
     static constexpr int WIDE = (COLUMNS + 7) / 8;  // products of 8 columns
     static constexpr int QUADS = PADDED / 8;        // four halfwords, of two planes
     static constexpr int TURNS = (QUADS + THREADS - 1) / THREADS;
-    static constexpr bool GROUPED = Given::GROUPS > 1;
-    static constexpr int STRIDE = apart(PADDED);                       // of columns of digits
-    static constexpr int TOTALS = GROUPED ? PADDED / 64 : 2 * WARPS;    // sums of activations: of 64, or halves of a warp's
-    static constexpr int RESULTS = COLUMNS + GROUPED * Given::TOKENS;  // sums of a row in a warp: of columns, of offsets
+    static constexpr bool GROUPED = GROUPS > 1;
+    static constexpr int STRIDE = apart(PADDED);                     // of columns of digits
+    static constexpr int TOTALS = GROUPED ? PADDED / 64 : 2 * WARPS;  // sums of activations: of 64, or halves of a warp's
+    static constexpr int RESULTS = COLUMNS + GROUPED * TOKENS;       // sums of a row in a warp: of columns, of offsets
 
     // Sums of codes times digits: whole numbers, or scaled.
     typedef typename SumOf<!GROUPED>::Type Sum;
 
-    LB_DEVICE static constexpr int part_bits(int part) { return PARTS == 1 ? Given::BITS : 2 - part; }
+    LB_DEVICE static constexpr int part_bits(int part) { return PARTS == 1 ? BITS : 2 - part; }
     LB_DEVICE static constexpr int row_bytes(int part) { return PADDED / 8 * part_bits(part); }
     LB_DEVICE static constexpr int all_row_bytes() { return row_bytes(0) + (PARTS == 2 ? row_bytes(PARTS - 1) : 0); }
 
     // The first of the inputs whose digits lie at 8 * quad: four of a plane, and SPAN further on four of the next.
     LB_DEVICE static u32 first_input(u32 quad) {
         const u32 within = quad % 8 * 4, pair = quad / 8 % PAIRS, unit = quad / 8 / PAIRS;
-        const u32 block = unit / (Given::SPAN / 32), half = unit % (Given::SPAN / 32);
+        const u32 block = unit / (SPAN / 32), half = unit % (SPAN / 32);
         return (block * PAIRS + pair) * PAIR + half * 32 + within;
     }
     // The group of the inputs whose sum is a slot of the totals. What is filled up has the last one, and adds nothing.
-    LB_DEVICE static u32 group_of(u32 slot) { return min(first_input(8 * slot) / GROUP_SIZE, (u32)Given::GROUPS - 1); }
+    LB_DEVICE static u32 group_of(u32 slot) { return min(first_input(8 * slot) / GROUP_SIZE, (u32)GROUPS - 1); }
 };
+
+#define LB_MATRIX(NAME)                                                                                                 \
+    typedef Matrix<NAME##_INPUTS, NAME##_TOKENS, NAME##_GROUPS, NAME##_BITS, NAME##_SPAN, NAME##_BLOCKS, NAME##_FIRST, \
+                   NAME##_DISTANCE, NAME##_CHUNKS>                                                                     \
+        NAME;

@@ -24,7 +24,7 @@ constexpr bool MADE = GATED || NORMED;       // whether activations are made her
 // How codes of whole rows lie, and their scales: those of 8 rows in different banks.
 struct Here {
     static constexpr int SCALES = OWN::GROUPED ? 4 * OWN::GROUPS + 16 : 0;
-    static constexpr bool SEVERAL = TILES > 1;
+    static constexpr bool HOLDS = TILES > 1;
     LB_DEVICE static constexpr int row_stride(int part) { return apart(OWN::row_bytes(part)); }
 };
 constexpr int ALL_CODES = ROWS * (Here::row_stride(0) + (OWN::PARTS == 2 ? Here::row_stride(OWN::PARTS - 1) : 0));
@@ -70,7 +70,7 @@ struct Codes {
     LB_DEVICE void copy(const Shared &shared, int i) const {
         const u32 lane = threadIdx.x % 32, part = lane / 16;
         const int tile = i % TILES, chunk = i / TILES;
-        const u32 row = tile * 16 + lane % 16, output = min(first_row + row, (u32)OWN::OUTPUTS - 1);
+        const u32 row = tile * 16 + lane % 16, output = min(first_row + row, (u32)OWN_OUTPUTS - 1);
         if (OWN::GROUPED && chunk == 0 && part == 0)
             lb_copy(shared.scales + row * Here::SCALES, (const u8 *)(scale + output * OWN::GROUPS), 4 * OWN::GROUPS,
                     shared.barriers + i);
@@ -115,7 +115,7 @@ lowbit_product(const u16 *x, const float *scale, const u8 *codes0, const u8 *cod
         own[token].load_made(1, [&](u32 input) { return lb_load4(second + input); });
     }
     float own_scale = 1;
-    if (!OWN::GROUPED && thread < ROWS) own_scale = scale[min(first_row + thread, (u32)OWN::OUTPUTS - 1)];
+    if (!OWN::GROUPED && thread < ROWS) own_scale = scale[min(first_row + thread, (u32)OWN_OUTPUTS - 1)];
     const Codes codes{scale, {codes0, codes1}, first_row};
     if (warp == 0) codes.begin(shared);
     // Behind the copies, which do not wait for it then.
@@ -136,17 +136,17 @@ lowbit_product(const u16 *x, const float *scale, const u8 *codes0, const u8 *cod
             lb_wait(shared.barriers + arrived, 0);
             // Asked for one behind the other, copies come in this order, and leave less to be multiplied at the end.
             if (warp == 0 && arrived + AHEAD < COPIES) codes.copy(shared, arrived + AHEAD);
-            const Lying<Here> lying[1] = {shared.lying(tile)};
+            const Lying<Here> lying = shared.lying(tile);
             shared.sums.multiply(first_part, second_part, lying, shared.rounded.digits, tile, chunk);
-            if (OWN::GROUPED && chunk == 0) shared.sums.add_offsets(lying[0], shared.rounded.totals, tile, 0, 1);
+            if (OWN::GROUPED && chunk == 0) shared.sums.add_offsets(lying, shared.rounded.totals, tile, 0, 1);
         }
     }
     lb_meet(THREADS);
 
-    if (thread < ROWS && first_row + thread < OWN::OUTPUTS) {
+    if (thread < ROWS && first_row + thread < OWN_OUTPUTS) {
 #pragma unroll
         for (int token = 0; token < OWN::TOKENS; token++)
-            y[(u64)token * OWN::OUTPUTS + first_row + thread] =
+            y[(u64)token * OWN_OUTPUTS + first_row + thread] =
                 shared.sums.result(thread, token, common[token]) * (own_scale * units[token]);
     }
 }

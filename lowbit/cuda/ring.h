@@ -8,30 +8,35 @@
 
 #include "tile.h"
 
-// A matrix of each layer, behind one another. PAIRED are matrices of gates and what they let pass, whose tiles stay
-// together: every other one of a block is of gates.
-struct Stack {
+// The outputs of a matrix that a block has. PAIRED are those of gates and what they let pass, whose tiles stay together:
+// every other one of a block is of gates.
+struct Share {
+    u32 outputs;
+    bool paired;
+
+    LB_DEVICE u32 together() const { return paired ? 2 : 1; }
+    LB_DEVICE u32 to_share() const { return outputs / 16 / together(); }
+    // Blocks that have some.
+    LB_DEVICE u32 busy() const { return min(to_share(), (u32)GRID); }
+    LB_DEVICE u32 tiles() const { return (to_share() - 1 - blockIdx.x + GRID) / GRID * together(); }
+    LB_DEVICE u32 first_output(u32 tile) const {
+        return (blockIdx.x + tile / together() * GRID) * 16 + tile % together() * (outputs / 2);
+    }
+};
+LB_DEVICE constexpr int most_tiles(int outputs, bool paired) {
+    const int together = paired ? 2 : 1;
+    return (outputs / 16 / together + GRID - 1) / GRID * together;
+}
+
+// A matrix of a layer.
+struct Codes {
     const float *scale;
     const u8 *parts[2];
 };
 
-template <typename M, bool PAIRED> struct Share {
-    static constexpr int ALL = M::OUTPUTS / (PAIRED ? 32 : 16);  // to be shared out
-    static constexpr int MOST = (ALL + GRID - 1) / GRID * (PAIRED ? 2 : 1);
-    static constexpr int BUSY = ALL < GRID ? ALL : GRID;  // blocks that have some
-    static_assert(M::OUTPUTS % (PAIRED ? 32 : 16) == 0, "whole tiles");
-    static constexpr int ROUNDS = (16 * MOST + THREADS - 1) / THREADS;  // outputs of a thread
-
-    LB_DEVICE static u32 tiles() { return (ALL - 1 - blockIdx.x + GRID) / GRID * (PAIRED ? 2 : 1); }
-    LB_DEVICE static u32 first_output(u32 tile) {
-        if (!PAIRED) return (blockIdx.x + tile * GRID) * 16;
-        return (blockIdx.x + tile / 2 * GRID) * 16 + tile % 2 * (M::OUTPUTS / 2);
-    }
-};
-
 // How a chunk of a tile lies in a slot: as in memory, where it is of whole rows that are in different banks there.
-template <typename M, bool IS_SEVERAL> struct InSlot {
-    static constexpr bool SEVERAL = IS_SEVERAL;
+template <typename M> struct InSlot {
+    static constexpr bool HOLDS = true;
     static constexpr int GROUPS = M::GROUPS / M::CHUNKS;  // of a chunk
     static constexpr int SCALES = M::GROUPED ? 4 * GROUPS + 16 : 0;
     static_assert(!M::GROUPED || (GROUPS % 4 == 0 && GROUPS * M::CHUNKS == M::GROUPS), "groups of whole chunks");
@@ -55,10 +60,9 @@ struct Ring {
     u8 *slots;    // [RING SLOT]
     u64 *full;    // [RING]
     u64 *empty;   // [RING]
-    u32 at, odd;  // the slot that comes next, and whether the ring went round an odd number of times
 
     LB_DEVICE explicit Ring(u8 *memory)
-        : slots(memory), full((u64 *)(memory + RING * SLOT)), empty(full + RING), at(0), odd(0) {}
+        : slots(memory), full((u64 *)(memory + RING * SLOT)), empty(full + RING) {}
 
     // One thread calls it.
     LB_DEVICE void make_barriers() const {
@@ -67,33 +71,32 @@ struct Ring {
             lb_make_barrier(empty + i, WARPS);
         }
     }
-    LB_DEVICE void next() {
-        at++;
-        if (at == RING) at = 0, odd ^= 1;
-    }
-    LB_DEVICE u8 *slot() const { return slots + at * SLOT; }
+    LB_DEVICE u8 *slot(u32 number) const { return slots + number % RING * SLOT; }
+    // Whether the ring went round an odd number of times before what has this number.
+    LB_DEVICE static u32 odd(u32 number) { return number / RING % 2; }
 
-    // The warp that copies has all tiles of a matrix of a layer come, in the order in which they are multiplied.
-    template <typename M, bool PAIRED> LB_DEVICE void fetch(const Stack &stack, u32 layer) {
-        typedef InSlot<M, true> At;
-        const u32 lane = threadIdx.x % 32, part = lane / 16, row = lane % 16;
+    // The warp that copies has all tiles of a matrix come, in the order in which they are multiplied. `number` counts all
+    // that ever came; that after them is returned.
+    template <typename M> LB_DEVICE u32 fetch(const Codes &codes, const Share &share, u32 number) const {
+        typedef InSlot<M> At;
+        const u32 lane = threadIdx.x % 32, part = lane / 16, row = lane % 16, tiles = share.tiles();
 #pragma unroll 1
         for (int chunk = 0; chunk < M::CHUNKS; chunk++) {
 #pragma unroll 1
-            for (u32 tile = 0; tile < Share<M, PAIRED>::tiles(); tile++, next()) {
-                lb_wait(empty + at, odd ^ 1);
-                u64 *barrier = full + at;
+            for (u32 tile = 0; tile < tiles; tile++, number++) {
+                u64 *barrier = full + number % RING;
+                lb_wait(empty + number % RING, odd(number) ^ 1);
                 if (lane == 0)
                     lb_expect(barrier, 16 * (M::all_row_bytes() / M::CHUNKS + M::GROUPED * 4 * At::GROUPS));
                 lb_meet_warp();
-                const u64 output = (u64)layer * M::OUTPUTS + Share<M, PAIRED>::first_output(tile);
+                const u64 output = share.first_output(tile);
                 if (M::GROUPED && part == 0)
-                    lb_copy(slot() + At::scales() + row * At::SCALES,
-                            (const u8 *)(stack.scale + (output + row) * M::GROUPS + chunk * At::GROUPS), 4 * At::GROUPS,
+                    lb_copy(slot(number) + At::scales() + row * At::SCALES,
+                            (const u8 *)(codes.scale + (output + row) * M::GROUPS + chunk * At::GROUPS), 4 * At::GROUPS,
                             barrier);
                 if (part >= M::PARTS) continue;
-                const u8 *from = stack.parts[part] + output * M::row_bytes(part);
-                u8 *to = slot() + part * At::second();
+                const u8 *from = codes.parts[part] + output * M::row_bytes(part);
+                u8 *to = slot(number) + part * At::second();
                 if (!At::as_in_memory(part))
                     lb_copy(to + row * At::row_stride(part), from + row * M::row_bytes(part) + chunk * At::bytes(part),
                             At::bytes(part), barrier);
@@ -101,51 +104,28 @@ struct Ring {
                     lb_copy(to, from, 16 * M::row_bytes(part), barrier);
             }
         }
+        return number;
     }
 
     // The other warps multiply them by digits. All of these warps meet at the end.
-    template <typename M, bool PAIRED, typename At>
-    LB_DEVICE void multiply(const Rounded<M> &rounded, const Sums<M, At> &sums) {
-        const u32 tiles = Share<M, PAIRED>::tiles();
+    template <typename M, typename At>
+    LB_DEVICE u32 multiply(const Rounded<M> &rounded, const Sums<M, At> &sums, u32 tiles, u32 number) const {
 #pragma unroll 1
         for (int chunk = 0; chunk < M::CHUNKS; chunk++) {
             Part<M, At, 0> first;
             Part<M, At, M::PARTS - 1> second;
             first.hold(rounded.digits, chunk);
-            u32 tile = 0;
-            // Several at once: the products of one wait for those of another.
-            if (Share<M, PAIRED>::MOST >= 4 && RING >= 8)
 #pragma unroll 1
-                for (; tile + 4 <= tiles; tile += 4) multiply<4>(first, second, rounded, sums, tile, chunk);
-            if (Share<M, PAIRED>::MOST >= 2)
-#pragma unroll 1
-                for (; tile + 2 <= tiles; tile += 2) multiply<2>(first, second, rounded, sums, tile, chunk);
-            if (!PAIRED)
-                for (; tile < tiles; tile++) multiply<1>(first, second, rounded, sums, tile, chunk);
+            for (u32 tile = 0; tile < tiles; tile++, number++) {
+                lb_wait(full + number % RING, odd(number));
+                const Lying<At> lying = At::lying(slot(number), chunk);
+                sums.multiply(first, second, lying, rounded.digits, tile, chunk);
+                if (M::GROUPED) sums.add_offsets(lying, rounded.totals, tile, chunk, M::CHUNKS);
+                lb_meet_warp();
+                if (threadIdx.x % 32 == 0) lb_arrive(empty + number % RING);
+            }
         }
         lb_meet(THREADS);
-    }
-
-    template <int N, typename M, typename At>
-    LB_DEVICE void multiply(const Part<M, At, 0> &first, const Part<M, At, M::PARTS - 1> &second,
-                            const Rounded<M> &rounded, const Sums<M, At> &sums, u32 tile, int chunk) {
-        Lying<At> lying[N];
-        u64 *barriers[N];
-#pragma unroll
-        for (int n = 0; n < N; n++, next()) {
-            lb_wait(full + at, odd);
-            lying[n] = At::lying(slot(), chunk);
-            barriers[n] = empty + at;
-        }
-        sums.multiply(first, second, lying, rounded.digits, tile, chunk);
-        if (M::GROUPED) {
-#pragma unroll
-            for (int n = 0; n < N; n++) sums.add_offsets(lying[n], rounded.totals, tile + n, chunk, M::CHUNKS);
-        }
-        lb_meet_warp();
-        if (threadIdx.x % 32 == 0) {
-#pragma unroll
-            for (int n = 0; n < N; n++) lb_arrive(barriers[n]);
-        }
+        return number;
     }
 };

@@ -6,6 +6,9 @@
 // none of these exchanges. Each block keeps the residual stream and its norms itself. Between parts all numbers are
 // bfloat16, as they are between the kernels of single products.
 //
+// Each instruction is run a few times a layer at most, and has to come from memory as well: products with as many inputs
+// are one function.
+//
 // Defined from outside, beside what ring.h and heads.h ask for: the matrices QKV, OUT, UP and DOWN; LAYERS; SPLITS, blocks
 // that share a key-value head at most; EPS of norms, as the bits of a float; SCRATCH, bytes of what parts keep for
 // themselves; SHARED, bytes of a block.
@@ -22,11 +25,11 @@ LB_MATRIX(DOWN)
 
 constexpr int QUERIES = HEADS * SHARING;
 constexpr int STREAM = QKV::INPUTS, WITHIN = DOWN::INPUTS;
-constexpr int TOKEN = (GROUP + 2) * WIDTH;  // numbers of the new token that a key-value head has to do with
-static_assert(QKV::OUTPUTS == ROW && OUT::INPUTS == QUERIES * WIDTH, "products have what attention takes and makes");
-static_assert(UP::OUTPUTS == 2 * WITHIN && OUT::OUTPUTS == STREAM && DOWN::OUTPUTS == STREAM && UP::INPUTS == STREAM,
+constexpr int TOKEN = (GROUP + 2) * WIDTH;  // numbers of the new token that a block attends with
+constexpr int TASKS = QUERIES / GROUP;      // of attention, each of which may be split
+static_assert(QKV_OUTPUTS == ROW && OUT::INPUTS == QUERIES * WIDTH, "products have what attention takes and makes");
+static_assert(UP_OUTPUTS == 2 * WITHIN && OUT_OUTPUTS == STREAM && DOWN_OUTPUTS == STREAM && UP::INPUTS == STREAM,
               "parts of a layer fit together");
-constexpr int TASKS = QUERIES / GROUP;  // of attention, each of which may be split
 static_assert(TASKS * SPLITS <= GRID, "a block for each of them");
 
 #include "between.h"
@@ -34,30 +37,15 @@ static_assert(TASKS * SPLITS <= GRID, "a block for each of them");
 LB_DEVICE constexpr int larger(int x, int y) { return x > y ? x : y; }
 constexpr int DIGIT_BYTES = DIGITS * larger(larger(QKV::STRIDE, OUT::STRIDE), larger(UP::STRIDE, DOWN::STRIDE));
 constexpr int TOTAL_BYTES = 4 * larger(larger(QKV::TOTALS, OUT::TOTALS), larger(UP::TOTALS, DOWN::TOTALS));
-template <typename M, bool PAIRED> LB_DEVICE constexpr int sum_bytes() {
-    return 4 * WARPS * 16 * Share<M, PAIRED>::MOST * M::RESULTS;
-}
-static_assert(SCRATCH >= larger(larger(sum_bytes<QKV, false>(), sum_bytes<OUT, false>()),
-                                larger(sum_bytes<UP, true>(), sum_bytes<DOWN, false>())) &&
+template <typename M> LB_DEVICE constexpr int sum_bytes(int tiles) { return 4 * WARPS * 16 * tiles * M::RESULTS; }
+static_assert(SCRATCH >= larger(larger(sum_bytes<QKV>(most_tiles(QKV_OUTPUTS, false)),
+                                       sum_bytes<OUT>(most_tiles(OUT_OUTPUTS, false))),
+                                larger(sum_bytes<UP>(most_tiles(UP_OUTPUTS, true)),
+                                       sum_bytes<DOWN>(most_tiles(DOWN_OUTPUTS, false)))) &&
                   SCRATCH >= 4 * WARPS * GROUP * (WIDTH + 2),
               "sums, or what warps found, fit");
 static_assert(SHARED == RING * (SLOT + 16) + 2 * (STREAM + TOKEN) + DIGIT_BYTES + SCRATCH + TOTAL_BYTES + 8 * WARPS,
               "shared memory is not what was asked for");
-
-// Scales of the outputs of this thread, asked for before anything is waited for.
-template <typename M, bool PAIRED> struct Scales {
-    float own[Share<M, PAIRED>::ROUNDS];
-
-    LB_DEVICE Scales(const Stack &stack, u32 layer) {
-#pragma unroll
-        for (int i = 0; i < Share<M, PAIRED>::ROUNDS; i++) {
-            const u32 row = i * THREADS + threadIdx.x;
-            own[i] = 1;
-            if (!M::GROUPED && row < 16 * Share<M, PAIRED>::tiles())
-                own[i] = stack.scale[(u64)layer * M::OUTPUTS + Share<M, PAIRED>::first_output(row / 16) + row % 16];
-        }
-    }
-};
 
 struct Block {
     Ring ring;
@@ -79,50 +67,86 @@ struct Block {
     }
 
     template <typename M> LB_DEVICE Rounded<M> rounded() const { return {digits, largest, totals, squares}; }
+};
 
-    // Multiplies what threads have by the outputs of this block. All threads of a warp call `write` with an output each:
-    // (output, what it is, whether it is one).
-    template <typename M, bool PAIRED, bool NORMED, typename F>
-    LB_DEVICE void multiply(Activations<M, NORMED> (&own)[1], const Scales<M, PAIRED> &scales, F write) {
-        typedef InSlot<M, (Share<M, PAIRED>::MOST > 1)> At;
-        float units[1];
-        long long common[1];
-        const Rounded<M> to = rounded<M>();
-        to.template round<NORMED>(own, stream, lb_float(EPS), units, common);
-        const u32 rows = 16 * Share<M, PAIRED>::tiles(), thread = threadIdx.x;
-        if (rows == 0) return;
-        const Sums<M, At> sums{(typename M::Sum *)scratch, rows};
-        ring.template multiply<M, PAIRED>(to, sums);
-#pragma unroll
-        for (int i = 0; i < Share<M, PAIRED>::ROUNDS; i++) {
-            const u32 row = i * THREADS + thread, known = min(row, rows - 1);
-            if (row / 32 * 32 >= rows) break;
-            write(Share<M, PAIRED>::first_output(known / 16) + known % 16,
-                  sums.result(known, 0, common[0]) * (scales.own[i] * units[0]), row < rows);
+// A matrix of a layer out of those of all layers.
+template <typename M>
+LB_DEVICE Codes of_layer(u64 layer, const Share &share, const float *scale, const u8 *part0, const u8 *part1) {
+    const u64 output = layer * share.outputs;
+    return {scale + output * M::GROUPS, {part0 + output * M::row_bytes(0), part1 + output * M::row_bytes(M::PARTS - 1)}};
+}
+
+// What activations are made of: words that so many blocks write, and count; where there is a norm, these are added to the
+// residual stream, unless they are none, and the norm of the sum is taken, times its scale.
+struct Inputs {
+    const u32 *words, *count;
+    u32 blocks;
+    const float *norm;
+};
+
+template <typename M> struct Making {
+    Activations<M, true> own[1];
+    float units[1];
+    long long common[1];
+
+    LB_DEVICE void make(const Block &block, const Inputs &inputs) {
+        if (inputs.norm) own[0].load_made(1, [&](u32 input) { return lb_load4(inputs.norm + input); });
+        own[0].load([&](u32) { return make_uint2(0, 0); });
+        if (inputs.words) {
+            Between::wait(inputs.count, inputs.blocks);
+            read(own[0], inputs.words);
         }
+        const Rounded<M> rounded = block.rounded<M>();
+        if (!inputs.norm) {
+            rounded.template round<false>(own, nullptr, 0, units, common);
+            return;
+        }
+        own[0].each([&](int turn, int plane) {
+            const uint2 x = own[0].pairs[turn][plane];
+            own[0].made[turn][plane][0] = {lb_float(x.x << 16), lb_float(x.x & 0xffff0000), lb_float(x.y << 16),
+                                           lb_float(x.y & 0xffff0000)};
+        });
+        own[0].load([&](u32 input) { return *(const uint2 *)(block.stream + input); });
+        rounded.template round<true>(own, block.stream, lb_float(EPS), units, common);
     }
 };
 
-// Writes outputs that two neighbouring threads have.
-LB_DEVICE void write_pair(u32 *words, u32 output, float y, bool is) {
-    const u32 both = lb_bfloat16(y, lb_exchange(y, 1));
-    if (is && output % 2 == 0) lb_tell(words + output / 2, both);
-}
+// A product of a layer: its outputs go to words that others read, and this block is counted.
+struct Product {
+    Inputs inputs;
+    Share share;
+    const float *scale;
+    u32 *results, *count;
+};
 
-// The residual stream, and what is added to it, if something is, by the last product of so many blocks.
-template <typename M>
-LB_DEVICE void read_stream(Activations<M, true> &own, const Block &block, const u32 *added, const u32 *count, u32 blocks) {
-    own.load([&](u32) { return make_uint2(0, 0); });
-    if (added) {
-        Between::wait(count, blocks);
-        read(own, added);
+// Multiplies by what the ring has from a number on, and returns the next number.
+template <typename M> LB_FUNCTION u32 multiply(const Product product, u32 number) {
+    const Block block(lb_shared);
+    const Share share = product.share;
+    const u32 thread = threadIdx.x, tiles = share.tiles(), rows = 16 * tiles;
+    // Asked for before anything is waited for.
+    const auto scale_of = [&](u32 row) {
+        return M::GROUPED || row >= rows ? 1 : product.scale[share.first_output(row / 16) + row % 16];
+    };
+    const float first_scale = scale_of(thread);
+    Making<M> activations;
+    activations.make(block, product.inputs);
+    if (tiles == 0) return number;
+    const Sums<M, InSlot<M>> sums{(typename M::Sum *)block.scratch, rows};
+    number = block.ring.multiply(block.rounded<M>(), sums, tiles, number);
+#pragma unroll 1
+    for (u32 row = thread; row / 32 * 32 < rows; row += THREADS) {
+        const u32 known = min(row, rows - 1), output = share.first_output(known / 16) + known % 16;
+        const float scale = row == thread ? first_scale : scale_of(row);
+        const float y = sums.result(known, 0, activations.common[0]) * (scale * activations.units[0]);
+        const float next = lb_exchange(y, 1);
+        u32 both = lb_bfloat16(y, next);
+        if (share.paired) both = gated(y, next, lb_exchange(y, 16), lb_exchange(next, 16));
+        if (row < rows && output % 2 == 0 && !(share.paired && thread % 32 >= 16))
+            lb_tell(product.results + output / 2, both);
     }
-    own.each([&](int turn, int plane) {
-        const uint2 x = own.pairs[turn][plane];
-        own.made[turn][plane][0] = {lb_float(x.x << 16), lb_float(x.x & 0xffff0000), lb_float(x.y << 16),
-                                    lb_float(x.y & 0xffff0000)};
-    });
-    own.load([&](u32 input) { return *(const uint2 *)(block.stream + input); });
+    Between::done(product.count);
+    return number;
 }
 
 // Attention of a block, with some queries of a key-value head, to a share of its slots. The block of the first share mixes.
@@ -135,7 +159,7 @@ LB_DEVICE void attend_here(const Block &block, const Between &between, const flo
     slots.read(split * WARPS + warp);
     const u32 angle = Slots::column() % (WIDTH / 2);
     const Eight cosine = load(cosines + angle), sine = load(sines + angle);
-    between.wait(between.counts, Share<QKV, false>::BUSY);
+    Between::wait(between.counts, Share{QKV_OUTPUTS, false}.busy());
     // Numbers of the token come to all warps: queries, its key and its value, which lie apart.
     for (u32 at = 2 * threadIdx.x; at < TOKEN; at += 2 * THREADS) {
         u32 x;
@@ -161,9 +185,11 @@ LB_DEVICE void attend_here(const Block &block, const Between &between, const flo
             if (split) continue;
             mixed = read_splits(between, query + g, i, splits);
         }
-        write_pair(between.mixed, (query + g) * WIDTH + i, mixed.sum / mixed.total, true);
+        const float y = mixed.sum / mixed.total;
+        const u32 both = lb_bfloat16(y, lb_exchange(y, 1));
+        if (i % 2 == 0) lb_tell(between.mixed + ((query + g) * WIDTH + i) / 2, both);
     }
-    if (split == 0) between.done(1);
+    if (split == 0) Between::done(between.counts + 1);
 }
 
 LB_KERNEL(THREADS + 32, 1)
@@ -172,10 +198,10 @@ lowbit_step(const u16 *x, const float *cosines, const float *sines, const int *f
             const float *out_scale, const u8 *out0, const u8 *out1, const float *up_scale, const u8 *up0, const u8 *up1,
             const float *down_scale, const u8 *down0, const u8 *down1, const u32 *, const u16 *, const u16 *, u16 *hidden,
             u32 *all_between, u16 *keys, u16 *values) {
-    const Stack qkv{qkv_scale, {qkv0, qkv1}}, out{out_scale, {out0, out1}};
-    const Stack up{up_scale, {up0, up1}}, down{down_scale, {down0, down1}};
-    Block block(lb_shared);
+    const Block block(lb_shared);
+    const Share qkv{QKV_OUTPUTS, false}, out{OUT_OUTPUTS, false}, up{UP_OUTPUTS, true}, down{DOWN_OUTPUTS, false};
     const u32 thread = threadIdx.x;
+    u32 number = 0;  // of chunks of tiles that came through the ring
     if (thread == THREADS) block.ring.make_barriers();
     for (u32 at = 4 * thread; thread < THREADS && at < STREAM; at += 4 * THREADS)
         *(uint2 *)(block.stream + at) = lb_load(x + at);
@@ -183,73 +209,44 @@ lowbit_step(const u16 *x, const float *cosines, const float *sines, const int *f
 
     if (thread >= THREADS) {
 #pragma unroll 1
-        for (u32 layer = 0; layer < LAYERS; layer++) {
-            block.ring.fetch<QKV, false>(qkv, layer);
-            block.ring.fetch<OUT, false>(out, layer);
-            block.ring.fetch<UP, true>(up, layer);
-            block.ring.fetch<DOWN, false>(down, layer);
+        for (u64 layer = 0; layer < LAYERS; layer++) {
+            number = block.ring.fetch<QKV>(of_layer<QKV>(layer, qkv, qkv_scale, qkv0, qkv1), qkv, number);
+            number = block.ring.fetch<OUT>(of_layer<OUT>(layer, out, out_scale, out0, out1), out, number);
+            number = block.ring.fetch<UP>(of_layer<UP>(layer, up, up_scale, up0, up1), up, number);
+            number = block.ring.fetch<DOWN>(of_layer<DOWN>(layer, down, down_scale, down0, down1), down, number);
         }
         return;
     }
 
     const int length = filled[0], start = filled[1];
     const u32 splits = min(max((u32)(length + WARPS * CHUNK - 1) / (WARPS * CHUNK), 1u), (u32)SPLITS);
-    const u32 *added = nullptr, *count = nullptr;
+    const u32 *added = nullptr, *added_count = nullptr;
 #pragma unroll 1
     for (u32 layer = 0; layer < LAYERS; layer++) {
         const Between between(all_between, layer);
-        {
-            Activations<QKV, true> own[1];
-            own[0].load_made(1, [&](u32 input) { return lb_load4(attention_norms + layer * STREAM + input); });
-            const Scales<QKV, false> scales(qkv, layer);
-            read_stream(own[0], block, added, count, Share<DOWN, false>::BUSY);
-            block.multiply<QKV, false>(
-                own, scales, [&](u32 output, float y, bool is) { write_pair(between.qkv, output, y, is); });
-            if (Share<QKV, false>::tiles()) between.done(0);
-        }
+        u32 *counts = between.counts;
+        const Inputs to_attend{added, added_count, down.busy(), attention_norms + layer * STREAM};
+        number = multiply<QKV>({to_attend, qkv, qkv_scale + (u64)layer * QKV_OUTPUTS, between.qkv, counts}, number);
         attend_here(block, between, cosines, sines, keys, values, layer, length, start, splits);
-        if (Share<OUT, false>::tiles()) {
-            Activations<OUT, false> own[1];
-            const Scales<OUT, false> scales(out, layer);
-            between.wait(between.counts + 1, TASKS);
-            read(own[0], between.mixed);
-            block.multiply<OUT, false>(
-                own, scales, [&](u32 output, float y, bool is) { write_pair(between.added_out, output, y, is); });
-            between.done(2);
+        if (out.tiles()) {
+            const Inputs mixed{between.mixed, counts + 1, TASKS, nullptr};
+            number = multiply<OUT>({mixed, out, out_scale + (u64)layer * OUT_OUTPUTS, between.added_out, counts + 2}, number);
         }
-        {
-            Activations<UP, true> own[1];
-            own[0].load_made(1, [&](u32 input) { return lb_load4(product_norms + layer * STREAM + input); });
-            const Scales<UP, true> scales(up, layer);
-            read_stream(own[0], block, between.added_out, between.counts + 2, Share<OUT, false>::BUSY);
-            block.multiply<UP, true>(own, scales, [&](u32 output, float y, bool) {
-                const float other = lb_exchange(y, 16), next = lb_exchange(y, 1), next_other = lb_exchange(other, 1);
-                if (thread % 32 < 16 && output % 2 == 0)
-                    lb_tell(between.gated + output / 2, gated(y, next, other, next_other));
-            });
-            if (Share<UP, true>::tiles()) between.done(3);
-        }
-        if (Share<DOWN, false>::tiles()) {
-            Activations<DOWN, false> own[1];
-            const Scales<DOWN, false> scales(down, layer);
-            between.wait(between.counts + 3, Share<UP, true>::BUSY);
-            read(own[0], between.gated);
-            block.multiply<DOWN, false>(
-                own, scales, [&](u32 output, float y, bool is) { write_pair(between.added_down, output, y, is); });
-            between.done(4);
+        const Inputs to_gate{between.added_out, counts + 2, out.busy(), product_norms + layer * STREAM};
+        number = multiply<UP>({to_gate, up, up_scale + (u64)layer * UP_OUTPUTS, between.gated, counts + 3}, number);
+        if (down.tiles()) {
+            const Inputs let{between.gated, counts + 3, up.busy(), nullptr};
+            number = multiply<DOWN>({let, down, down_scale + (u64)layer * DOWN_OUTPUTS, between.added_down, counts + 4}, number);
         }
         added = between.added_down;
-        count = between.counts + 4;
+        added_count = counts + 4;
     }
 
     if (blockIdx.x) return;
-    Activations<QKV, true> own[1];
-    own[0].load_made(1, [&](u32 input) { return lb_load4(last_norm + input); });
-    read_stream(own[0], block, added, count, Share<DOWN, false>::BUSY);
-    float units[1];
-    long long common[1];
-    block.rounded<QKV>().round<true>(own, block.stream, lb_float(EPS), units, common);
-    own[0].each([&](int turn, int plane) {
-        if (own[0].used(turn, plane)) *(uint2 *)(hidden + own[0].input_of(turn, plane)) = own[0].pairs[turn][plane];
+    Making<QKV> last;
+    last.make(block, {added, added_count, down.busy(), last_norm});
+    last.own[0].each([&](int turn, int plane) {
+        if (last.own[0].used(turn, plane))
+            *(uint2 *)(hidden + last.own[0].input_of(turn, plane)) = last.own[0].pairs[turn][plane];
     });
 }

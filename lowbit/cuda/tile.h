@@ -19,8 +19,8 @@ template <typename M, typename At, int PART> struct Part {
     static constexpr int RUNS = UNITS / RUN;                    // of a chunk
     static constexpr int EACH = (RUNS + WARPS - 1) / WARPS;     // runs of a warp
     static constexpr int ROUNDER = M::GROUPED ? 0x4b400000 : 0;  // the bits of 1.5 * 2^23: a sum on top is a float
-    // Digits that all tiles meet stay in registers, if there are several and these are not too many.
-    static constexpr bool HELD = M::PARTS == 1 && At::SEVERAL && EACH * RUN * FIELDS * M::WIDE <= 16;
+    // Digits that tiles meet one after the other stay in registers, if these are not too many.
+    static constexpr bool HELD = M::PARTS == 1 && At::HOLDS && EACH * RUN * FIELDS * M::WIDE <= 16;
 
     uint4 held[HELD ? EACH * RUN : 1][M::WIDE][FIELDS];
 
@@ -50,12 +50,12 @@ template <typename M, typename At, int PART> struct Part {
         }
     }
 
-    // Adds codes times digits over the runs of this warp in a chunk, for 16 outputs of each tile.
-    template <int N>
-    LB_DEVICE void multiply(const Lying<At> (&tiles)[N], const u8 *digits, int chunk,
-                            typename M::Sum (&sums)[N][M::WIDE][4]) const {
-        const u32 row = threadIdx.x % 32 / 4, place = row * At::row_stride(PART) + threadIdx.x % 4 * 16;
-        int found[N][M::WIDE][FIELDS][4];
+    // Adds codes times digits over the runs of this warp in a chunk, for 16 outputs.
+    LB_DEVICE void multiply(const Lying<At> &tile, const u8 *digits, int chunk,
+                            typename M::Sum (&sums)[M::WIDE][4]) const {
+        const u32 row = threadIdx.x % 32 / 4;
+        const u8 *rows = tile.codes[PART] + row * At::row_stride(PART) + threadIdx.x % 4 * 16;
+        int found[M::WIDE][FIELDS][4];
         clear(found);
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
@@ -64,43 +64,31 @@ template <typename M, typename At, int PART> struct Part {
 #pragma unroll
             for (int j = 0; j < RUN; j++) {
                 const u32 unit = run * RUN + j;
-                uint4 a[N], b[N];
-#pragma unroll
-                for (int n = 0; n < N; n++) {
-                    const u8 *rows = tiles[n].codes[PART] + place + unit * UNIT;
-                    a[n] = *(const uint4 *)rows;
-                    b[n] = *(const uint4 *)(rows + 8 * At::row_stride(PART));
-                }
+                const uint4 a = *(const uint4 *)(rows + unit * UNIT);
+                const uint4 b = *(const uint4 *)(rows + unit * UNIT + 8 * At::row_stride(PART));
 #pragma unroll
                 for (int wide = 0; wide < M::WIDE; wide++) {
 #pragma unroll
                     for (int field = 0; field < FIELDS; field++) {
                         const uint4 x =
                             HELD ? held[HELD ? i * RUN + j : 0][wide][field] : digits_of(digits, unit, wide, field);
-#pragma unroll
-                        for (int n = 0; n < N; n++) multiply_field(found[n][wide][field], a[n], b[n], x, field);
+                        multiply_field(found[wide][field], a, b, x, field);
                     }
                 }
             }
-            if (M::GROUPED) {
-#pragma unroll
-                for (int n = 0; n < N; n++) add_scaled(tiles[n], row, run, found[n], sums[n]);
-                clear(found);
-            }
+            if (M::GROUPED) add_scaled(tile, row, run, found, sums);
         }
         if (M::GROUPED) return;
 #pragma unroll
-        for (int n = 0; n < N; n++)
+        for (int wide = 0; wide < M::WIDE; wide++)
 #pragma unroll
-            for (int wide = 0; wide < M::WIDE; wide++)
+            for (int i = 0; i < 4; i++) {
+                // Each field is by 2^BIT more than the one before it: as many as inputs may be, it stays below 2^31.
+                int sum = 0;
 #pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    // Each field is by 2^BIT more than the one before it: as many as inputs may be, it stays below 2^31.
-                    int sum = 0;
-#pragma unroll
-                    for (int field = 0; field < FIELDS; field++) sum = (sum << BIT) + found[n][wide][field][i];
-                    sums[n][wide][i] += (sum >> (FIELDS - 1) * BIT) << 2 * PART;
-                }
+                for (int field = 0; field < FIELDS; field++) sum = (sum << BIT) + found[wide][field][i];
+                sums[wide][i] += (sum >> (FIELDS - 1) * BIT) << 2 * PART;
+            }
     }
 
     // Adds the codes of a field times digits. Bit 7 of each byte is stored turned over.
@@ -112,20 +100,18 @@ template <typename M, typename At, int PART> struct Part {
                     x.z, x.w);
     }
 
-    template <int N> LB_DEVICE static void clear(int (&found)[N][M::WIDE][FIELDS][4]) {
+    LB_DEVICE static void clear(int (&found)[M::WIDE][FIELDS][4]) {
 #pragma unroll
-        for (int n = 0; n < N; n++)
+        for (int wide = 0; wide < M::WIDE; wide++)
 #pragma unroll
-            for (int wide = 0; wide < M::WIDE; wide++)
+            for (int field = 0; field < FIELDS; field++)
 #pragma unroll
-                for (int field = 0; field < FIELDS; field++)
-#pragma unroll
-                    for (int i = 0; i < 4; i++) found[n][wide][field][i] = ROUNDER;
+                for (int i = 0; i < 4; i++) found[wide][field][i] = ROUNDER;
     }
 
-    // Adds the sums of a run times the scales of their groups. They are below 2^22, which a sum of the codes of 128 inputs,
-    // at most 255 times 128 each, just keeps.
-    LB_DEVICE static void add_scaled(const Lying<At> &tile, u32 row, u32 run, const int (&found)[M::WIDE][FIELDS][4],
+    // Adds the sums of a run times the scales of their groups, and clears them. They are below 2^22, which a sum of the
+    // codes of 128 inputs, at most 255 times 128 each, just keeps.
+    LB_DEVICE static void add_scaled(const Lying<At> &tile, u32 row, u32 run, int (&found)[M::WIDE][FIELDS][4],
                                      typename M::Sum (&sums)[M::WIDE][4]) {
 #pragma unroll
         for (int field = 0; field < FIELDS; field++) {
@@ -138,6 +124,7 @@ template <typename M, typename At, int PART> struct Part {
                 for (int i = 0; i < 4; i++)
                     sums[wide][i] += (lb_float(found[wide][field][i]) - lb_float(ROUNDER)) * (i / 2 ? lower : upper);
         }
+        clear(found);
     }
 };
 
@@ -148,24 +135,20 @@ template <typename M, typename At> struct Sums {
 
     LB_DEVICE typename M::Sum *of(u32 warp, u32 row) const { return at + (warp * rows + row) * M::RESULTS; }
 
-    // Products of a chunk of tiles from one on, whose digits `first` and `second` may hold already.
-    template <int N>
+    // Products of a chunk, whose digits `first` and `second` may hold already.
     LB_DEVICE void multiply(const Part<M, At, 0> &first, const Part<M, At, M::PARTS - 1> &second,
-                            const Lying<At> (&lying)[N], const u8 *digits, int tile, int chunk) const {
-        typename M::Sum sums[N][M::WIDE][4] = {};
+                            const Lying<At> &lying, const u8 *digits, int tile, int chunk) const {
+        typename M::Sum sums[M::WIDE][4] = {};
         first.multiply(lying, digits, chunk, sums);
         if (M::PARTS == 2) second.multiply(lying, digits, chunk, sums);
         const u32 lane = threadIdx.x % 32;
+        typename M::Sum *to = of(threadIdx.x / 32, tile * 16 + lane / 4);
 #pragma unroll
-        for (int n = 0; n < N; n++) {
-            typename M::Sum *to = of(threadIdx.x / 32, (tile + n) * 16 + lane / 4);
+        for (int wide = 0; wide < M::WIDE; wide++) {
 #pragma unroll
-            for (int wide = 0; wide < M::WIDE; wide++) {
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    const u32 column = wide * 8 + lane % 4 * 2 + i % 2, place = i / 2 * 8 * M::RESULTS + column;
-                    if (column < M::COLUMNS) to[place] = sums[n][wide][i] + (chunk ? to[place] : 0);
-                }
+            for (int i = 0; i < 4; i++) {
+                const u32 column = wide * 8 + lane % 4 * 2 + i % 2, place = i / 2 * 8 * M::RESULTS + column;
+                if (column < M::COLUMNS) to[place] = sums[wide][i] + (chunk ? to[place] : 0);
             }
         }
     }
