@@ -43,6 +43,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "smollm2-135m": _config(576, 1536, 30, 9, 3),
     "llama-1b": _config(2048, 8192, 16, 32, 8) | {"vocab_size": 128_256},
     "llama-8b": _config(4096, 14336, 32, 32, 8) | {"vocab_size": 128_256, "head_dim": 128},
+    "llama-70b": _config(8192, 28672, 80, 64, 8) | {"vocab_size": 128_256, "head_dim": 128},
     "tiny": _config(64, 96, 2, 4, 2) | {"vocab_size": 300, "head_dim": 16},
 }
 
@@ -60,9 +61,16 @@ def random_tensor(k: int, n: int, bits: float, rng: np.random.Generator, groups:
     return PackedTensor(rows, scale, None, levels, (k, n), f"bits{bits:g}", packing)
 
 
-def random_model(shape: str, bits: float, embedding_bits: int) -> PackedModel:
-    """Returns a model of one of `SHAPES`; the tied embedding has 4 or 8 bits with a scale a row, or 16: float16."""
-    config, rng = SHAPES[shape], np.random.default_rng(0)
+def random_model(shape: str, bits: float, embedding_bits: int, layers: int | None = None) -> PackedModel:
+    """Returns a model of one of `SHAPES`, of all its layers or some.
+
+    Args:
+      shape: its name.
+      bits: of matrices, with a scale an output.
+      embedding_bits: of the tied embedding: 4 or 8, with a scale a row, or 16: float16.
+      layers: how many; None for all.
+    """
+    config, rng = SHAPES[shape] | ({} if layers is None else {"num_hidden_layers": layers}), np.random.default_rng(0)
     tensors: dict[str, Any] = {}
     for name, size in unstacked_shapes(LlamaConfig.from_hf(config)).items():
         if len(size) == 1:

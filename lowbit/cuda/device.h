@@ -10,7 +10,6 @@ typedef unsigned long long u64;
 
 #define LB_KERNEL extern "C" __global__ void __launch_bounds__
 #define LB_DEVICE __device__ __forceinline__
-#define LB_FUNCTION __device__ __noinline__
 extern __shared__ __align__(128) u8 lb_shared[];
 
 LB_DEVICE u32 lb_address(const void *p) { return (u32)__cvta_generic_to_shared(p); }

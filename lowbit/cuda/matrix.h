@@ -21,7 +21,7 @@ template <> struct SumOf<false> {
     typedef float Type;
 };
 
-// Without its outputs, which are many or few: matrices with the same inputs are multiplied by the same code.
+// Without its outputs: matrices with the same inputs are multiplied by the same code.
 template <int INPUTS_, int TOKENS_, int GROUPS_, int BITS_, int SPAN_, int BLOCKS_, int FIRST_, int DISTANCE_, int CHUNKS_>
 struct Matrix {
     static constexpr int INPUTS = INPUTS_, TOKENS = TOKENS_, GROUPS = GROUPS_, BITS = BITS_, SPAN = SPAN_;

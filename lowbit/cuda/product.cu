@@ -136,9 +136,9 @@ lowbit_product(const u16 *x, const float *scale, const u8 *codes0, const u8 *cod
             lb_wait(shared.barriers + arrived, 0);
             // Asked for one behind the other, copies come in this order, and leave less to be multiplied at the end.
             if (warp == 0 && arrived + AHEAD < COPIES) codes.copy(shared, arrived + AHEAD);
-            const Lying<Here> lying = shared.lying(tile);
+            const Lying<Here> lying[1] = {shared.lying(tile)};
             shared.sums.multiply(first_part, second_part, lying, shared.rounded.digits, tile, chunk);
-            if (OWN::GROUPED && chunk == 0) shared.sums.add_offsets(lying, shared.rounded.totals, tile, 0, 1);
+            if (OWN::GROUPED && chunk == 0) shared.sums.add_offsets(lying[0], shared.rounded.totals, tile, 0, 1);
         }
     }
     lb_meet(THREADS);

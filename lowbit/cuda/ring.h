@@ -3,7 +3,8 @@
 // A warp of its own copies what it finds room for, as far ahead of the products as the ring is long: codes never change,
 // so it waits for nothing else. All other warps multiply what a slot holds, and then free it.
 //
-// Defined from outside: SLOT, bytes of one, and RING, how many there are; GRID, blocks that share tiles of 16 outputs.
+// Defined from outside: SLOT, bytes of one, and RING, how many there are; SHORT, bytes of
+// rows that are not copied one by one if less; GRID, blocks that share tiles of 16 outputs.
 #pragma once
 
 #include "tile.h"
@@ -34,7 +35,8 @@ struct Codes {
     const u8 *parts[2];
 };
 
-// How a chunk of a tile lies in a slot: as in memory, where it is of whole rows that are in different banks there.
+// How a chunk of a tile lies in a slot: as in memory where it is of whole rows which are short, or in different banks there;
+// else rows are copied one by one, into different banks.
 template <typename M> struct InSlot {
     static constexpr bool HOLDS = true;
     static constexpr int GROUPS = M::GROUPS / M::CHUNKS;  // of a chunk
@@ -43,8 +45,10 @@ template <typename M> struct InSlot {
     static_assert(!M::GROUPED || M::CHUNKS == 1 || M::INPUTS == M::PADDED, "chunks have the same groups");
 
     LB_DEVICE static constexpr int bytes(int part) { return M::row_bytes(part) / M::CHUNKS; }
-    LB_DEVICE static constexpr int row_stride(int part) { return apart(bytes(part)); }
-    LB_DEVICE static constexpr bool as_in_memory(int part) { return M::CHUNKS == 1 && row_stride(part) == bytes(part); }
+    LB_DEVICE static constexpr bool as_in_memory(int part) {
+        return M::CHUNKS == 1 && (bytes(part) % 128 || bytes(part) < SHORT);
+    }
+    LB_DEVICE static constexpr int row_stride(int part) { return as_in_memory(part) ? bytes(part) : apart(bytes(part)); }
     LB_DEVICE static constexpr int second() { return 16 * row_stride(0); }
     LB_DEVICE static constexpr int scales() { return second() + (M::PARTS == 2 ? 16 * row_stride(M::PARTS - 1) : 0); }
 
@@ -61,6 +65,18 @@ struct Ring {
     u64 *full;    // [RING]
     u64 *empty;   // [RING]
 
+    // Where something is that comes through the ring, by how much came before it; `odd` is whether that went round it an
+    // odd number of times.
+    struct Place {
+        u32 slot, odd;
+
+        LB_DEVICE explicit Place(u32 number) : slot(number % RING), odd(number / RING % 2) {}
+        LB_DEVICE void next() {
+            slot++;
+            if (slot == RING) slot = 0, odd ^= 1;
+        }
+    };
+
     LB_DEVICE explicit Ring(u8 *memory)
         : slots(memory), full((u64 *)(memory + RING * SLOT)), empty(full + RING) {}
 
@@ -71,32 +87,30 @@ struct Ring {
             lb_make_barrier(empty + i, WARPS);
         }
     }
-    LB_DEVICE u8 *slot(u32 number) const { return slots + number % RING * SLOT; }
-    // Whether the ring went round an odd number of times before what has this number.
-    LB_DEVICE static u32 odd(u32 number) { return number / RING % 2; }
-
     // The warp that copies has all tiles of a matrix come, in the order in which they are multiplied. `number` counts all
     // that ever came; that after them is returned.
     template <typename M> LB_DEVICE u32 fetch(const Codes &codes, const Share &share, u32 number) const {
         typedef InSlot<M> At;
         const u32 lane = threadIdx.x % 32, part = lane / 16, row = lane % 16, tiles = share.tiles();
+        Place place(number);
 #pragma unroll 1
         for (int chunk = 0; chunk < M::CHUNKS; chunk++) {
 #pragma unroll 1
-            for (u32 tile = 0; tile < tiles; tile++, number++) {
-                u64 *barrier = full + number % RING;
-                lb_wait(empty + number % RING, odd(number) ^ 1);
+            for (u32 tile = 0; tile < tiles; tile++, place.next()) {
+                u64 *barrier = full + place.slot;
+                u8 *slot = slots + place.slot * SLOT;
+                lb_wait(empty + place.slot, place.odd ^ 1);
                 if (lane == 0)
                     lb_expect(barrier, 16 * (M::all_row_bytes() / M::CHUNKS + M::GROUPED * 4 * At::GROUPS));
                 lb_meet_warp();
                 const u64 output = share.first_output(tile);
                 if (M::GROUPED && part == 0)
-                    lb_copy(slot(number) + At::scales() + row * At::SCALES,
+                    lb_copy(slot + At::scales() + row * At::SCALES,
                             (const u8 *)(codes.scale + (output + row) * M::GROUPS + chunk * At::GROUPS), 4 * At::GROUPS,
                             barrier);
                 if (part >= M::PARTS) continue;
                 const u8 *from = codes.parts[part] + output * M::row_bytes(part);
-                u8 *to = slot(number) + part * At::second();
+                u8 *to = slot + part * At::second();
                 if (!At::as_in_memory(part))
                     lb_copy(to + row * At::row_stride(part), from + row * M::row_bytes(part) + chunk * At::bytes(part),
                             At::bytes(part), barrier);
@@ -104,28 +118,48 @@ struct Ring {
                     lb_copy(to, from, 16 * M::row_bytes(part), barrier);
             }
         }
-        return number;
+        return number + M::CHUNKS * tiles;
     }
 
     // The other warps multiply them by digits. All of these warps meet at the end.
     template <typename M, typename At>
     LB_DEVICE u32 multiply(const Rounded<M> &rounded, const Sums<M, At> &sums, u32 tiles, u32 number) const {
+        Place place(number);
 #pragma unroll 1
         for (int chunk = 0; chunk < M::CHUNKS; chunk++) {
             Part<M, At, 0> first;
             Part<M, At, M::PARTS - 1> second;
             first.hold(rounded.digits, chunk);
+            u32 tile = 0;
+            // Two at once: products of one do not wait for those of the other.
 #pragma unroll 1
-            for (u32 tile = 0; tile < tiles; tile++, number++) {
-                lb_wait(full + number % RING, odd(number));
-                const Lying<At> lying = At::lying(slot(number), chunk);
-                sums.multiply(first, second, lying, rounded.digits, tile, chunk);
-                if (M::GROUPED) sums.add_offsets(lying, rounded.totals, tile, chunk, M::CHUNKS);
-                lb_meet_warp();
-                if (threadIdx.x % 32 == 0) lb_arrive(empty + number % RING);
-            }
+            for (; tile + 2 <= tiles; tile += 2) multiply<2>(first, second, rounded, sums, tile, chunk, place);
+            if (tile < tiles) multiply<1>(first, second, rounded, sums, tile, chunk, place);
         }
         lb_meet(THREADS);
-        return number;
+        return number + M::CHUNKS * tiles;
+    }
+
+    template <int N, typename M, typename At>
+    LB_DEVICE void multiply(const Part<M, At, 0> &first, const Part<M, At, M::PARTS - 1> &second,
+                            const Rounded<M> &rounded, const Sums<M, At> &sums, u32 tile, int chunk, Place &place) const {
+        Lying<At> lying[N];
+        u64 *barriers[N];
+#pragma unroll
+        for (int n = 0; n < N; n++, place.next()) {
+            lb_wait(full + place.slot, place.odd);
+            lying[n] = At::lying(slots + place.slot * SLOT, chunk);
+            barriers[n] = empty + place.slot;
+        }
+        sums.multiply(first, second, lying, rounded.digits, tile, chunk);
+        if (M::GROUPED) {
+#pragma unroll
+            for (int n = 0; n < N; n++) sums.add_offsets(lying[n], rounded.totals, tile + n, chunk, M::CHUNKS);
+        }
+        lb_meet_warp();
+        if (threadIdx.x % 32 == 0) {
+#pragma unroll
+            for (int n = 0; n < N; n++) lb_arrive(barriers[n]);
+        }
     }
 };

@@ -6,9 +6,6 @@
 // none of these exchanges. Each block keeps the residual stream and its norms itself. Between parts all numbers are
 // bfloat16, as they are between the kernels of single products.
 //
-// Each instruction is run a few times a layer at most, and has to come from memory as well: products with as many inputs
-// are one function.
-//
 // Defined from outside, beside what ring.h and heads.h ask for: the matrices QKV, OUT, UP and DOWN; LAYERS; SPLITS, blocks
 // that share a key-value head at most; EPS of norms, as the bits of a float; SCRATCH, bytes of what parts keep for
 // themselves; SHARED, bytes of a block.
@@ -120,7 +117,7 @@ struct Product {
 };
 
 // Multiplies by what the ring has from a number on, and returns the next number.
-template <typename M> LB_FUNCTION u32 multiply(const Product product, u32 number) {
+template <typename M> LB_DEVICE u32 multiply(const Product product, u32 number) {
     const Block block(lb_shared);
     const Share share = product.share;
     const u32 thread = threadIdx.x, tiles = share.tiles(), rows = 16 * tiles;

@@ -24,9 +24,14 @@ WARPS = 8
 """That multiply; one more has codes come."""
 SLOT_LIMITS = tuple(kib << 10 for kib in (40, 32, 24, 20, 16, 12, 10, 8, 6, 4))
 """Bytes of a slot of the ring that are tried: longer copies are fewer."""
+SHORT = 512
+"""Bytes of a whole row from which on it is copied by itself, into another bank than the next one."""
+LONG = 768
+"""Bytes of a part of a row that is worth a copy: 512 take as long."""
 AHEAD = 96 << 10
 """Bytes on their way to each block that are enough: what memory delivers in the time of two or three parts."""
-FEWEST_SLOTS = 4
+FEWEST_SLOTS, MANY_SLOTS = 4, 6
+"""Of the ring: two are multiplied at once."""
 MOST_SLOTS = 64
 PARTS = 5
 """Of a layer: four products and attention."""
@@ -108,6 +113,8 @@ def step_tile(shape: StepShape, blocks: int) -> StepTile | None:
     if any(p.outputs % (2 * TILE if name == "UP" else TILE) for name, p in products.items()):
         return None
     tiles = [found for limit in SLOT_LIMITS if (found := _tile_of(shape, blocks, limit)) is not None]
+    long = [tile for tile in tiles if _copies_are_long(shape, tile)]
+    tiles = [tile for tile in long if tile.ring >= MANY_SLOTS] or long or tiles
     enough = 0.85 * min(AHEAD, max((_bytes_ahead(shape, tile) for tile in tiles), default=0))
     return next((tile for tile in tiles if _bytes_ahead(shape, tile) >= enough), None)
 
@@ -133,6 +140,22 @@ def _tile_of(shape: StepShape, blocks: int, limit: int) -> StepTile | None:
     tile = StepTile(blocks, queries, splits, known, slot, 0)
     ring = min(MOST_SLOTS, (kernels.SHARED - shared_bytes(shape, tile)) // (slot + BARRIERS))
     return tile._replace(ring=ring) if ring >= FEWEST_SLOTS else None
+
+
+def _copies_are_long(shape: StepShape, tile: StepTile) -> bool:
+    """Whether no rows are cut into short parts."""
+    pairs = zip(shape.products.values(), tile.chunks, strict=True)
+    return all(count == 1 or size >= LONG for p, count in pairs for size in _row_bytes(p, count))
+
+
+def _row_bytes(shape: Shape, chunks: int) -> list[int]:
+    """The bytes of a row in a chunk, of each part of the codes."""
+    return [shape.padded // 8 * bits // chunks for bits in shape.parts]
+
+
+def _as_in_memory(size: int, chunks: int) -> bool:
+    """Whether rows of a size are copied all at once, as `ring.h` does."""
+    return chunks == 1 and (size % 128 != 0 or size < SHORT)
 
 
 def _bytes_ahead(shape: StepShape, tile: StepTile) -> float:
@@ -166,9 +189,9 @@ def fewest_chunks(shape: Shape, limit: int) -> int | None:
 
 def piece_bytes(shape: Shape, chunks: int) -> int:
     """Returns the bytes of a slot that a chunk of a tile takes, as `ring.h` lays it out."""
-    rows = [shape.padded // 8 * bits // chunks for bits in shape.parts]
+    rows = [size if _as_in_memory(size, chunks) else stride(size) for size in _row_bytes(shape, chunks)]
     scales = 4 * (shape.groups // chunks) + 16 if shape.groups > 1 else 0
-    return TILE * (sum(map(stride, rows)) + scales)
+    return TILE * (sum(rows) + scales)
 
 
 def scratch_bytes(shape: StepShape, tile: StepTile) -> int:
@@ -221,6 +244,7 @@ def defines(shape: StepShape, tile: StepTile) -> dict[str, int]:
         "SPLITS": tile.splits,
         "SLOT": tile.slot,
         "RING": tile.ring,
+        "SHORT": SHORT,
         "SCRATCH": scratch_bytes(shape, tile),
         "SHARED": shared_bytes(shape, tile),
     }

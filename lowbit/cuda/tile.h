@@ -50,13 +50,14 @@ template <typename M, typename At, int PART> struct Part {
         }
     }
 
-    // Adds codes times digits over the runs of this warp in a chunk, for 16 outputs.
-    LB_DEVICE void multiply(const Lying<At> &tile, const u8 *digits, int chunk,
-                            typename M::Sum (&sums)[M::WIDE][4]) const {
-        const u32 row = threadIdx.x % 32 / 4;
-        const u8 *rows = tile.codes[PART] + row * At::row_stride(PART) + threadIdx.x % 4 * 16;
-        int found[M::WIDE][FIELDS][4];
-        clear(found);
+    // Adds codes times digits over the runs of this warp in a chunk, for 16 outputs of each of some tiles.
+    template <int N>
+    LB_DEVICE void multiply(const Lying<At> (&tiles)[N], const u8 *digits, int chunk,
+                            typename M::Sum (&sums)[N][M::WIDE][4]) const {
+        const u32 row = threadIdx.x % 32 / 4, place = row * At::row_stride(PART) + threadIdx.x % 4 * 16;
+        int found[N][M::WIDE][FIELDS][4];
+#pragma unroll
+        for (int n = 0; n < N; n++) clear(found[n]);
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
             if (outside(i)) break;
@@ -64,31 +65,41 @@ template <typename M, typename At, int PART> struct Part {
 #pragma unroll
             for (int j = 0; j < RUN; j++) {
                 const u32 unit = run * RUN + j;
-                const uint4 a = *(const uint4 *)(rows + unit * UNIT);
-                const uint4 b = *(const uint4 *)(rows + unit * UNIT + 8 * At::row_stride(PART));
+                uint4 a[N], b[N];
+#pragma unroll
+                for (int n = 0; n < N; n++) {
+                    const u8 *rows = tiles[n].codes[PART] + place + unit * UNIT;
+                    a[n] = *(const uint4 *)rows;
+                    b[n] = *(const uint4 *)(rows + 8 * At::row_stride(PART));
+                }
 #pragma unroll
                 for (int wide = 0; wide < M::WIDE; wide++) {
 #pragma unroll
                     for (int field = 0; field < FIELDS; field++) {
                         const uint4 x =
                             HELD ? held[HELD ? i * RUN + j : 0][wide][field] : digits_of(digits, unit, wide, field);
-                        multiply_field(found[wide][field], a, b, x, field);
+#pragma unroll
+                        for (int n = 0; n < N; n++) multiply_field(found[n][wide][field], a[n], b[n], x, field);
                     }
                 }
             }
-            if (M::GROUPED) add_scaled(tile, row, run, found, sums);
+            if (!M::GROUPED) continue;
+#pragma unroll
+            for (int n = 0; n < N; n++) add_scaled(tiles[n], row, run, found[n], sums[n]);
         }
         if (M::GROUPED) return;
 #pragma unroll
-        for (int wide = 0; wide < M::WIDE; wide++)
+        for (int n = 0; n < N; n++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                // Each field is by 2^BIT more than the one before it: as many as inputs may be, it stays below 2^31.
-                int sum = 0;
+            for (int wide = 0; wide < M::WIDE; wide++)
 #pragma unroll
-                for (int field = 0; field < FIELDS; field++) sum = (sum << BIT) + found[wide][field][i];
-                sums[wide][i] += (sum >> (FIELDS - 1) * BIT) << 2 * PART;
-            }
+                for (int i = 0; i < 4; i++) {
+                    // Each field is by 2^BIT more than the one before it: as many as inputs may be, below 2^31.
+                    int sum = 0;
+#pragma unroll
+                    for (int field = 0; field < FIELDS; field++) sum = (sum << BIT) + found[n][wide][field][i];
+                    sums[n][wide][i] += (sum >> (FIELDS - 1) * BIT) << 2 * PART;
+                }
     }
 
     // Adds the codes of a field times digits. Bit 7 of each byte is stored turned over.
@@ -135,20 +146,24 @@ template <typename M, typename At> struct Sums {
 
     LB_DEVICE typename M::Sum *of(u32 warp, u32 row) const { return at + (warp * rows + row) * M::RESULTS; }
 
-    // Products of a chunk, whose digits `first` and `second` may hold already.
+    // Products of a chunk of tiles from one on, whose digits `first` and `second` may hold already.
+    template <int N>
     LB_DEVICE void multiply(const Part<M, At, 0> &first, const Part<M, At, M::PARTS - 1> &second,
-                            const Lying<At> &lying, const u8 *digits, int tile, int chunk) const {
-        typename M::Sum sums[M::WIDE][4] = {};
+                            const Lying<At> (&lying)[N], const u8 *digits, int tile, int chunk) const {
+        typename M::Sum sums[N][M::WIDE][4] = {};
         first.multiply(lying, digits, chunk, sums);
         if (M::PARTS == 2) second.multiply(lying, digits, chunk, sums);
         const u32 lane = threadIdx.x % 32;
-        typename M::Sum *to = of(threadIdx.x / 32, tile * 16 + lane / 4);
 #pragma unroll
-        for (int wide = 0; wide < M::WIDE; wide++) {
+        for (int n = 0; n < N; n++) {
+            typename M::Sum *to = of(threadIdx.x / 32, (tile + n) * 16 + lane / 4);
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const u32 column = wide * 8 + lane % 4 * 2 + i % 2, place = i / 2 * 8 * M::RESULTS + column;
-                if (column < M::COLUMNS) to[place] = sums[wide][i] + (chunk ? to[place] : 0);
+            for (int wide = 0; wide < M::WIDE; wide++) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    const u32 column = wide * 8 + lane % 4 * 2 + i % 2, place = i / 2 * 8 * M::RESULTS + column;
+                    if (column < M::COLUMNS) to[place] = sums[n][wide][i] + (chunk ? to[place] : 0);
+                }
             }
         }
     }

@@ -1,25 +1,21 @@
 """From `pallas.matmul` to the kernel and back, with a driver that runs it on a processor."""
 
 import ctypes
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from processor import HERE, compile_here, compile_kernel
 
 from lowbit import cuda, pallas
 from lowbit.bench.random_model import random_model
-from lowbit.cuda import CudaTile, compiler, kernels, target
+from lowbit.cuda import CudaTile, compiler, kernels
 from lowbit.errors import ConfigError
-from lowbit.ffi.handler import compiled
 from lowbit.generation import Generator, loop
 from lowbit.generation.cache import KVCache
 from lowbit.generation.decoder import Decoder
 from lowbit.generation.fused_norm import added_and_normed
 from lowbit.generation.weights import Weights
-from lowbit.pallas import product as pallas_product
 from lowbit.pallas import tiles
 from lowbit.pallas.tiles import cuda_shape, cuda_tile_for
 from lowbit.pallas.weight import GpuWeight, prepack
