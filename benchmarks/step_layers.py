@@ -1,4 +1,4 @@
-"""What a layer of a step of one sequence takes on a GPU: with all layers in one kernel, and with each product in its own.
+"""What a layer of a step of one sequence takes on a GPU: all layers in one kernel, and each product in its own.
 
 Models of random weights with few and with more layers draw tokens greedily, in turns; a layer takes what more layers
 take longer. Packed matrices are multiplied by one kernel a step ("whole") and by kernels of single products ("apart");

@@ -20,6 +20,12 @@ from lowbit.llama import LAYER_PREFIX, CacheKind, LlamaConfig
 from lowbit.pallas import GpuWeight, kernel_runs_here
 from lowbit.pallas.tiles import cuda_shape
 
+MOST_SLOTS = 1280
+"""Of a cache: in larger ones attention takes longer here than in kernels of its own. Measured with 1,088, where it does
+not, and with 4,160."""
+MOST_LAYER_BYTES = 256 << 20
+"""Of the matrices of a layer: to read more takes so long that exchanges between blocks do not count."""
+
 OUT, DOWN = (f"{LAYER_PREFIX}{name}_proj" for name in ("attn/o", "mlp/down"))
 
 
@@ -38,8 +44,8 @@ class Plan(NamedTuple):
 def plan(cfg: LlamaConfig, kind: CacheKind, weights: Weights, cache: KVCache) -> Plan | None:
     """Returns how one kernel computes a step here; None where it does not.
 
-    It takes one sequence, a cache of bfloat16 numbers, and stacks of packed matrices without zeros or factors of
-    inputs, those with the same inputs joined; on a GPU that it was made for.
+    It takes one sequence, a cache of bfloat16 numbers for up to `MOST_SLOTS` tokens, and stacks of packed matrices
+    without zeros or factors of inputs, those with the same inputs joined; on a GPU that it was made for.
 
     Args:
       cfg: sizes and constants.
@@ -48,16 +54,20 @@ def plan(cfg: LlamaConfig, kind: CacheKind, weights: Weights, cache: KVCache) ->
       cache: its arrays.
     """
     keys = cache.keys.codes
-    if cfg.qkv_bias or cfg.linear_norm or not kind.rotated or keys.dtype != jnp.bfloat16 or keys.shape[1] != 1:
+    _, sequences, kv_heads, slots, h = keys.shape
+    if cfg.qkv_bias or cfg.linear_norm or not kind.rotated:
+        return None
+    if keys.dtype != jnp.bfloat16 or sequences != 1 or slots > MOST_SLOTS:
         return None
     matrices = _matrices(weights)
-    if matrices is None or not kernel_runs_here() or not cuda.available():
+    if matrices is None or sum(w.nbytes for w in matrices) > MOST_LAYER_BYTES * cfg.num_layers:
+        return None
+    if not kernel_runs_here() or not cuda.available():
         return None
     # A number that is known: what is static of a matrix is the same in all layers.
     qkv, out, up, down = (cuda_shape(w.of_layer(np.int32(0)), 1) for w in matrices)
     if qkv is None or out is None or up is None or down is None:
         return None
-    _, _, kv_heads, slots, h = keys.shape
     attention = cuda.AttentionShape(1, kv_heads, cfg.num_heads // kv_heads, h, slots)
     shape = StepShape(cfg.num_layers, qkv, out, up, down, attention, cfg.rms_norm_eps)
     tile = cuda.step_tile(shape, cuda.processors())
