@@ -80,6 +80,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--activations", choices=("float32", "int8"), default="float32", help="int8 rounds them")
     parser.add_argument("--kernels", choices=("auto", "gpu", "xla"), default="auto", help="of packed matrices")
     parser.add_argument("--loop", action="store_true", help="over the layers, which are written out on a GPU otherwise")
+    parser.add_argument("--apart", action="store_true", help="a kernel for each product, where a step is one otherwise")
     parser.add_argument("--graphs", action="store_true", help="profiles CUDA graphs, as they are run otherwise")
     parser.add_argument("--repeats", type=int, default=5, help="timings without the profiler")
     parser.add_argument("--rows", type=int, default=40, help="kernels of each width that are printed")
@@ -99,7 +100,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             folder = Path(options.trace or scratch) / f"{bits:g}_bits"
             cases.append({"bits": bits} | profiled(make_generator(options, bits), options, folder))
             print(described(cases[-1], options.rows), file=sys.stderr, flush=True)
-    names = ("shape", "batch", "context", "tokens", "cache", "attention", "activations", "kernels", "loop", "graphs")
+    names = (
+        "shape",
+        "batch",
+        "context",
+        "tokens",
+        "cache",
+        "attention",
+        "activations",
+        "kernels",
+        "loop",
+        "apart",
+        "graphs",
+    )
     return {
         "benchmark": "decode_profile",
         "command": "python -m benchmarks.decode_profile " + shlex.join(options.argv),
@@ -133,7 +146,8 @@ def profiled(model: Generator, options: argparse.Namespace, folder: Path) -> dic
       DataError: a trace without a kernel of the program.
     """
     weights, steps = model.weights, options.tokens - 1
-    decoder = model.decoder._replace(unrolled=False) if options.loop else model.decoder
+    decoder = model.decoder._replace(whole=not options.apart)
+    decoder = decoder._replace(unrolled=False, whole=False) if options.loop else decoder
 
     def arguments() -> tuple[Any, ...]:
         """Logits, a cache that claims to hold the context, and draws that never stop."""

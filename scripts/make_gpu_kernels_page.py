@@ -1,11 +1,11 @@
-"""Fills the tables of docs/gpu_kernels.md, and draws its pictures, from what `benchmarks.gpu_kernels` measured."""
+"""Fills the tables of docs/gpu_kernels.md, and draws its pictures, from what benchmarks measured."""
 
 import json
 import sys
 from pathlib import Path
 
 from lowbit.report.gpu_figures import draw
-from lowbit.report.gpu_tables import decoding, tables
+from lowbit.report.gpu_tables import decoding, step_layers, tables
 from lowbit.report.kernel_figures import save
 from lowbit.report.table import fill_tables
 
@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "gpu_kernels.md"
 RECORD = ROOT / "docs" / "results" / "gpu_kernels_h100.json"
 DECODING = ROOT / "docs" / "results" / "gpu_decoding_h100.json"
+STEPS = ROOT / "docs" / "results" / "step_layers_h100.json"
 IMAGES = ROOT / "docs" / "images"
 PICTURES = {
     "gpu.picture_bits": "![microseconds over bits per weight](images/gpu_bits.png)",
@@ -26,7 +27,10 @@ def filled_page() -> str:
     if not RECORD.exists():
         return page
     record = json.loads(RECORD.read_text(encoding="utf-8"))
-    models = {"gpu.decoding": decoding(json.loads(DECODING.read_text(encoding="utf-8")), "markdown")}
+    models = {
+        "gpu.decoding": decoding(json.loads(DECODING.read_text(encoding="utf-8")), "markdown"),
+        "gpu.step_layers": step_layers(json.loads(STEPS.read_text(encoding="utf-8")), "markdown"),
+    }
     return fill_tables(page, tables(record, "markdown") | models | PICTURES)
 
 

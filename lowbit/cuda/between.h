@@ -9,7 +9,6 @@ constexpr u32 EMPTY = 0xffffffff;
 
 LB_DEVICE bool there(u32 x) { return x != EMPTY; }
 LB_DEVICE bool there(uint2 x) { return there(x.x) && there(x.y); }
-LB_DEVICE bool there(uint4 x) { return there(x.x) && there(x.y) && there(x.z) && there(x.w); }
 
 // The words of a layer.
 struct Between {

@@ -79,16 +79,9 @@ LB_DEVICE uint2 lb_now2(const u32 *from) {
     asm volatile("ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "l"(from) : "memory");
     return x;
 }
-LB_DEVICE uint4 lb_now4(const u32 *from) {
-    uint4 x;
-    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-                 : "l"(from)
-                 : "memory");
-    return x;
-}
 /// Adds one to a word, some time.
 LB_DEVICE void lb_count(u32 *to) { asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(to) : "memory"); }
+/// Writes one, for all blocks.
 LB_DEVICE void lb_tell(u32 *to, u32 x) { asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(x) : "memory"); }
 
 /// Two numbers as bfloat16, the first one in the lower half.

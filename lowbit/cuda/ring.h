@@ -3,8 +3,8 @@
 // A warp of its own copies what it finds room for, as far ahead of the products as the ring is long: codes never change,
 // so it waits for nothing else. All other warps multiply what a slot holds, and then free it.
 //
-// Defined from outside: SLOT, bytes of one, and RING, how many there are; SHORT, bytes of
-// rows that are not copied one by one if less; GRID, blocks that share tiles of 16 outputs.
+// Defined from outside: SLOT, bytes of one, and RING, how many there are; SHORT, bytes of the first rows that are copied one
+// by one; GRID, blocks that share tiles of 16 outputs.
 #pragma once
 
 #include "tile.h"

@@ -116,3 +116,28 @@ def decoding(record: dict[str, Any], form: Form) -> str:
         for row in record["decoding"]
     ]
     return lay_out(headings, [False, False] + [True] * 5, lines, form)
+
+
+WAYS = {"whole": "all in one kernel", "apart": "a kernel for each product", "xla": "XLA"}
+"""What computes a step, as `benchmarks.step_layers` calls it."""
+
+
+def step_layers(record: dict[str, Any], form: Form) -> str:
+    """A layer of a step of one sequence, and the step: time, share of copying, speed against bfloat16."""
+    headings = ["model", "weights", "step", "µs a layer", "MB a layer", "of copying", "to bfloat16"]
+    headings += ["layers", "µs a step", "to bfloat16"]
+    rows = record["layers"]
+    floats = {(row["shape"], row["context"]): row for row in rows if row["way"] == "xla"}
+    lines = []
+    for row in rows:
+        plain = floats[row["shape"], row["context"]]
+        copying = 1e6 * row["layer_bytes"] / record["copy_bytes_per_s"]
+        lines.append(
+            [
+                *(row["shape"], "bfloat16" if row["way"] == "xla" else f"{row['bits']:g} bits", WAYS[row["way"]]),
+                *(f"{row['layer_us']:.1f}", f"{row['layer_bytes'] / 1e6:.1f}", f"{copying / row['layer_us']:.0%}"),
+                *(f"{plain['layer_us'] / row['layer_us']:.1f}x", str(row["layers"][1]), f"{row['step_us']:,.0f}"),
+                f"{plain['step_us'] / row['step_us']:.1f}x",
+            ]
+        )
+    return lay_out(headings, [False] * 3 + [True] * 7, lines, form)

@@ -122,10 +122,6 @@ inline uint2 lb_now2(const u32 *from) {
     lb_require((u64)from % 8 == 0, "a load at an address that 8 does not divide");
     return {lb_now(from), lb_now(from + 1)};
 }
-inline uint4 lb_now4(const u32 *from) {
-    lb_require((u64)from % 16 == 0, "a load at an address that 16 does not divide");
-    return {lb_now(from), lb_now(from + 1), lb_now(from + 2), lb_now(from + 3)};
-}
 inline void lb_count(u32 *to) { std::atomic_ref<u32>(*to)++; }
 inline void lb_tell(u32 *to, u32 x) { std::atomic_ref<u32>(*to).store(x); }
 inline u32 lb_bfloat16(float low, float high) {

@@ -12,10 +12,11 @@ from lowbit import cuda
 from lowbit.bench import random_model as random_models
 from lowbit.bench.random_model import SHAPES, random_model
 from lowbit.cuda import step
-from lowbit.generation import Generator, loop
+from lowbit.generation import Generator, loop, whole_step
 from lowbit.generation.cache import KVCache
 from lowbit.generation.decoder import Decoder
 from lowbit.generation.weights import Weights
+from lowbit.models.attention import rotary_at
 
 SLOTS = 300
 """Of a cache: more than two blocks read at once. Three that there are here have a head each, or share one."""
@@ -91,6 +92,21 @@ def _compare(bits: float, length: int, shape: str, ways: tuple[bool, ...]) -> No
 )
 def test_a_step_is_that_of_xla(driver: ctypes.CDLL, bits: float, length: int) -> None:
     _compare(bits, length, "tiny", (True,))
+
+
+@pytest.mark.parametrize("spoiled", [np.nan, np.inf])
+def test_what_is_not_finite_ends_in_none(driver: ctypes.CDLL, spoiled: float) -> None:
+    """Blocks wait for words until they are there: no NaN that products make may look as if it were not."""
+    generator = _generator("gpu", 3, "tiny")
+    decoder, weights = generator.decoder, generator.weights
+    cache = loop.start(decoder, jnp.zeros(1, jnp.int32), SLOTS)
+    plan = whole_step.plan(decoder.cfg, decoder.cache, weights, cache)
+    assert plan is not None
+    x = jnp.ones((1, 64), jnp.bfloat16).at[0, 5].set(spoiled)
+    cos, sin = rotary_at(decoder.cfg, cache.positions(1))
+    hidden, after = jax.jit(lambda x: whole_step.all_layers(plan, weights, x, cos, sin, cache))(x)
+    assert jnp.isnan(hidden).all()
+    assert jnp.isnan(after.values.codes[:, :, :, 0]).all()
 
 
 @pytest.mark.slow
