@@ -1,8 +1,8 @@
 // What blocks of a step write for one another, in memory that is EMPTY before.
 //
-// Whoever needs a word reads it until it is there: no block waits until others see what it wrote. No result is EMPTY: it is a
-// NaN, but none that arithmetic makes. So that not all threads ask for words all the time, blocks count those that are
-// done with a part, and one thread waits for half of that count first. Each layer has words of its own.
+// Whoever needs a word reads it until it is there: no block waits until others see what it wrote. No result is EMPTY: it
+// is a NaN, but none that arithmetic makes. So that not all threads ask for words all the time, blocks count those that
+// are done with a part, and one thread waits for half of that count first. Each layer has words of its own.
 #pragma once
 
 constexpr u32 EMPTY = 0xffffffff;
@@ -14,7 +14,7 @@ LB_DEVICE bool there(uint2 x) { return there(x.x) && there(x.y); }
 struct Between {
     u32 *qkv;         // bf16[ROW], queries, keys and values, not turned
     u32 *mixed;       // bf16[QUERIES WIDTH], what attention found
-    u32 *sums;        // f32[SPLITS QUERIES WIDTH], what blocks that share slots did, of as many splits as there are slots for
+    u32 *sums;        // f32[SPLITS QUERIES WIDTH], what blocks that share slots did, in as many splits as slots ask for
     u32 *found;       // f32[SPLITS QUERIES 2], their largest scores and totals
     u32 *added_out;   // bf16[STREAM], what the product behind attention adds to the residual stream
     u32 *added_down;  // bf16[STREAM], what the last one adds

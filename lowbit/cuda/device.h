@@ -82,7 +82,9 @@ LB_DEVICE uint2 lb_now2(const u32 *from) {
 /// Adds one to a word, some time.
 LB_DEVICE void lb_count(u32 *to) { asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(to) : "memory"); }
 /// Writes one, for all blocks.
-LB_DEVICE void lb_tell(u32 *to, u32 x) { asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(x) : "memory"); }
+LB_DEVICE void lb_tell(u32 *to, u32 x) {
+    asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(x) : "memory");
+}
 
 /// Two numbers as bfloat16, the first one in the lower half.
 LB_DEVICE u32 lb_bfloat16(float low, float high) {

@@ -4,8 +4,8 @@
 // chunk at once, before they know how many slots there are. Each warp has a running softmax; what warps found is mixed in
 // shared memory.
 //
-// Defined from outside: HEADS, those of keys; SHARING, queries of each; GROUP, those of them that a block attends with; WIDTH
-// of a head; SLOTS of the cache; CHUNK, slots that a warp reads at once; WARPS of a block.
+// Defined from outside: HEADS, those of keys; SHARING, queries of each; GROUP, those of them that a block attends with;
+// WIDTH of a head; SLOTS of the cache; CHUNK, slots that a warp reads at once; WARPS of a block.
 #pragma once
 
 constexpr int SHARE = WIDTH / 8;       // threads of a slot
@@ -177,8 +177,9 @@ template <typename F> struct Token {
     }
 };
 
-// Attends with all warps of a block, which are some of `warps` that share the slots from `start` to `length`, the first of
-// them number `first_warp`; this warp has read its first chunk. Number 0 has the token too, and `stores` it behind them.
+// Attends with all warps of a block, which are some of `warps` that share the slots from `start` to `length`, the first
+// of them number `first_warp`; this warp has read its first chunk. Number 0 has the token too, and `stores` it behind
+// them.
 template <typename F>
 LB_DEVICE void attend(const Found &found, Slots &slots, const Token<F> &token, u32 first_warp, u32 warps, int start,
                       int length, bool stores) {

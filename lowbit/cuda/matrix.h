@@ -1,7 +1,7 @@
 // What is known of a packed matrix and the few tokens that it meets when a kernel is compiled.
 //
-// Defined from outside: WARPS that share its inputs; of each matrix, with its name in front: INPUTS, OUTPUTS, TOKENS and
-// GROUPS, scales of an output; BITS and SPAN of the layout of lowbit.pallas.weight and its BLOCKS; FIRST and DISTANCE,
+// Defined from outside: WARPS that share its inputs; of each matrix, with its name in front: INPUTS, OUTPUTS, TOKENS
+// and GROUPS, scales of an output; BITS and SPAN of the layout of lowbit.pallas.weight and its BLOCKS; FIRST and DISTANCE,
 // whole levels of codes; CHUNKS that inputs arrive in, which divide BLOCKS.
 #pragma once
 

@@ -3,8 +3,8 @@
 // A warp of its own copies what it finds room for, as far ahead of the products as the ring is long: codes never change,
 // so it waits for nothing else. All other warps multiply what a slot holds, and then free it.
 //
-// Defined from outside: SLOT, bytes of one, and RING, how many there are; SHORT, bytes of the first rows that are copied one
-// by one; GRID, blocks that share tiles of 16 outputs.
+// Defined from outside: SLOT, bytes of one, and RING, how many there are; SHORT, bytes of the first rows that are copied
+// one by one; GRID, blocks that share tiles of 16 outputs.
 #pragma once
 
 #include "tile.h"
@@ -35,8 +35,8 @@ struct Codes {
     const u8 *parts[2];
 };
 
-// How a chunk of a tile lies in a slot: as in memory where it is of whole rows which are short, or in different banks there;
-// else rows are copied one by one, into different banks.
+// How a chunk of a tile lies in a slot: as in memory where it is of whole rows which are short, or in different banks
+// there; else rows are copied one by one, into different banks.
 template <typename M> struct InSlot {
     static constexpr bool HOLDS = true;
     static constexpr int GROUPS = M::GROUPS / M::CHUNKS;  // of a chunk
@@ -142,7 +142,8 @@ struct Ring {
 
     template <int N, typename M, typename At>
     LB_DEVICE void multiply(const Part<M, At, 0> &first, const Part<M, At, M::PARTS - 1> &second,
-                            const Rounded<M> &rounded, const Sums<M, At> &sums, u32 tile, int chunk, Place &place) const {
+                            const Rounded<M> &rounded, const Sums<M, At> &sums, u32 tile, int chunk,
+                            Place &place) const {
         Lying<At> lying[N];
         u64 *barriers[N];
 #pragma unroll

@@ -1,14 +1,14 @@
 // All layers of a step that draws one token of one sequence, in one kernel whose blocks are all there at once.
 //
-// A layer has five parts: the product for queries, keys and values; attention; the product behind it; that for gates and
-// what they let pass; and the last one. Blocks share the outputs of each part and write them for all others (between.h).
-// A warp of each block has the codes of all products come meanwhile, one layer after the other (ring.h): memory rests for
-// none of these exchanges. Each block keeps the residual stream and its norms itself. Between parts all numbers are
-// bfloat16, as they are between the kernels of single products.
+// A layer has five parts: the product for queries, keys and values; attention; the product behind it; that for gates
+// and what they let pass; and the last one. Blocks share the outputs of each part and write them for all others
+// (between.h). A warp of each block has the codes of all products come meanwhile, one layer after the other (ring.h):
+// memory rests for none of these exchanges. Each block keeps the residual stream and its norms itself. Between parts all
+// numbers are bfloat16, as they are between the kernels of single products.
 //
-// Defined from outside, beside what ring.h and heads.h ask for: the matrices QKV, OUT, UP and DOWN; LAYERS; SPLITS, blocks
-// that share a key-value head at most; EPS of norms, as the bits of a float; SCRATCH, bytes of what parts keep for
-// themselves; SHARED, bytes of a block.
+// Defined from outside, beside what ring.h and heads.h ask for: the matrices QKV, OUT, UP and DOWN; LAYERS; SPLITS,
+// blocks that share the slots of a key-value head at most; EPS of norms, as the bits of a float; SCRATCH, bytes of what
+// parts keep for themselves; SHARED, bytes of a block.
 #include "device.h"
 
 #include "ring.h"
@@ -70,17 +70,19 @@ struct Block {
 template <typename M>
 LB_DEVICE Codes of_layer(u64 layer, const Share &share, const float *scale, const u8 *part0, const u8 *part1) {
     const u64 output = layer * share.outputs;
-    return {scale + output * M::GROUPS, {part0 + output * M::row_bytes(0), part1 + output * M::row_bytes(M::PARTS - 1)}};
+    return {scale + output * M::GROUPS,
+            {part0 + output * M::row_bytes(0), part1 + output * M::row_bytes(M::PARTS - 1)}};
 }
 
-// What activations are made of: words that so many blocks write, and count; where there is a norm, these are added to the
-// residual stream, unless they are none, and the norm of the sum is taken, times its scale.
+// What activations are made of: words that so many blocks write, and count; where there is a norm, these are added to
+// the residual stream, unless they are none, and the norm of the sum is taken, times its scale.
 struct Inputs {
     const u32 *words, *count;
     u32 blocks;
     const float *norm;
 };
 
+// How they are made, and what of it a result needs.
 template <typename M> struct Making {
     Activations<M, true> own[1];
     float units[1];
@@ -146,9 +148,9 @@ template <typename M> LB_DEVICE u32 multiply(const Product product, u32 number) 
     return number;
 }
 
-// Attention of a block, with some queries of a key-value head, to a share of its slots. The block of the first share mixes.
-LB_DEVICE void attend_here(const Block &block, const Between &between, const float *cosines, const float *sines, u16 *keys,
-                           u16 *values, u32 layer, int length, int start, u32 splits) {
+// Attention of a block, with some queries of a key-value head, to a share of its slots. The block of the first one mixes.
+LB_DEVICE void attend_here(const Block &block, const Between &between, const float *cosines, const float *sines,
+                           u16 *keys, u16 *values, u32 layer, int length, int start, u32 splits) {
     const u32 number = GRID - 1 - blockIdx.x, task = number / splits, split = number % splits, warp = threadIdx.x / 32;
     if (task >= TASKS) return;
     const u32 query = task * GROUP, head = query / SHARING;
@@ -165,7 +167,9 @@ LB_DEVICE void attend_here(const Block &block, const Between &between, const flo
         *(u32 *)(block.token + at) = x;
     }
     lb_meet(THREADS);
-    const auto numbers = [&](u32 which, u32 column) { return wide(*(const uint4 *)(block.token + which * WIDTH + column)); };
+    const auto numbers = [&](u32 which, u32 column) {
+        return wide(*(const uint4 *)(block.token + which * WIDTH + column));
+    };
     const Token<decltype(numbers)> token{cosine, sine, numbers};
     const Found found{(float *)block.scratch};
     attend(found, slots, token, split * WARPS, splits * WARPS, start, length, query % SHARING == 0);
@@ -193,8 +197,8 @@ LB_KERNEL(THREADS + 32, 1)
 lowbit_step(const u16 *x, const float *cosines, const float *sines, const int *filled, const float *attention_norms,
             const float *product_norms, const float *last_norm, const float *qkv_scale, const u8 *qkv0, const u8 *qkv1,
             const float *out_scale, const u8 *out0, const u8 *out1, const float *up_scale, const u8 *up0, const u8 *up1,
-            const float *down_scale, const u8 *down0, const u8 *down1, const u32 *, const u16 *, const u16 *, u16 *hidden,
-            u32 *all_between, u16 *keys, u16 *values) {
+            const float *down_scale, const u8 *down0, const u8 *down1, const u32 *, const u16 *, const u16 *,
+            u16 *hidden, u32 *all_between, u16 *keys, u16 *values) {
     const Block block(lb_shared);
     const Share qkv{QKV_OUTPUTS, false}, out{OUT_OUTPUTS, false}, up{UP_OUTPUTS, true}, down{DOWN_OUTPUTS, false};
     const u32 thread = threadIdx.x;
@@ -219,21 +223,23 @@ lowbit_step(const u16 *x, const float *cosines, const float *sines, const int *f
     const u32 splits = min(max((u32)(length + WARPS * CHUNK - 1) / (WARPS * CHUNK), 1u), (u32)SPLITS);
     const u32 *added = nullptr, *added_count = nullptr;
 #pragma unroll 1
-    for (u32 layer = 0; layer < LAYERS; layer++) {
+    for (u64 layer = 0; layer < LAYERS; layer++) {
         const Between between(all_between, layer);
         u32 *counts = between.counts;
         const Inputs to_attend{added, added_count, down.busy(), attention_norms + layer * STREAM};
-        number = multiply<QKV>({to_attend, qkv, qkv_scale + (u64)layer * QKV_OUTPUTS, between.qkv, counts}, number);
+        number = multiply<QKV>({to_attend, qkv, qkv_scale + layer * QKV_OUTPUTS, between.qkv, counts}, number);
         attend_here(block, between, cosines, sines, keys, values, layer, length, start, splits);
         if (out.tiles()) {
             const Inputs mixed{between.mixed, counts + 1, TASKS, nullptr};
-            number = multiply<OUT>({mixed, out, out_scale + (u64)layer * OUT_OUTPUTS, between.added_out, counts + 2}, number);
+            const float *scale = out_scale + layer * OUT_OUTPUTS;
+            number = multiply<OUT>({mixed, out, scale, between.added_out, counts + 2}, number);
         }
         const Inputs to_gate{between.added_out, counts + 2, out.busy(), product_norms + layer * STREAM};
-        number = multiply<UP>({to_gate, up, up_scale + (u64)layer * UP_OUTPUTS, between.gated, counts + 3}, number);
+        number = multiply<UP>({to_gate, up, up_scale + layer * UP_OUTPUTS, between.gated, counts + 3}, number);
         if (down.tiles()) {
             const Inputs let{between.gated, counts + 3, up.busy(), nullptr};
-            number = multiply<DOWN>({let, down, down_scale + (u64)layer * DOWN_OUTPUTS, between.added_down, counts + 4}, number);
+            const float *scale = down_scale + layer * DOWN_OUTPUTS;
+            number = multiply<DOWN>({let, down, scale, between.added_down, counts + 4}, number);
         }
         added = between.added_down;
         added_count = counts + 4;

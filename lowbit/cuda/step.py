@@ -5,7 +5,6 @@ What is computed is what kernels of single products and of attention compute (`l
 cache are in another order.
 """
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,80 +13,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lowbit.cuda import kernels, target
-from lowbit.cuda.attention import AttentionShape, attention_chunk, attention_fits
-from lowbit.cuda.product import DIGITS, MOST_INPUTS, TILE, Shape, matrix_defines, stride
+from lowbit.cuda import kernels, step_shapes, target
+from lowbit.cuda.product import matrix_defines
+from lowbit.cuda.step_shapes import (
+    FEWEST_SLOTS,
+    StepShape,
+    StepTile,
+    chunk_of,
+    scratch_bytes,
+    shared_bytes,
+    words_between,
+)
 from lowbit.errors import ConfigError
 
 SOURCE = Path(__file__).with_name("step.cu")
-WARPS = 8
-"""That multiply; one more has codes come."""
-SLOT_LIMITS = tuple(kib << 10 for kib in (40, 32, 24, 20, 16, 12, 10, 8, 6, 4))
-"""Bytes of a slot of the ring that are tried: longer copies are fewer."""
-SHORT = 512
-"""Bytes of a whole row from which on it is copied by itself, into another bank than the next one."""
-LONG = 768
-"""Bytes of a part of a row that is worth a copy: 512 take as long."""
-AHEAD = 96 << 10
-"""Bytes on their way to each block that are enough: what memory delivers in the time of two or three parts."""
-FEWEST_SLOTS, MANY_SLOTS = 4, 6
-"""Of the ring: two are multiplied at once."""
-MOST_SLOTS = 64
-PARTS = 5
-"""Of a layer: four products and attention."""
 EMPTY = 0xFFFFFFFF
 """What words between blocks are before they are written."""
-MOST_SPLITS = 16
-"""Blocks that share a key-value head."""
-BARRIERS = 16
-"""Bytes of the two barriers of a slot."""
-
-
-class StepShape(NamedTuple):
-    """Everything static.
-
-    Attributes:
-      layers: of the model.
-      qkv: queries, keys and values, joined.
-      out: the product behind attention.
-      up: gates and what they let pass, joined.
-      down: the product behind them.
-      attention: of one sequence.
-      eps: of norms.
-    """
-
-    layers: int
-    qkv: Shape
-    out: Shape
-    up: Shape
-    down: Shape
-    attention: AttentionShape
-    eps: float
-
-    @property
-    def products(self) -> dict[str, Shape]:
-        """Matrices of a layer, by what `step.cu` calls them."""
-        return {"QKV": self.qkv, "OUT": self.out, "UP": self.up, "DOWN": self.down}
-
-
-class StepTile(NamedTuple):
-    """How the work is cut.
-
-    Attributes:
-      blocks: of threads, all of which are there at once.
-      queries: of a key-value head that a block attends with.
-      splits: blocks that share the slots of these, at most.
-      chunks: parts that the inputs of each product arrive in.
-      slot: bytes of a slot of the ring of codes.
-      ring: how many slots it has.
-    """
-
-    blocks: int
-    queries: int
-    splits: int
-    chunks: tuple[int, ...]
-    slot: int
-    ring: int
 
 
 class Matrices(NamedTuple):
@@ -102,138 +43,13 @@ class Matrices(NamedTuple):
     words: Sequence[jax.Array]
 
 
-def step_tile(shape: StepShape, blocks: int) -> StepTile | None:
-    """Returns a tile for a GPU that can have so many blocks at once; None for a model that the kernel does not take."""
-    a = shape.attention
-    if a.sequences != 1 or not attention_fits(a) or blocks < a.heads or not _queries(a):
-        return None
-    products = shape.products
-    if any(p.made or p.tokens != 1 or p.inputs % 8 or p.inputs > MOST_INPUTS for p in products.values()):
-        return None
-    if any(p.outputs % (2 * TILE if name == "UP" else TILE) for name, p in products.items()):
-        return None
-    tiles = [found for limit in SLOT_LIMITS if (found := _tile_of(shape, blocks, limit)) is not None]
-    long = [tile for tile in tiles if _copies_are_long(shape, tile)]
-    tiles = [tile for tile in long if tile.ring >= MANY_SLOTS] or long or tiles
-    enough = 0.85 * min(AHEAD, max((_bytes_ahead(shape, tile) for tile in tiles), default=0))
-    return next((tile for tile in tiles if _bytes_ahead(shape, tile) >= enough), None)
-
-
-def _queries(shape: AttentionShape) -> list[int]:
-    """How many queries of a head a block can attend with: whole warps have their numbers."""
-    return [q for q in range(1, shape.group + 1) if shape.group % q == q * shape.width % 32 == 0]
-
-
-def _tile_of(shape: StepShape, blocks: int, limit: int) -> StepTile | None:
-    """A tile whose slots have no more bytes than a limit, if there is one, and as many slots as fit."""
-    chunks = [fewest_chunks(p, limit) for p in shape.products.values()]
-    known = tuple(count for count in chunks if count is not None)
-    if len(known) < len(chunks):
-        return None
-    slot = max(piece_bytes(p, count) for p, count in zip(shape.products.values(), known, strict=True))
-    a = shape.attention
-    # Few slots take fewer blocks than there are, so that each can have fewer queries.
-    wanted = math.ceil(a.slots / (WARPS * chunk_of(a)))
-    fitting = [q for q in _queries(a) if a.heads * a.group // q * wanted <= blocks]
-    queries = min(fitting, default=a.group)
-    splits = min(MOST_SPLITS, blocks // (a.heads * a.group // queries), wanted)
-    tile = StepTile(blocks, queries, splits, known, slot, 0)
-    ring = min(MOST_SLOTS, (kernels.SHARED - shared_bytes(shape, tile)) // (slot + BARRIERS))
-    return tile._replace(ring=ring) if ring >= FEWEST_SLOTS else None
-
-
-def _copies_are_long(shape: StepShape, tile: StepTile) -> bool:
-    """Whether no rows are cut into short parts."""
-    pairs = zip(shape.products.values(), tile.chunks, strict=True)
-    return all(count == 1 or size >= LONG for p, count in pairs for size in _row_bytes(p, count))
-
-
-def _row_bytes(shape: Shape, chunks: int) -> list[int]:
-    """The bytes of a row in a chunk, of each part of the codes."""
-    return [shape.padded // 8 * bits // chunks for bits in shape.parts]
-
-
-def _as_in_memory(size: int, chunks: int) -> bool:
-    """Whether rows of a size are copied all at once, as `ring.h` does."""
-    return chunks == 1 and (size % 128 != 0 or size < SHORT)
-
-
-def _bytes_ahead(shape: StepShape, tile: StepTile) -> float:
-    """How many bytes are on their way while a full ring's first slot is multiplied, in the mean over all of a layer."""
-    pieces = [
-        (p.outputs * p.padded * p.bits, piece_bytes(p, count))
-        for p, count in zip(shape.products.values(), tile.chunks, strict=True)
-    ]
-    return (tile.ring - 1) * sum(size * piece for size, piece in pieces) / sum(size for size, _ in pieces)
-
-
-def most_tiles(name: str, shape: Shape, blocks: int) -> int:
-    """Returns how many tiles of 16 outputs of a product a block has at most; gates and others come in pairs."""
-    together = 2 if name == "UP" else 1
-    return math.ceil(shape.outputs / TILE / together / blocks) * together
-
-
-def fewest_chunks(shape: Shape, limit: int) -> int | None:
-    """Returns in how few chunks the inputs of a product can arrive, of so many bytes at most; None if in none."""
-    for chunks in range(1, shape.blocks + 1):
-        if shape.blocks % chunks or piece_bytes(shape, chunks) > limit:
-            continue
-        if shape.groups == 1:
-            return chunks
-        meets_planes = shape.inputs // shape.groups % (2 * shape.span) == 0
-        cut_evenly = chunks == 1 or shape.inputs == shape.padded
-        if meets_planes and cut_evenly and shape.groups % (4 * chunks) == 0:
-            return chunks
-    return None
-
-
-def piece_bytes(shape: Shape, chunks: int) -> int:
-    """Returns the bytes of a slot that a chunk of a tile takes, as `ring.h` lays it out."""
-    rows = [size if _as_in_memory(size, chunks) else stride(size) for size in _row_bytes(shape, chunks)]
-    scales = 4 * (shape.groups // chunks) + 16 if shape.groups > 1 else 0
-    return TILE * (sum(rows) + scales)
-
-
-def scratch_bytes(shape: StepShape, tile: StepTile) -> int:
-    """Returns what parts of a layer keep for themselves: sums, or what warps found in the cache."""
-    a = shape.attention
-    sums = [
-        4 * WARPS * TILE * most_tiles(name, p, tile.blocks) * (DIGITS + (p.groups > 1))
-        for name, p in shape.products.items()
-    ]
-    return -(-max(*sums, 4 * WARPS * tile.queries * (a.width + 2)) // 16) * 16
-
-
-def shared_bytes(shape: StepShape, tile: StepTile) -> int:
-    """Returns the shared memory of a block, as `step.cu` lays it out."""
-    products = shape.products.values()
-    digits = DIGITS * max(stride(p.padded) for p in products)
-    totals = 4 * max(p.padded // 64 if p.groups > 1 else 2 * WARPS for p in products)
-    ring = tile.ring * (tile.slot + BARRIERS)
-    token = (tile.queries + 2) * shape.attention.width
-    return ring + 2 * (shape.qkv.inputs + token) + digits + scratch_bytes(shape, tile) + totals + 8 * WARPS
-
-
-def words_between(shape: StepShape, tile: StepTile) -> int:
-    """Returns the words of 32 bits that blocks write for one another in a layer, as `between.h` lays them out."""
-    a = shape.attention
-    found = tile.splits * a.heads * a.group * (a.width + 2)
-    words = shape.qkv.outputs // 2 + shape.out.inputs // 2 + found + shape.qkv.inputs + shape.down.inputs // 2 + PARTS
-    return -(-words // 4) * 4
-
-
-def chunk_of(shape: AttentionShape) -> int:
-    """Returns how many slots of the cache a warp reads at once: half as many as where it has more registers."""
-    return attention_chunk(shape) // 2
-
-
 def defines(shape: StepShape, tile: StepTile) -> dict[str, int]:
     """Returns what `step.cu` is compiled with."""
     a = shape.attention
     found = {
         "LAYERS": shape.layers,
         "EPS": int(np.float32(shape.eps).view(np.uint32)),
-        "WARPS": WARPS,
+        "WARPS": step_shapes.WARPS,
         "HEADS": a.heads,
         "SHARING": a.group,
         "GROUP": tile.queries,
@@ -244,7 +60,7 @@ def defines(shape: StepShape, tile: StepTile) -> dict[str, int]:
         "SPLITS": tile.splits,
         "SLOT": tile.slot,
         "RING": tile.ring,
-        "SHORT": SHORT,
+        "SHORT": step_shapes.SHORT,
         "SCRATCH": scratch_bytes(shape, tile),
         "SHARED": shared_bytes(shape, tile),
     }
@@ -296,7 +112,7 @@ def take_step(
         *arguments,
         kernel=kernels.known(SOURCE, defines(shape, tile)),
         blocks=np.int64(tile.blocks),
-        threads=np.int64(32 * (WARPS + 1)),
+        threads=np.int64(32 * (step_shapes.WARPS + 1)),
         shared=np.int64(shared_bytes(shape, tile)),
     )
     return hidden, keys, values

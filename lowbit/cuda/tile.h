@@ -3,8 +3,8 @@
 
 #include "activations.h"
 
-// Codes and scales of a tile in shared memory. Pointers are those of the first input, whichever chunk lies there; At says
-// how many bytes rows lie apart: row_stride of a part of the codes, and SCALES.
+// Codes and scales of a tile in shared memory. Pointers are those of the first input, whichever chunk lies there; At
+// says how many bytes rows lie apart: row_stride of a part of the codes, and SCALES; and whether it HOLDS digits.
 template <typename At> struct Lying {
     const u8 *codes[2];
     const u8 *scales;

@@ -11,7 +11,7 @@ import pytest
 from lowbit import cuda
 from lowbit.bench import random_model as random_models
 from lowbit.bench.random_model import SHAPES, random_model
-from lowbit.cuda import step
+from lowbit.cuda import step_shapes
 from lowbit.generation import Generator, loop, whole_step
 from lowbit.generation.cache import KVCache
 from lowbit.generation.decoder import Decoder
@@ -65,7 +65,7 @@ def _written(cache: KVCache, length: int) -> list[np.ndarray]:
 @pytest.fixture(autouse=True)
 def _few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of them is one of the system's here."""
-    monkeypatch.setattr(step, "WARPS", 2)
+    monkeypatch.setattr(step_shapes, "WARPS", 2)
 
 
 def _compare(bits: float, length: int, shape: str, ways: tuple[bool, ...]) -> None:
@@ -122,7 +122,7 @@ def test_blocks_share_a_head_and_groups_come_in_chunks(driver: ctypes.CDLL, monk
 
     monkeypatch.setattr(random_models, "random_tensor", grouped)
     monkeypatch.setitem(SHAPES, "grouped", GROUPED)
-    monkeypatch.setattr(step, "SLOT_LIMITS", (6 << 10,))
+    monkeypatch.setattr(step_shapes, "SLOT_LIMITS", (6 << 10,))
     tiles = []
     made = cuda.step_tile
     monkeypatch.setattr(cuda, "step_tile", lambda *given: tiles.append(made(*given)) or tiles[-1])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lowbit.bench.random_model import random_model
-from lowbit.cuda import AttentionShape, Matrices, Shape, StepShape, kernels, step, step_tile, take_step
+from lowbit.cuda import AttentionShape, Matrices, Shape, StepShape, kernels, step_shapes, step_tile, take_step
 from lowbit.errors import ConfigError
 from lowbit.generation import Generator, loop, whole_step
 from lowbit.generation.decoder import Decoder
@@ -53,14 +53,14 @@ def test_public_models_fit(model: str, bits: int, group: int | None) -> None:
     shape = _step(model, bits, group)
     tile = step_tile(shape, BLOCKS)
     assert tile is not None
-    assert step.FEWEST_SLOTS <= tile.ring <= step.MOST_SLOTS
-    assert step.shared_bytes(shape, tile) <= kernels.SHARED
+    assert step_shapes.FEWEST_SLOTS <= tile.ring <= step_shapes.MOST_SLOTS
+    assert step_shapes.shared_bytes(shape, tile) <= kernels.SHARED
     # Another slot would not fit.
     larger = tile._replace(ring=tile.ring + 1)
-    assert tile.ring == step.MOST_SLOTS or step.shared_bytes(shape, larger) > kernels.SHARED
+    assert tile.ring == step_shapes.MOST_SLOTS or step_shapes.shared_bytes(shape, larger) > kernels.SHARED
     for product, chunks in zip(shape.products.values(), tile.chunks, strict=True):
         assert product.blocks % chunks == 0
-        assert step.piece_bytes(product, chunks) <= tile.slot
+        assert step_shapes.piece_bytes(product, chunks) <= tile.slot
     attention = shape.attention
     assert attention.heads * attention.group // tile.queries * tile.splits <= BLOCKS
 
