@@ -100,6 +100,7 @@ def test_norms_of_other_products_stay_kernels_of_their_own(
     assert pallas.norm_tile(w, 1, 1e-5) is None
 
 
+@pytest.mark.slow  # all parts have tests of their own, and a model decodes by one kernel in another
 def test_a_model_decodes_by_these_kernels(driver: ctypes.CDLL) -> None:
     """Layers of a stack, gates and norms inside: what a step of one token is on a GPU."""
     by_xla, packed = (
