@@ -19,16 +19,14 @@ import shlex
 import statistics
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from benchmarks.kv_cache import random_weights
+from benchmarks.drawing import BFLOAT16_BITS, Drawing, make_generator
 from benchmarks.machine import machine
 from benchmarks.op_times import (
     CONTAINERS,
@@ -42,17 +40,11 @@ from benchmarks.op_times import (
     plain_names,
 )
 from benchmarks.record import write_record
-from lowbit.bench.random_model import LEVELS, SHAPES, random_model
+from lowbit.bench.random_model import LEVELS, SHAPES
 from lowbit.errors import DataError
-from lowbit.generation import CACHE_KINDS, Decoder, Generator, Sampling, cache_kind, loop
-from lowbit.generation.step_attention import METHODS, chosen_method
-from lowbit.llama import LlamaConfig
-from lowbit.pallas import kernel_runs_here
+from lowbit.generation import CACHE_KINDS, Generator
+from lowbit.generation.step_attention import METHODS
 
-GREEDY = Sampling()
-BFLOAT16_BITS = 16
-EMBEDDING_BITS = 8
-"""Of the tied embedding beside packed layers."""
 OUTER_SCOPES = (
     "jit(generate)",
     "jit(advance)",
@@ -98,7 +90,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         for bits in options.bits:
             folder = Path(options.trace or scratch) / f"{bits:g}_bits"
-            cases.append({"bits": bits} | profiled(make_generator(options, bits), options, folder))
+            cases.append({"bits": bits} | profiled(_model(options, bits), options, folder))
             print(described(cases[-1], options.rows), file=sys.stderr, flush=True)
     names = (
         "shape",
@@ -122,21 +114,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def make_generator(options: argparse.Namespace, bits: float) -> Generator:
-    """Returns a model of random weights, of which matrices have so many bits; 16 are bfloat16."""
-    if bits != BFLOAT16_BITS:
-        return Generator.from_packed(
-            random_model(options.shape, bits, EMBEDDING_BITS),
-            dtype=jnp.bfloat16,
-            cache=options.cache,
-            activations=options.activations,
-            kernels=options.kernels,
-            attention=options.attention,
-        )
-    cfg, kind = LlamaConfig.from_hf(SHAPES[options.shape]), cache_kind(options.cache)
-    method = chosen_method(options.attention, cfg, kind, jnp.bfloat16)
-    decoder = Decoder(cfg, "bfloat16", kind, "float32", attention=method, unrolled=kernel_runs_here())
-    return Generator(decoder, random_weights(cfg, "bfloat16", 0))
+def _model(options: argparse.Namespace, bits: float) -> Generator:
+    settings = {name: getattr(options, name) for name in ("cache", "activations", "kernels", "attention")}
+    return make_generator(options.shape, bits, **settings)
 
 
 def profiled(model: Generator, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -149,29 +129,15 @@ def profiled(model: Generator, options: argparse.Namespace, folder: Path) -> dic
     decoder = model.decoder._replace(whole=not options.apart)
     decoder = decoder._replace(unrolled=False, whole=False) if options.loop else decoder
 
-    def arguments() -> tuple[Any, ...]:
-        """Logits, a cache that claims to hold the context, and draws that never stop."""
-        cache = loop.start(decoder, jnp.zeros(options.batch, jnp.int32), options.context + options.tokens)
-        logits = jnp.zeros((options.batch, decoder.cfg.vocab_size), jnp.float32)
-        draws = loop.Draws(jnp.zeros(options.batch, jnp.uint32), jnp.zeros(0, jnp.int32))
-        return weights, logits, cache.advance(options.context), draws
-
-    program = loop.generate.lower(decoder, GREEDY, options.tokens, *arguments()).compile()
-
-    def run_seconds() -> float:
-        inputs = jax.block_until_ready(arguments())
-        began = time.perf_counter()
-        jax.block_until_ready(program(*inputs))
-        return time.perf_counter() - began
-
-    run_seconds()
-    seconds = [run_seconds() for _ in range(options.repeats)]
-    inputs = jax.block_until_ready(arguments())
+    drawing = Drawing(decoder, weights, options.batch, options.context, options.tokens)
+    drawing.step_seconds()
+    seconds = [drawing.step_seconds() for _ in range(options.repeats)]
+    inputs = jax.block_until_ready(drawing.arguments())
     with jax.profiler.trace(str(folder)):
-        jax.block_until_ready(program(*inputs))
-    known = plain_names(instructions(program.as_text() or ""))
+        jax.block_until_ready(drawing.program(*inputs))
+    known = plain_names(instructions(drawing.program.as_text() or ""))
     record = summarized(device_events(folder, known), known, steps, decoder.cfg.num_layers)
-    return {"weight_bytes": weights.nbytes, "step_us": 1e6 * statistics.median(seconds) / steps, **record}
+    return {"weight_bytes": weights.nbytes, "step_us": 1e6 * statistics.median(seconds), **record}
 
 
 def summarized(
@@ -248,8 +214,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         # Read when the first device is asked for.
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {ONE_BY_ONE}".strip()
     record = measure(options)
-    if record["git_commit"] is None:  # outside of its checkout
-        record["git_commit"] = os.environ.get("LOWBIT_COMMIT")
     write_record(record, options.output)
 
 

@@ -11,34 +11,21 @@ Expected: docs/gpu_kernels.md, which `make docs` writes from the JSON.
 """
 
 import argparse
-import dataclasses
-import os
 import shlex
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from benchmarks.kv_cache import random_weights
+from benchmarks.drawing import BFLOAT16_BITS, Drawing, make_generator
 from benchmarks.machine import machine
 from benchmarks.record import write_record
 from lowbit.bench.gpu_products import Copy
-from lowbit.bench.random_model import LEVELS, SHAPES, random_model
-from lowbit.generation import Decoder, Generator, Sampling, cache_kind, loop
-from lowbit.generation.step_attention import chosen_method
-from lowbit.llama import LlamaConfig
-from lowbit.pallas import kernel_runs_here
+from lowbit.bench.random_model import LEVELS, SHAPES
 
-BFLOAT16_BITS = 16
-EMBEDDING_BITS = 8
 DEPTHS = {"smollm2-135m": (6, 30), "llama-1b": (4, 16), "llama-8b": (8, 32), "llama-70b": (1, 5)}
 """Layers of the smaller and the larger model."""
 DEFAULT_DEPTHS = (1, 2)
-GREEDY = Sampling()
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -81,12 +68,14 @@ def measured_shape(shape: str, options: argparse.Namespace) -> list[dict[str, An
     sizes: dict[tuple[float, int], int] = {}
     for bits in options.bits:
         for depth in depths:
-            model = make_generator(shape, bits, depth, options.kernels)
+            model = make_generator(shape, bits, depth, kernels=options.kernels)
             sizes[bits, depth] = model.weights.nbytes
             for context in options.contexts:
                 for way in ("whole", "apart") if bits != BFLOAT16_BITS else ("xla",):
                     decoder = model.decoder._replace(whole=way == "whole")
-                    tasks[bits, context, way, depth] = step_timer(model, decoder, context, options.tokens)
+                    drawing = Drawing(decoder, model.weights, 1, context, options.tokens)
+                    drawing.step_seconds()
+                    tasks[bits, context, way, depth] = drawing.step_seconds
     times: dict[Any, list[float]] = {key: [] for key in tasks}
     for _ in range(options.repeats):
         for key, task in tasks.items():
@@ -112,48 +101,11 @@ def measured_shape(shape: str, options: argparse.Namespace) -> list[dict[str, An
     return rows
 
 
-def make_generator(shape: str, bits: float, layers: int, kernels: str) -> Generator:
-    """Returns a model of so many layers; 16 bits are bfloat16."""
-    if bits != BFLOAT16_BITS:
-        packed = random_model(shape, bits, EMBEDDING_BITS, layers)
-        return Generator.from_packed(packed, dtype=jnp.bfloat16, cache="bfloat16", kernels=kernels)
-    cfg = dataclasses.replace(LlamaConfig.from_hf(SHAPES[shape]), num_layers=layers)
-    kind = cache_kind("bfloat16")
-    method = chosen_method("auto", cfg, kind, jnp.bfloat16)
-    decoder = Decoder(cfg, "bfloat16", kind, "float32", attention=method, unrolled=kernel_runs_here())
-    return Generator(decoder, random_weights(cfg, "bfloat16", 0))
-
-
-def step_timer(model: Generator, decoder: Decoder, context: int, tokens: int) -> Callable[[], float]:
-    """Compiles the drawing of tokens, and returns what times a step, seconds."""
-
-    def arguments() -> tuple[Any, ...]:
-        """Logits, a cache that claims to hold the context, and draws that never stop."""
-        cache = loop.start(decoder, jnp.zeros(1, jnp.int32), context + tokens)
-        logits = jnp.zeros((1, decoder.cfg.vocab_size), jnp.float32)
-        draws = loop.Draws(jnp.zeros(1, jnp.uint32), jnp.zeros(0, jnp.int32))
-        return model.weights, logits, cache.advance(context), draws
-
-    program = loop.generate.lower(decoder, GREEDY, tokens, *arguments()).compile()
-
-    def seconds() -> float:
-        inputs = jax.block_until_ready(arguments())
-        began = time.perf_counter()
-        jax.block_until_ready(program(*inputs))
-        return (time.perf_counter() - began) / (tokens - 1)
-
-    seconds()
-    return seconds
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures, and writes the JSON."""
     options = parse_arguments(argv)
     options.argv = list(sys.argv[1:] if argv is None else argv)
-    record = measure(options)
-    if record["git_commit"] is None:  # outside of its checkout
-        record["git_commit"] = os.environ.get("LOWBIT_COMMIT")
-    write_record(record, options.output)
+    write_record(measure(options), options.output)
 
 
 if __name__ == "__main__":
