@@ -21,10 +21,9 @@ LB_DEVICE u32 added(u32 x, u32 y) {
     return lb_bfloat16(lb_float(x << 16) + lb_float(y << 16), lb_float(x & 0xffff0000) + lb_float(y & 0xffff0000));
 }
 
-// MADE is whether it makes them of other numbers itself.
+// The activations of a token that a thread makes digits of. MADE is whether it makes them of other numbers itself.
 template <typename M, bool MADE> struct Activations {
-    static constexpr int TURNS = M::TURNS;
-    uint2 pairs[TURNS][2];
+    uint2 pairs[M::TURNS][2];
     // What they are made of: gates and what these let pass, or what is added to pairs and the scale of the norm.
     float4 made[MADE ? M::TURNS : 1][2][2];
 

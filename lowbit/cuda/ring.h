@@ -15,8 +15,10 @@ struct Share {
     u32 outputs;
     bool paired;
 
-    LB_DEVICE u32 together() const { return paired ? 2 : 1; }
-    LB_DEVICE u32 to_share() const { return outputs / 16 / together(); }
+    LB_DEVICE constexpr u32 together() const { return paired ? 2 : 1; }
+    LB_DEVICE constexpr u32 to_share() const { return outputs / 16 / together(); }
+    // Tiles that a block has at most.
+    LB_DEVICE constexpr u32 most() const { return (to_share() + GRID - 1) / GRID * together(); }
     // Blocks that have some.
     LB_DEVICE u32 busy() const { return min(to_share(), (u32)GRID); }
     LB_DEVICE u32 tiles() const { return (to_share() - 1 - blockIdx.x + GRID) / GRID * together(); }
@@ -24,10 +26,6 @@ struct Share {
         return (blockIdx.x + tile / together() * GRID) * 16 + tile % together() * (outputs / 2);
     }
 };
-LB_DEVICE constexpr int most_tiles(int outputs, bool paired) {
-    const int together = paired ? 2 : 1;
-    return (outputs / 16 / together + GRID - 1) / GRID * together;
-}
 
 // A matrix of a layer.
 struct Codes {

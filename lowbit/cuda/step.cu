@@ -34,11 +34,11 @@ static_assert(TASKS * SPLITS <= GRID, "a block for each of them");
 LB_DEVICE constexpr int larger(int x, int y) { return x > y ? x : y; }
 constexpr int DIGIT_BYTES = DIGITS * larger(larger(QKV::STRIDE, OUT::STRIDE), larger(UP::STRIDE, DOWN::STRIDE));
 constexpr int TOTAL_BYTES = 4 * larger(larger(QKV::TOTALS, OUT::TOTALS), larger(UP::TOTALS, DOWN::TOTALS));
-template <typename M> LB_DEVICE constexpr int sum_bytes(int tiles) { return 4 * WARPS * 16 * tiles * M::RESULTS; }
-static_assert(SCRATCH >= larger(larger(sum_bytes<QKV>(most_tiles(QKV_OUTPUTS, false)),
-                                       sum_bytes<OUT>(most_tiles(OUT_OUTPUTS, false))),
-                                larger(sum_bytes<UP>(most_tiles(UP_OUTPUTS, true)),
-                                       sum_bytes<DOWN>(most_tiles(DOWN_OUTPUTS, false)))) &&
+template <typename M> LB_DEVICE constexpr int sum_bytes(int outputs, bool paired) {
+    return 4 * WARPS * 16 * Share{(u32)outputs, paired}.most() * M::RESULTS;
+}
+static_assert(SCRATCH >= larger(larger(sum_bytes<QKV>(QKV_OUTPUTS, false), sum_bytes<OUT>(OUT_OUTPUTS, false)),
+                                larger(sum_bytes<UP>(UP_OUTPUTS, true), sum_bytes<DOWN>(DOWN_OUTPUTS, false))) &&
                   SCRATCH >= 4 * WARPS * GROUP * (WIDTH + 2),
               "sums, or what warps found, fit");
 static_assert(SHARED == RING * (SLOT + 16) + 2 * (STREAM + TOKEN) + DIGIT_BYTES + SCRATCH + TOTAL_BYTES + 8 * WARPS,

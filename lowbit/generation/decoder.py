@@ -79,15 +79,21 @@ class Decoder(NamedTuple):
 
     def _plan(self, weights: Weights, tokens: jax.Array, cache: KVCache) -> whole_step.Plan | None:
         """How one kernel computes a step of one token; None where it does not."""
-        plain = self.attention == "kernel" and not self.rounding.inputs and self.activations == "float32"
-        if not (self.whole and plain and self.dtype == "bfloat16" and tokens.shape == (1, 1)):
+        if not (self.whole and self._by_kernels() and self._in_bfloat16() and tokens.shape == (1, 1)):
             return None
         return whole_step.plan(self.cfg, self.cache, weights, cache)
 
     def _fuses(self, layers: Sequence[Mapping[str, Any]]) -> bool:
         """Whether a step of one token takes kernels of its own."""
-        plain = self.attention == "kernel" and not self.rounding.inputs
-        return plain and fused_step.fits(self.cfg, self.cache, layers)
+        return self._by_kernels() and fused_step.fits(self.cfg, self.cache, layers)
+
+    def _by_kernels(self) -> bool:
+        """Whether attention is a kernel, and nothing is rounded in front of products."""
+        return self.attention == "kernel" and not self.rounding.inputs
+
+    def _in_bfloat16(self) -> bool:
+        """Whether activations are bfloat16, and meet matrices as they are."""
+        return self.activations == "float32" and self.dtype == "bfloat16"
 
     def _multiply(self, x: jax.Array, kernel: Any) -> jax.Array:
         """x [b k] times a matrix of any form, f32[b n]."""
@@ -113,7 +119,7 @@ class Decoder(NamedTuple):
 
     def _as_bfloat16(self, kernel: Any) -> bool:
         """Whether a matrix is laid out for kernels that take bfloat16, and meets such activations."""
-        return isinstance(kernel, GpuWeight) and self.activations == "float32" and self.dtype == "bfloat16"
+        return isinstance(kernel, GpuWeight) and self._in_bfloat16()
 
     def logits(self, weights: Weights, hidden: jax.Array) -> jax.Array:
         """Returns f32[b V] of states [b d]."""

@@ -35,6 +35,16 @@ class Products(NamedTuple):
     normed: Callable[[jax.Array, jax.Array | None, jax.Array, Any], tuple[jax.Array, jax.Array]]
 
 
+def takes_layers(cfg: LlamaConfig, kind: CacheKind) -> bool:
+    """Returns whether kernels of a step compute such layers: no biases or norms behind products, turned floats cached.
+
+    Args:
+      cfg: sizes and constants.
+      kind: of the cache.
+    """
+    return not (cfg.qkv_bias or cfg.linear_norm) and kind.bits >= HALFWORD and kind.rotated
+
+
 def fits(cfg: LlamaConfig, kind: CacheKind, layers: Sequence[Mapping[str, Any]]) -> bool:
     """Returns whether layers can be computed so: no biases or norms behind products, joined matrices, floats cached.
 
@@ -43,9 +53,9 @@ def fits(cfg: LlamaConfig, kind: CacheKind, layers: Sequence[Mapping[str, Any]])
       kind: of the cache, which the kernel of attention can read.
       layers: variables of each.
     """
-    if cfg.qkv_bias or cfg.linear_norm or kind.bits < HALFWORD or not kind.rotated:
-        return False
-    return all(isinstance(_kernel(layer, family[0]), Columns) for layer in layers for family in SIBLINGS)
+    return takes_layers(cfg, kind) and all(
+        isinstance(_kernel(layer, family[0]), Columns) for layer in layers for family in SIBLINGS
+    )
 
 
 def all_layers(

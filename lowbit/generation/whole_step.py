@@ -14,6 +14,7 @@ from lowbit import cuda
 from lowbit.cuda import Matrices, StepShape, StepTile
 from lowbit.generation.cache import KVCache
 from lowbit.generation.fused_attention import filled_slots
+from lowbit.generation.fused_step import takes_layers
 from lowbit.generation.joined import SIBLINGS, Columns
 from lowbit.generation.weights import Weights
 from lowbit.llama import LAYER_PREFIX, CacheKind, LlamaConfig
@@ -35,10 +36,12 @@ class Plan(NamedTuple):
     Attributes:
       shape: of the model, its matrices and its cache.
       tile: how the work is cut.
+      matrices: of all layers, four stacks.
     """
 
     shape: StepShape
     tile: StepTile
+    matrices: tuple[GpuWeight, ...]
 
 
 def plan(cfg: LlamaConfig, kind: CacheKind, weights: Weights, cache: KVCache) -> Plan | None:
@@ -55,9 +58,7 @@ def plan(cfg: LlamaConfig, kind: CacheKind, weights: Weights, cache: KVCache) ->
     """
     keys = cache.keys.codes
     _, sequences, kv_heads, slots, h = keys.shape
-    if cfg.qkv_bias or cfg.linear_norm or not kind.rotated:
-        return None
-    if keys.dtype != jnp.bfloat16 or sequences != 1 or slots > MOST_SLOTS:
+    if not takes_layers(cfg, kind) or keys.dtype != jnp.bfloat16 or sequences != 1 or slots > MOST_SLOTS:
         return None
     matrices = _matrices(weights)
     if matrices is None or sum(w.nbytes for w in matrices) > MOST_LAYER_BYTES * cfg.num_layers:
@@ -71,7 +72,7 @@ def plan(cfg: LlamaConfig, kind: CacheKind, weights: Weights, cache: KVCache) ->
     attention = cuda.AttentionShape(1, kv_heads, cfg.num_heads // kv_heads, h, slots)
     shape = StepShape(cfg.num_layers, qkv, out, up, down, attention, cfg.rms_norm_eps)
     tile = cuda.step_tile(shape, cuda.processors())
-    return None if tile is None else Plan(shape, tile)
+    return None if tile is None else Plan(shape, tile, matrices)
 
 
 def all_layers(
@@ -89,14 +90,13 @@ def all_layers(
     """
     params: dict[str, Any] = weights.layers["params"]
     norms = [params["layers"][name]["scale"] for name in ("attn_norm", "mlp_norm")]
-    matrices = _matrices(weights)
-    assert matrices is not None
     hidden, keys, values = cuda.take_step(
         *(x, cos, sin, filled_slots(cache.length, cache.start)),
         [*norms, params["norm"]["scale"]],
-        [Matrices(w.scale, w.words) for w in matrices],
+        [Matrices(w.scale, w.words) for w in plan.matrices],
         *(cache.keys.codes, cache.values.codes),
-        *plan,
+        plan.shape,
+        plan.tile,
     )
     return hidden, cache.filled(cache.keys.with_codes(keys), cache.values.with_codes(values))
 
@@ -104,13 +104,9 @@ def all_layers(
 def _matrices(weights: Weights) -> tuple[GpuWeight, ...] | None:
     """The four stacks of a layer's matrices; None unless they are that."""
     stacks = weights.stacks()
-    found = []
-    for path in (SIBLINGS[0][0], OUT, SIBLINGS[1][0], DOWN):
-        w = stacks.get(f"{path}/kernel")
-        whole = w.whole if isinstance(w, Columns) else w
-        if not isinstance(whole, GpuWeight) or not (whole.zero is whole.in_scale is None):
-            return None
-        if isinstance(w, Columns) != (path in (SIBLINGS[0][0], SIBLINGS[1][0])):
-            return None
-        found.append(whole)
-    return tuple(found)
+    qkv, out, up, down = (stacks.get(f"{path}/kernel") for path in (SIBLINGS[0][0], OUT, SIBLINGS[1][0], DOWN))
+    if not (isinstance(qkv, Columns) and isinstance(up, Columns)):
+        return None
+    found = qkv.whole, out, up.whole, down
+    plain = all(isinstance(w, GpuWeight) and w.zero is w.in_scale is None for w in found)
+    return found if plain else None  # type: ignore[return-value]
