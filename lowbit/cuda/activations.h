@@ -116,9 +116,9 @@ template <typename M, bool MADE> struct Activations {
         return max(found << 16, found & 0xffff0000);
     }
 
-    // Writes digits, lowest first, a column each, and sums of activations.
+    // Writes digits, lowest first, a column each, and sums: of activations, or of what is to be added for them.
     LB_DEVICE void split(u8 *digits, int *totals, float scale) const {
-        int total = 0;
+        long long total = 0;
 #pragma unroll
         for (int turn = 0; turn < M::TURNS; turn++) {
             const u32 quad = quad_of(turn);
@@ -129,9 +129,9 @@ template <typename M, bool MADE> struct Activations {
                 // Two inputs of a plane and two of the next take turns, as the bytes of their codes do.
                 const u32 even = half ? pairs[turn][0].y : pairs[turn][0].x;
                 const u32 odd = half ? pairs[turn][1].y : pairs[turn][1].x;
-                int v[4] = {lb_rounded(lb_float(even << 16) * scale), lb_rounded(lb_float(odd << 16) * scale),
-                            lb_rounded(lb_float(even & 0xffff0000) * scale),
-                            lb_rounded(lb_float(odd & 0xffff0000) * scale)};
+                int v[4] = {lb_rounded(lb_float(even << 16), scale), lb_rounded(lb_float(odd << 16), scale),
+                            lb_rounded(lb_float(even & 0xffff0000), scale),
+                            lb_rounded(lb_float(odd & 0xffff0000), scale)};
                 own += (v[0] + v[1]) + (v[2] + v[3]);
                 // Bytes of v + 0x808080 are by 128 more than signed digits of v.
 #pragma unroll
@@ -141,7 +141,7 @@ template <typename M, bool MADE> struct Activations {
                 bytes[1][half] = lb_bytes(first, last, 0x7632);
                 bytes[2][half] = lb_bytes(lb_bytes(v[0], v[1], 0x0062), lb_bytes(v[2], v[3], 0x0062), 0x5410);
             }
-            total += own;
+            total += (long long)M::offset_of(quad) * own;
             if (inside(quad)) {
 #pragma unroll
                 for (int digit = 0; digit < DIGITS; digit++)
@@ -154,8 +154,8 @@ template <typename M, bool MADE> struct Activations {
             }
         }
         if (!M::GROUPED) {
-            // Sums of a warp may pass 32 bits, those of halves do not.
-            const int low = lb_sum_of_warp(total & 0xffff), high = lb_sum_of_warp(total >> 16);
+            // Sums may pass 32 bits, those of halves do not.
+            const int low = lb_sum_of_warp((int)(total & 0xffff)), high = lb_sum_of_warp((int)(total >> 16));
             if (threadIdx.x % 32 == 0) {
                 totals[threadIdx.x / 32] = low;
                 totals[WARPS + threadIdx.x / 32] = high;
@@ -168,12 +168,12 @@ template <typename M, bool MADE> struct Activations {
 template <typename M> struct Rounded {
     u8 *digits;      // [COLUMNS STRIDE]
     u32 *largest;    // [TOKENS WARPS]
-    int *totals;     // [TOKENS TOTALS], sums of activations
+    int *totals;     // [TOKENS TOTALS], sums of activations, or of what is to be added for them in two halves
     float *squares;  // [WARPS], sums of those of a residual stream
 
     // Rounds what threads have: of a STREAM, its norm, once it was added to, and kept in `total`. All
-    // threads meet. `units` are what a result is to be multiplied by, NaN for what was not finite; `common` is what code 0
-    // stands for, times the sum of all activations, where there are no groups.
+    // threads meet. `units` are what a result is to be multiplied by, NaN for what was not finite; `common` is what is
+    // to be added to products of codes (Matrix::offset_of), where there are no groups.
     template <bool STREAM, bool MADE>
     LB_DEVICE void round(Activations<M, MADE> (&own)[M::TOKENS], u16 *total, float eps, float (&units)[M::TOKENS],
                          long long (&common)[M::TOKENS]) const {
@@ -218,7 +218,7 @@ template <typename M> struct Rounded {
                 low += totals[token * M::TOTALS + i];
                 high += totals[token * M::TOTALS + WARPS + i];
             }
-            common[token] = M::FIRST * (65536ll * high + low);
+            common[token] = 65536ll * high + low;
         }
     }
 };

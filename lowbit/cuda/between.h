@@ -50,12 +50,16 @@ struct Between {
 
 // Reads bfloat16 numbers that are activations of this thread.
 template <typename A> LB_DEVICE void read(A &own, const u32 *words) {
-    bool all;
-    do {
-        own.load([&](u32 input) { return lb_now2(words + input / 2); });
-        all = true;
+    own.load([&](u32 input) { return lb_now2(words + input / 2); });
+    while (true) {
+        bool all = true;
         own.each([&](int turn, int plane) { all = all && there(own.pairs[turn][plane]); });
-    } while (!all);
+        if (all) return;
+        // Only what is not there yet: most of it is.
+        own.each([&](int turn, int plane) {
+            lb_now2_unless(there(own.pairs[turn][plane]), own.pairs[turn][plane], words + own.input_of(turn, plane) / 2);
+        });
+    }
 }
 
 // A number that splits of a query have found, in shares of all of them: read at once, as many as there are.

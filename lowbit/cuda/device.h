@@ -79,12 +79,26 @@ LB_DEVICE uint2 lb_now2(const u32 *from) {
     asm volatile("ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "l"(from) : "memory");
     return x;
 }
+/// The same into x, unless it is known: no branch, so that many of these are on their way at once.
+LB_DEVICE void lb_now2_unless(bool known, uint2 &x, const u32 *from) {
+    asm volatile("{\n"
+                 ".reg .pred needed;\n"
+                 "setp.eq.u32 needed, %2, 0;\n"
+                 "@needed ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%3];\n"
+                 "}"
+                 : "+r"(x.x), "+r"(x.y)
+                 : "r"((u32)known), "l"(from)
+                 : "memory");
+}
 /// Adds one to a word, some time.
 LB_DEVICE void lb_count(u32 *to) { asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(to) : "memory"); }
 /// Writes one, for all blocks.
 LB_DEVICE void lb_tell(u32 *to, u32 x) {
     asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(x) : "memory");
 }
+
+/// Has the second-level cache read what is there, 128 bytes.
+LB_DEVICE void lb_prefetch(const void *at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
 
 /// Two numbers as bfloat16, the first one in the lower half.
 LB_DEVICE u32 lb_bfloat16(float low, float high) {
@@ -96,9 +110,16 @@ LB_DEVICE u32 lb_bfloat16(float low, float high) {
 /// x / (1 + exp(-x)), by approximations of 2^-22 or so.
 LB_DEVICE float lb_silu(float x) { return __fdividef(x, 1 + __expf(-x)); }
 
-/// c[16 8] += a[16 32] b[32 8], codes and signed digits, in the registers of a warp.
+/// c[16 8] += a[16 32] b[32 8], bytes that are 0 to 255 and signed digits, in the registers of a warp.
 LB_DEVICE void lb_multiply(int *c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
     asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+                 "{%0,%1,%2,%3};"
+                 : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+/// The same of bytes that are -128 to 127.
+LB_DEVICE void lb_multiply_signed(int *c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
                  "{%0,%1,%2,%3};"
                  : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
                  : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
@@ -110,7 +131,7 @@ LB_DEVICE int lb_sum_of_eight(int x) {
     return x;
 }
 /// The number of the thread of the warp that is so far away: 1 is the neighbour's, a power of two.
-LB_DEVICE float lb_exchange(float x, int step) { return __shfl_xor_sync(~0u, x, step); }
+template <typename T> LB_DEVICE T lb_exchange(T x, int step) { return __shfl_xor_sync(~0u, x, step); }
 LB_DEVICE u32 lb_largest_of_warp(u32 x) { return __reduce_max_sync(~0u, x); }
 LB_DEVICE int lb_sum_of_warp(int x) { return __reduce_add_sync(~0u, x); }
 /// The same of float32 numbers, in pairs, so that all threads have the same bits.
@@ -145,7 +166,9 @@ LB_DEVICE u8 *lb_of_block(u8 *own, u32 rank) {
 LB_DEVICE u32 lb_larger_halves(u32 x, u32 y) { return __vmaxu2(x, y); }
 /// Bytes of x and y by the four digits of `chosen`: 0 to 3 of x, 4 to 7 of y.
 LB_DEVICE u32 lb_bytes(u32 x, u32 y, u32 chosen) { return __byte_perm(x, y, chosen); }
-LB_DEVICE int lb_rounded(float x) { return __float2int_rn(x); }
+/// x * scale, a power of two, as a whole number: of up to 2^22. By a sum with 1.5 * 2^23, which is rounded to the last place
+/// before the point: conversions take four times as long.
+LB_DEVICE int lb_rounded(float x, float scale) { return __float_as_int(__fmaf_rn(x, scale, 12582912.0f)) - 0x4b400000; }
 LB_DEVICE float lb_float(u32 bits) { return __uint_as_float(bits); }
 LB_DEVICE u32 lb_bits(float x) { return __float_as_uint(x); }
 LB_DEVICE float lb_inverse_root(float x) { return rsqrtf(x); }

@@ -39,6 +39,7 @@ struct Matrix {
     static constexpr int STRIDE = apart(PADDED);                     // of columns of digits
     static constexpr int TOTALS = GROUPED ? PADDED / 64 : 2 * WARPS;  // sums of activations: of 64, or halves of a warp's
     static constexpr int RESULTS = COLUMNS + GROUPED * TOKENS;       // sums of a row in a warp: of columns, of offsets
+    static constexpr bool NESTED = TOKENS == 1;  // whether codes are taken out of bytes with those below them: Part
 
     // Sums of codes times digits: whole numbers, or scaled.
     typedef typename SumOf<!GROUPED>::Type Sum;
@@ -52,6 +53,16 @@ struct Matrix {
         const u32 within = quad % 8 * 4, pair = quad / 8 % PAIRS, unit = quad / 8 / PAIRS;
         const u32 block = unit / (SPAN / 32), half = unit % (SPAN / 32);
         return (block * PAIRS + pair) * PAIR + half * 32 + within;
+    }
+    // What is to be added for each unit of the inputs whose digits lie there: what code 0 stands for, and what the codes of
+    // the last field of a byte are less than they should be, which Part says.
+    LB_DEVICE static constexpr int offset_of(u32 quad) {
+        int less = 0;
+        for (int part = 0; part < PARTS; part++) {
+            const int bits = part_bits(part), fields = 8 / bits;
+            if ((int)(quad / 8 % fields) == fields - 1) less += 1 << (bits - 1 + 2 * part);
+        }
+        return FIRST + DISTANCE * less;
     }
     // The group of the inputs whose sum is a slot of the totals. What is filled up has the last one, and adds nothing.
     LB_DEVICE static u32 group_of(u32 slot) { return min(first_input(8 * slot) / GROUP_SIZE, (u32)GROUPS - 1); }

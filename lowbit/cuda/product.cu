@@ -3,7 +3,7 @@
 // A block has some tiles of 16 outputs. It asks for the codes of these at once, by copies into shared memory, which keep
 // memory busy without registers or instructions; the activations are asked for before, or they would wait behind codes.
 // Meanwhile activations become whole numbers in units of 2^-21 of the power of two below the largest of their token, as
-// three signed bytes each. Tensor cores multiply codes, masked out of the bytes that hold several of them, with these:
+// three signed bytes each. Tensor cores multiply codes, taken out of the bytes that hold several of them, with these:
 // bytes of activations are columns. Fields are not shifted: sums of a field are, once, at the end. Inputs are shared out
 // among warps. With one scale an output, sums are whole numbers until the end, and do not depend on how work is cut.
 //
@@ -24,7 +24,6 @@ constexpr bool MADE = GATED || NORMED;       // whether activations are made her
 // How codes of whole rows lie, and their scales: those of 8 rows in different banks.
 struct Here {
     static constexpr int SCALES = OWN::GROUPED ? 4 * OWN::GROUPS + 16 : 0;
-    static constexpr bool HOLDS = TILES > 1;
     LB_DEVICE static constexpr int row_stride(int part) { return apart(OWN::row_bytes(part)); }
 };
 constexpr int ALL_CODES = ROWS * (Here::row_stride(0) + (OWN::PARTS == 2 ? Here::row_stride(OWN::PARTS - 1) : 0));
@@ -37,7 +36,7 @@ static_assert(SHARED == ALL_CODES + OWN::COLUMNS * OWN::STRIDE + ROWS * Here::SC
 struct Shared {
     u8 *codes[2];   // of each part [ROWS row_stride]
     u8 *scales;     // f32[ROWS GROUPS], SCALES apart
-    u64 *barriers;  // [CHUNKS TILES]
+    u64 *barriers;  // [TILES CHUNKS]
     Rounded<OWN> rounded;
     Sums<OWN, Here> sums;
 
@@ -69,7 +68,7 @@ struct Codes {
     // Begins to copy a chunk of the rows of a tile and, in front of the first chunk, their scales. One warp calls it.
     LB_DEVICE void copy(const Shared &shared, int i) const {
         const u32 lane = threadIdx.x % 32, part = lane / 16;
-        const int tile = i % TILES, chunk = i / TILES;
+        const int tile = i / OWN::CHUNKS, chunk = i % OWN::CHUNKS;
         const u32 row = tile * 16 + lane % 16, output = min(first_row + row, (u32)OWN_OUTPUTS - 1);
         if (OWN::GROUPED && chunk == 0 && part == 0)
             lb_copy(shared.scales + row * Here::SCALES, (const u8 *)(scale + output * OWN::GROUPS), 4 * OWN::GROUPS,
@@ -88,7 +87,7 @@ struct Codes {
         for (u32 i = threadIdx.x % 32; i < COPIES; i += 32) {
             lb_make_barrier(shared.barriers + i, 1);
             lb_expect(shared.barriers + i, 16 * (OWN::all_row_bytes() / OWN::CHUNKS +
-                                                 (OWN::GROUPED && i < TILES ? 4 * OWN::GROUPS : 0)));
+                                                 (OWN::GROUPED && i % OWN::CHUNKS == 0 ? 4 * OWN::GROUPS : 0)));
         }
         lb_meet_warp();
 #pragma unroll 1
@@ -126,20 +125,18 @@ lowbit_product(const u16 *x, const float *scale, const u8 *codes0, const u8 *cod
     shared.rounded.round<NORMED>(own, blockIdx.x == 0 ? total : nullptr, lb_float(EPS), units, common);
 
 #pragma unroll 1
-    for (int chunk = 0; chunk < OWN::CHUNKS; chunk++) {
-        Part<OWN, Here, 0> first_part;
-        Part<OWN, Here, OWN::PARTS - 1> second_part;
-        first_part.hold(shared.rounded.digits, chunk);
+    for (int tile = 0; tile < TILES; tile++) {
+        const Lying<Here> lying[1] = {shared.lying(tile)};
+        Tiles<OWN, Here, 1> found;
 #pragma unroll 1
-        for (int tile = 0; tile < TILES; tile++) {
-            const int arrived = chunk * TILES + tile;
+        for (int chunk = 0; chunk < OWN::CHUNKS; chunk++) {
+            const int arrived = tile * OWN::CHUNKS + chunk;
             lb_wait(shared.barriers + arrived, 0);
             // Asked for one behind the other, copies come in this order, and leave less to be multiplied at the end.
             if (warp == 0 && arrived + AHEAD < COPIES) codes.copy(shared, arrived + AHEAD);
-            const Lying<Here> lying[1] = {shared.lying(tile)};
-            shared.sums.multiply(first_part, second_part, lying, shared.rounded.digits, tile, chunk);
-            if (OWN::GROUPED && chunk == 0) shared.sums.add_offsets(lying[0], shared.rounded.totals, tile, 0, 1);
+            found.add(lying, shared.rounded.digits, shared.rounded.totals, chunk);
         }
+        shared.sums.keep(found, tile);
     }
     lb_meet(THREADS);
 

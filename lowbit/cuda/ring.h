@@ -9,6 +9,8 @@
 
 #include "tile.h"
 
+constexpr int TOGETHER = 2;  // tiles that are multiplied at once: products of one do not wait for those of the other
+
 // The outputs of a matrix that a block has. PAIRED are those of gates and what they let pass, whose tiles stay together:
 // every other one of a block is of gates.
 struct Share {
@@ -36,7 +38,6 @@ struct Codes {
 // How a chunk of a tile lies in a slot: as in memory where it is of whole rows which are short, or in different banks
 // there; else rows are copied one by one, into different banks.
 template <typename M> struct InSlot {
-    static constexpr bool HOLDS = true;
     static constexpr int GROUPS = M::GROUPS / M::CHUNKS;  // of a chunk
     static constexpr int SCALES = M::GROUPED ? 4 * GROUPS + 16 : 0;
     static_assert(!M::GROUPED || (GROUPS % 4 == 0 && GROUPS * M::CHUNKS == M::GROUPS), "groups of whole chunks");
@@ -85,80 +86,76 @@ struct Ring {
             lb_make_barrier(empty + i, WARPS);
         }
     }
-    // The warp that copies has all tiles of a matrix come, in the order in which they are multiplied. `number` counts all
-    // that ever came; that after them is returned.
+    // The warp that copies has all tiles of a matrix come, in the order in which they are multiplied: some together, one
+    // chunk of their inputs after the other. `number` counts all that ever came; that after them is returned.
     template <typename M> LB_DEVICE u32 fetch(const Codes &codes, const Share &share, u32 number) const {
-        typedef InSlot<M> At;
-        const u32 lane = threadIdx.x % 32, part = lane / 16, row = lane % 16, tiles = share.tiles();
+        const u32 tiles = share.tiles();
         Place place(number);
 #pragma unroll 1
-        for (int chunk = 0; chunk < M::CHUNKS; chunk++) {
+        for (u32 tile = 0; tile < tiles; tile += TOGETHER) {
+            const u32 end = min(tile + TOGETHER, tiles);
 #pragma unroll 1
-            for (u32 tile = 0; tile < tiles; tile++, place.next()) {
-                u64 *barrier = full + place.slot;
-                u8 *slot = slots + place.slot * SLOT;
-                lb_wait(empty + place.slot, place.odd ^ 1);
-                if (lane == 0)
-                    lb_expect(barrier, 16 * (M::all_row_bytes() / M::CHUNKS + M::GROUPED * 4 * At::GROUPS));
-                lb_meet_warp();
-                const u64 output = share.first_output(tile);
-                if (M::GROUPED && part == 0)
-                    lb_copy(slot + At::scales() + row * At::SCALES,
-                            (const u8 *)(codes.scale + (output + row) * M::GROUPS + chunk * At::GROUPS), 4 * At::GROUPS,
-                            barrier);
-                if (part >= M::PARTS) continue;
-                const u8 *from = codes.parts[part] + output * M::row_bytes(part);
-                u8 *to = slot + part * At::second();
-                if (!At::as_in_memory(part))
-                    lb_copy(to + row * At::row_stride(part), from + row * M::row_bytes(part) + chunk * At::bytes(part),
-                            At::bytes(part), barrier);
-                else if (row == 0)
-                    lb_copy(to, from, 16 * M::row_bytes(part), barrier);
-            }
+            for (int chunk = 0; chunk < M::CHUNKS; chunk++)
+                for (u32 one = tile; one < end; one++, place.next())
+                    fetch<M>(codes, share.first_output(one), chunk, place);
         }
         return number + M::CHUNKS * tiles;
+    }
+
+    // Has a chunk of a tile come, once there is room for it.
+    template <typename M> LB_DEVICE void fetch(const Codes &codes, u64 output, int chunk, const Place &place) const {
+        typedef InSlot<M> At;
+        const u32 lane = threadIdx.x % 32, part = lane / 16, row = lane % 16;
+        u64 *barrier = full + place.slot;
+        u8 *slot = slots + place.slot * SLOT;
+        lb_wait(empty + place.slot, place.odd ^ 1);
+        if (lane == 0) lb_expect(barrier, 16 * (M::all_row_bytes() / M::CHUNKS + M::GROUPED * 4 * At::GROUPS));
+        lb_meet_warp();
+        if (M::GROUPED && part == 0)
+            lb_copy(slot + At::scales() + row * At::SCALES,
+                    (const u8 *)(codes.scale + (output + row) * M::GROUPS + chunk * At::GROUPS), 4 * At::GROUPS, barrier);
+        if (part >= M::PARTS) return;
+        const u8 *from = codes.parts[part] + output * M::row_bytes(part);
+        u8 *to = slot + part * At::second();
+        if (!At::as_in_memory(part))
+            lb_copy(to + row * At::row_stride(part), from + row * M::row_bytes(part) + chunk * At::bytes(part),
+                    At::bytes(part), barrier);
+        else if (row == 0)
+            lb_copy(to, from, 16 * M::row_bytes(part), barrier);
     }
 
     // The other warps multiply them by digits. All of these warps meet at the end.
     template <typename M, typename At>
     LB_DEVICE u32 multiply(const Rounded<M> &rounded, const Sums<M, At> &sums, u32 tiles, u32 number) const {
         Place place(number);
+        u32 tile = 0;
 #pragma unroll 1
-        for (int chunk = 0; chunk < M::CHUNKS; chunk++) {
-            Part<M, At, 0> first;
-            Part<M, At, M::PARTS - 1> second;
-            first.hold(rounded.digits, chunk);
-            u32 tile = 0;
-            // Two at once: products of one do not wait for those of the other.
-#pragma unroll 1
-            for (; tile + 2 <= tiles; tile += 2) multiply<2>(first, second, rounded, sums, tile, chunk, place);
-            if (tile < tiles) multiply<1>(first, second, rounded, sums, tile, chunk, place);
-        }
+        for (; tile + TOGETHER <= tiles; tile += TOGETHER) multiply<TOGETHER>(rounded, sums, tile, place);
+        if (tile < tiles) multiply<1>(rounded, sums, tile, place);
         lb_meet(THREADS);
         return number + M::CHUNKS * tiles;
     }
 
     template <int N, typename M, typename At>
-    LB_DEVICE void multiply(const Part<M, At, 0> &first, const Part<M, At, M::PARTS - 1> &second,
-                            const Rounded<M> &rounded, const Sums<M, At> &sums, u32 tile, int chunk,
-                            Place &place) const {
-        Lying<At> lying[N];
-        u64 *barriers[N];
+    LB_DEVICE void multiply(const Rounded<M> &rounded, const Sums<M, At> &sums, u32 tile, Place &place) const {
+        Tiles<M, At, N> found;
+#pragma unroll 1
+        for (int chunk = 0; chunk < M::CHUNKS; chunk++) {
+            Lying<At> lying[N];
+            u64 *barriers[N];
 #pragma unroll
-        for (int n = 0; n < N; n++, place.next()) {
-            lb_wait(full + place.slot, place.odd);
-            lying[n] = At::lying(slots + place.slot * SLOT, chunk);
-            barriers[n] = empty + place.slot;
-        }
-        sums.multiply(first, second, lying, rounded.digits, tile, chunk);
-        if (M::GROUPED) {
+            for (int n = 0; n < N; n++, place.next()) {
+                lb_wait(full + place.slot, place.odd);
+                lying[n] = At::lying(slots + place.slot * SLOT, chunk);
+                barriers[n] = empty + place.slot;
+            }
+            found.add(lying, rounded.digits, rounded.totals, chunk);
+            lb_meet_warp();
+            if (threadIdx.x % 32 == 0) {
 #pragma unroll
-            for (int n = 0; n < N; n++) sums.add_offsets(lying[n], rounded.totals, tile + n, chunk, M::CHUNKS);
+                for (int n = 0; n < N; n++) lb_arrive(barriers[n]);
+            }
         }
-        lb_meet_warp();
-        if (threadIdx.x % 32 == 0) {
-#pragma unroll
-            for (int n = 0; n < N; n++) lb_arrive(barriers[n]);
-        }
+        sums.keep(found, tile);
     }
 };

@@ -7,8 +7,8 @@
 // numbers are bfloat16, as they are between the kernels of single products.
 //
 // Defined from outside, beside what ring.h and heads.h ask for: the matrices QKV, OUT, UP and DOWN; LAYERS; SPLITS,
-// blocks that share the slots of a key-value head at most; EPS of norms, as the bits of a float; SCRATCH, bytes of what
-// parts keep for themselves; SHARED, bytes of a block.
+// blocks that share the slots of a key-value head at most; PASS, tiles of a product whose sums are kept at once; EPS of
+// norms, as the bits of a float; SCRATCH, bytes of what parts keep for themselves; SHARED, bytes of a block.
 #include "device.h"
 
 #include "ring.h"
@@ -28,14 +28,16 @@ static_assert(QKV_OUTPUTS == ROW && OUT::INPUTS == QUERIES * WIDTH, "products ha
 static_assert(UP_OUTPUTS == 2 * WITHIN && OUT_OUTPUTS == STREAM && DOWN_OUTPUTS == STREAM && UP::INPUTS == STREAM,
               "parts of a layer fit together");
 static_assert(TASKS * SPLITS <= GRID, "a block for each of them");
+static_assert(PASS % TOGETHER == 0 && 16 * PASS <= THREADS, "a thread for each output of a pass");
 
 #include "between.h"
 
 LB_DEVICE constexpr int larger(int x, int y) { return x > y ? x : y; }
+LB_DEVICE constexpr int smaller(int x, int y) { return x < y ? x : y; }
 constexpr int DIGIT_BYTES = DIGITS * larger(larger(QKV::STRIDE, OUT::STRIDE), larger(UP::STRIDE, DOWN::STRIDE));
 constexpr int TOTAL_BYTES = 4 * larger(larger(QKV::TOTALS, OUT::TOTALS), larger(UP::TOTALS, DOWN::TOTALS));
 template <typename M> LB_DEVICE constexpr int sum_bytes(int outputs, bool paired) {
-    return 4 * WARPS * 16 * Share{(u32)outputs, paired}.most() * M::RESULTS;
+    return 4 * WARPS * 16 * smaller(Share{(u32)outputs, paired}.most(), PASS) * M::RESULTS;
 }
 static_assert(SCRATCH >= larger(larger(sum_bytes<QKV>(QKV_OUTPUTS, false), sum_bytes<OUT>(OUT_OUTPUTS, false)),
                                 larger(sum_bytes<UP>(UP_OUTPUTS, true), sum_bytes<DOWN>(DOWN_OUTPUTS, false))) &&
@@ -72,6 +74,12 @@ LB_DEVICE Codes of_layer(u64 layer, const Share &share, const float *scale, cons
     const u64 output = layer * share.outputs;
     return {scale + output * M::GROUPS,
             {part0 + output * M::row_bytes(0), part1 + output * M::row_bytes(M::PARTS - 1)}};
+}
+
+// Scales of a norm are asked for long before they are needed: behind codes, they would be waited for.
+LB_DEVICE void prefetch(const float *norm) {
+    const u32 line = threadIdx.x * GRID + blockIdx.x;
+    if (line < STREAM / 32) lb_prefetch(norm + 32 * line);
 }
 
 // What activations are made of: words that so many blocks write, and count; where there is a norm, these are added to
@@ -122,27 +130,34 @@ struct Product {
 template <typename M> LB_DEVICE u32 multiply(const Product product, u32 number) {
     const Block block(lb_shared);
     const Share share = product.share;
-    const u32 thread = threadIdx.x, tiles = share.tiles(), rows = 16 * tiles;
+    const u32 row = threadIdx.x, tiles = share.tiles();
     // Asked for before anything is waited for.
-    const auto scale_of = [&](u32 row) {
-        return M::GROUPED || row >= rows ? 1 : product.scale[share.first_output(row / 16) + row % 16];
+    const auto scale_from = [&](u32 first) {
+        const u32 tile = first + row / 16;
+        return M::GROUPED || tile >= tiles ? 1 : product.scale[share.first_output(tile) + row % 16];
     };
-    const float first_scale = scale_of(thread);
+    float scale = scale_from(0);
     Making<M> activations;
     activations.make(block, product.inputs);
     if (tiles == 0) return number;
-    const Sums<M, InSlot<M>> sums{(typename M::Sum *)block.scratch, rows};
-    number = block.ring.multiply(block.rounded<M>(), sums, tiles, number);
 #pragma unroll 1
-    for (u32 row = thread; row / 32 * 32 < rows; row += THREADS) {
-        const u32 known = min(row, rows - 1), output = share.first_output(known / 16) + known % 16;
-        const float scale = row == thread ? first_scale : scale_of(row);
-        const float y = sums.result(known, 0, activations.common[0]) * (scale * activations.units[0]);
-        const float next = lb_exchange(y, 1);
-        u32 both = lb_bfloat16(y, next);
-        if (share.paired) both = gated(y, next, lb_exchange(y, 16), lb_exchange(next, 16));
-        if (row < rows && output % 2 == 0 && !(share.paired && thread % 32 >= 16))
-            lb_tell(product.results + output / 2, both);
+    for (u32 first = 0;;) {
+        const u32 some = min(tiles - first, (u32)PASS), rows = 16 * some;
+        const Sums<M, InSlot<M>> sums{(typename M::Sum *)block.scratch, rows};
+        number = block.ring.multiply(block.rounded<M>(), sums, some, number);
+        if (row / 32 * 32 < rows) {
+            const u32 known = min(row, rows - 1), output = share.first_output(first + known / 16) + known % 16;
+            const float y = sums.result(known, 0, activations.common[0]) * (scale * activations.units[0]);
+            const float next = lb_exchange(y, 1);
+            u32 both = lb_bfloat16(y, next);
+            if (share.paired) both = gated(y, next, lb_exchange(y, 16), lb_exchange(next, 16));
+            if (row < rows && output % 2 == 0 && !(share.paired && row % 32 >= 16))
+                lb_tell(product.results + output / 2, both);
+        }
+        first += PASS;
+        if (first >= tiles) break;
+        scale = scale_from(first);
+        lb_meet(THREADS);  // others overwrite these sums
     }
     Between::done(product.count);
     return number;
@@ -225,6 +240,8 @@ lowbit_step(const u16 *x, const float *cosines, const float *sines, const int *f
 #pragma unroll 1
     for (u64 layer = 0; layer < LAYERS; layer++) {
         const Between between(all_between, layer);
+        prefetch(product_norms + layer * STREAM);
+        if (layer + 1 < LAYERS) prefetch(attention_norms + (layer + 1) * STREAM);
         u32 *counts = between.counts;
         const Inputs to_attend{added, added_count, down.busy(), attention_norms + layer * STREAM};
         number = multiply<QKV>({to_attend, qkv, qkv_scale + layer * QKV_OUTPUTS, between.qkv, counts}, number);

@@ -58,6 +58,7 @@ def defines(shape: StepShape, tile: StepTile) -> dict[str, int]:
         "CHUNK": chunk_of(a),
         "GRID": tile.blocks,
         "SPLITS": tile.splits,
+        "PASS": step_shapes.PASS,
         "SLOT": tile.slot,
         "RING": tile.ring,
         "SHORT": step_shapes.SHORT,

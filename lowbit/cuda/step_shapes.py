@@ -20,6 +20,8 @@ AHEAD = 96 << 10
 FEWEST_SLOTS, MANY_SLOTS = 4, 6
 """Of the ring: two are multiplied at once."""
 MOST_SLOTS = 64
+PASS = 8
+"""Tiles of a product whose sums are kept at once: of more, memory for them would be taken from the ring."""
 PARTS = 5
 """Of a layer: four products and attention."""
 MOST_SPLITS = 16
@@ -171,7 +173,7 @@ def scratch_bytes(shape: StepShape, tile: StepTile) -> int:
     """Returns what parts of a layer keep for themselves: sums, or what warps found in the cache."""
     a = shape.attention
     sums = [
-        4 * WARPS * TILE * most_tiles(name, p, tile.blocks) * (DIGITS + (p.groups > 1))
+        4 * WARPS * TILE * min(most_tiles(name, p, tile.blocks), PASS) * (DIGITS + (p.groups > 1))
         for name, p in shape.products.items()
     ]
     return -(-max(*sums, 4 * WARPS * tile.queries * (a.width + 2)) // 16) * 16

@@ -12,6 +12,15 @@ template <typename At> struct Lying {
     LB_DEVICE const float *scales_of(u32 row) const { return (const float *)(scales + row * At::SCALES); }
 };
 
+// Bits of the codes, of one of the arrays of them.
+//
+// A byte holds a code in each of its fields. The highest bit of a byte is stored turned over: as a signed number it is by
+// 128 less than what was packed into it. To take fields out by themselves takes a mask for each of them; a NESTED one keeps
+// those below it as well, whose products are taken off again. So the last one needs none. For these products there are
+// columns that digits leave free: the digits of the next field, which meet the fields up to this one. In units of the
+// lowest bit, with c of a field and x that it is for, and d = 2^BIT:
+//
+//     c1 d x1 + c0 x0  =  (c1 d + c0) x1  +  c0 x0  -  c0 x1.
 template <typename M, typename At, int PART> struct Part {
     static constexpr int BIT = M::part_bits(PART), FIELDS = 8 / BIT;
     static constexpr int UNITS = M::row_bytes(PART) / UNIT / M::CHUNKS;
@@ -19,41 +28,25 @@ template <typename M, typename At, int PART> struct Part {
     static constexpr int RUNS = UNITS / RUN;                    // of a chunk
     static constexpr int EACH = (RUNS + WARPS - 1) / WARPS;     // runs of a warp
     static constexpr int ROUNDER = M::GROUPED ? 0x4b400000 : 0;  // the bits of 1.5 * 2^23: a sum on top is a float
-    // Digits that tiles meet one after the other stay in registers, if these are not too many.
-    static constexpr bool HELD = M::PARTS == 1 && At::HOLDS && EACH * RUN * FIELDS * M::WIDE <= 16;
-
-    uint4 held[HELD ? EACH * RUN : 1][M::WIDE][FIELDS];
 
     LB_DEVICE static u32 run_of(int chunk, int i) { return chunk * RUNS + i * WARPS + threadIdx.x / 32; }
     LB_DEVICE static bool outside(int i) { return RUNS % WARPS && i * WARPS + threadIdx.x / 32 >= RUNS; }
 
+    // Whether the columns of a thread, of which it has two, are of the next field.
+    LB_DEVICE static bool of_next() { return M::NESTED && threadIdx.x % 4 >= 2; }
+
     LB_DEVICE static uint4 digits_of(const u8 *digits, u32 unit, int wide, int field) {
         // Columns that are none keep memory busy for nothing.
-        const u32 column = wide * 8 + threadIdx.x % 32 / 4;
-        if (column >= M::COLUMNS) return uint4{};
-        return *(const uint4 *)(digits + column * M::STRIDE + (unit * FIELDS + field) * UNIT + threadIdx.x % 4 * 16);
-    }
-
-    LB_DEVICE void hold(const u8 *digits, int chunk) {
-        if (!HELD) return;
-#pragma unroll
-        for (int i = 0; i < EACH; i++) {
-            if (outside(i)) break;
-#pragma unroll
-            for (int j = 0; j < RUN; j++)
-#pragma unroll
-                for (int wide = 0; wide < M::WIDE; wide++)
-#pragma unroll
-                    for (int field = 0; field < FIELDS; field++)
-                        held[HELD ? i * RUN + j : 0][wide][field] =
-                            digits_of(digits, run_of(chunk, i) * RUN + j, wide, field);
-        }
+        const u32 lane = threadIdx.x % 32, place = lane / 4;
+        const u32 column = M::NESTED ? place % 4 : wide * 8 + place, next = M::NESTED ? place / 4 : 0;
+        if (column >= M::COLUMNS || field + next >= FIELDS) return uint4{};
+        return *(const uint4 *)(digits + column * M::STRIDE + (unit * FIELDS + field + next) * UNIT + lane % 4 * 16);
     }
 
     // Adds codes times digits over the runs of this warp in a chunk, for 16 outputs of each of some tiles.
     template <int N>
-    LB_DEVICE void multiply(const Lying<At> (&tiles)[N], const u8 *digits, int chunk,
-                            typename M::Sum (&sums)[N][M::WIDE][4]) const {
+    LB_DEVICE static void multiply(const Lying<At> (&tiles)[N], const u8 *digits, int chunk,
+                                   typename M::Sum (&sums)[N][M::WIDE][4]) {
         const u32 row = threadIdx.x % 32 / 4, place = row * At::row_stride(PART) + threadIdx.x % 4 * 16;
         int found[N][M::WIDE][FIELDS][4];
 #pragma unroll
@@ -76,8 +69,7 @@ template <typename M, typename At, int PART> struct Part {
                 for (int wide = 0; wide < M::WIDE; wide++) {
 #pragma unroll
                     for (int field = 0; field < FIELDS; field++) {
-                        const uint4 x =
-                            HELD ? held[HELD ? i * RUN + j : 0][wide][field] : digits_of(digits, unit, wide, field);
+                        const uint4 x = digits_of(digits, unit, wide, field);
 #pragma unroll
                         for (int n = 0; n < N; n++) multiply_field(found[n][wide][field], a[n], b[n], x, field);
                     }
@@ -93,22 +85,34 @@ template <typename M, typename At, int PART> struct Part {
 #pragma unroll
             for (int wide = 0; wide < M::WIDE; wide++)
 #pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    // Each field is by 2^BIT more than the one before it: as many as inputs may be, below 2^31.
-                    int sum = 0;
-#pragma unroll
-                    for (int field = 0; field < FIELDS; field++) sum = (sum << BIT) + found[n][wide][field][i];
-                    sums[n][wide][i] += (sum >> (FIELDS - 1) * BIT) << 2 * PART;
-                }
+                for (int i = 0; i < 4; i++) sums[n][wide][i] += joined(found[n][wide], i);
     }
 
-    // Adds the codes of a field times digits. Bit 7 of each byte is stored turned over.
+    // Adds the codes of a field times digits, with those of the fields below it if they are NESTED.
     LB_DEVICE static void multiply_field(int (&found)[4], uint4 a, uint4 b, uint4 x, int field) {
-        const u32 mask = (u32)((1 << BIT) - 1) * 0x01010101u << field * BIT, turned = mask & 0x80808080u;
-        lb_multiply(found, (a.x & mask) ^ turned, (b.x & mask) ^ turned, (a.y & mask) ^ turned, (b.y & mask) ^ turned,
-                    x.x, x.y);
-        lb_multiply(found, (a.z & mask) ^ turned, (b.z & mask) ^ turned, (a.w & mask) ^ turned, (b.w & mask) ^ turned,
-                    x.z, x.w);
+        if (field == FIELDS - 1) {
+            const u32 mask = M::NESTED ? ~0u : (u32)(0x100 - (1 << (8 - BIT))) * 0x01010101u;
+            lb_multiply_signed(found, a.x & mask, b.x & mask, a.y & mask, b.y & mask, x.x, x.y);
+            lb_multiply_signed(found, a.z & mask, b.z & mask, a.w & mask, b.w & mask, x.z, x.w);
+        } else {
+            const int below = M::NESTED ? 0 : field * BIT;
+            const u32 mask = (u32)((1 << (field + 1) * BIT) - (1 << below)) * 0x01010101u;
+            lb_multiply(found, a.x & mask, b.x & mask, a.y & mask, b.y & mask, x.x, x.y);
+            lb_multiply(found, a.z & mask, b.z & mask, a.w & mask, b.w & mask, x.z, x.w);
+        }
+    }
+
+    // A sum of all fields. Each is by 2^BIT more than the one before it: as many as inputs may be, below 2^31.
+    LB_DEVICE static int joined(const int (&found)[FIELDS][4], int i) {
+        int sum = 0;
+#pragma unroll
+        for (int field = 0; field < FIELDS; field++) sum = (sum << BIT) + found[field][i];
+        if (M::NESTED) {
+            // The last field has no next one: what is to be taken off is a multiple of 2^BIT.
+            const int own = of_next() ? sum >> BIT : sum;
+            sum = own - lb_exchange(own, 2);
+        }
+        return (sum >> (FIELDS - 1) * BIT) << 2 * PART;
     }
 
     LB_DEVICE static void clear(int (&found)[M::WIDE][FIELDS][4]) {
@@ -124,10 +128,14 @@ template <typename M, typename At, int PART> struct Part {
     // codes of 128 inputs, at most 255 times 128 each, just keeps.
     LB_DEVICE static void add_scaled(const Lying<At> &tile, u32 row, u32 run, int (&found)[M::WIDE][FIELDS][4],
                                      typename M::Sum (&sums)[M::WIDE][4]) {
+        const u32 next = of_next();
 #pragma unroll
         for (int field = 0; field < FIELDS; field++) {
-            const u32 group = min((run * FIELDS + field) * M::PAIR / M::GROUP_SIZE, (u32)M::GROUPS - 1);
-            const float place = (float)(1 << 2 * PART) / (1 << field * BIT);
+            // What is to be taken off is of the group of the next field.
+            const u32 of = run * FIELDS + min(field + next, (u32)FIELDS - 1);
+            const u32 group = min(of * M::PAIR / M::GROUP_SIZE, (u32)M::GROUPS - 1);
+            const float own = (float)(1 << 2 * PART) / (1 << field * BIT);
+            const float place = next ? -own / (1 << BIT) : own;
             const float upper = tile.scales_of(row)[group] * place, lower = tile.scales_of(row + 8)[group] * place;
 #pragma unroll
             for (int wide = 0; wide < M::WIDE; wide++)
@@ -139,6 +147,26 @@ template <typename M, typename At, int PART> struct Part {
     }
 };
 
+// Of inputs that a thread has, in tiles side by side: sums of codes times digits, and of what is to be added to codes.
+template <typename M, typename At, int N> struct Tiles {
+    typename M::Sum sums[N][M::WIDE][4] = {};
+    float offsets[N][M::TOKENS] = {};
+
+    LB_DEVICE void add(const Lying<At> (&lying)[N], const u8 *digits, const int *totals, int chunk) {
+        Part<M, At, 0>::multiply(lying, digits, chunk, sums);
+        if (M::PARTS == 2) Part<M, At, M::PARTS - 1>::multiply(lying, digits, chunk, sums);
+        if (!M::GROUPED) return;
+        const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, some = M::TOTALS / M::CHUNKS;
+#pragma unroll
+        for (int n = 0; n < N; n++)
+#pragma unroll
+            for (int token = 0; token < M::TOKENS; token++)
+                for (u32 slot = chunk * some + warp * 2 + lane % 2; slot < (chunk + 1) * some; slot += 2 * WARPS)
+                    offsets[n][token] += lying[n].scales_of(lane / 2)[M::group_of(slot)] *
+                                         ((float)M::offset_of(8 * slot) * (float)totals[token * M::TOTALS + slot]);
+    }
+};
+
 // Sums of tiles, [WARPS ROWS RESULTS] in shared memory.
 template <typename M, typename At> struct Sums {
     typename M::Sum *at;
@@ -146,40 +174,26 @@ template <typename M, typename At> struct Sums {
 
     LB_DEVICE typename M::Sum *of(u32 warp, u32 row) const { return at + (warp * rows + row) * M::RESULTS; }
 
-    // Products of a chunk of tiles from one on, whose digits `first` and `second` may hold already.
-    template <int N>
-    LB_DEVICE void multiply(const Part<M, At, 0> &first, const Part<M, At, M::PARTS - 1> &second,
-                            const Lying<At> (&lying)[N], const u8 *digits, int tile, int chunk) const {
-        typename M::Sum sums[N][M::WIDE][4] = {};
-        first.multiply(lying, digits, chunk, sums);
-        if (M::PARTS == 2) second.multiply(lying, digits, chunk, sums);
-        const u32 lane = threadIdx.x % 32;
+    // Keeps those of this warp, of tiles from one on.
+    template <int N> LB_DEVICE void keep(const Tiles<M, At, N> &tiles, int tile) const {
+        const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll
         for (int n = 0; n < N; n++) {
-            typename M::Sum *to = of(threadIdx.x / 32, (tile + n) * 16 + lane / 4);
 #pragma unroll
-            for (int wide = 0; wide < M::WIDE; wide++) {
+            for (int wide = 0; wide < M::WIDE; wide++)
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
-                    const u32 column = wide * 8 + lane % 4 * 2 + i % 2, place = i / 2 * 8 * M::RESULTS + column;
-                    if (column < M::COLUMNS) to[place] = sums[n][wide][i] + (chunk ? to[place] : 0);
+                    typename M::Sum sum = tiles.sums[n][wide][i];
+                    if (M::NESTED && M::GROUPED) sum += lb_exchange(sum, 2);
+                    const u32 column = wide * 8 + lane % 4 * 2 + i % 2;
+                    if (column < M::COLUMNS) of(warp, (tile + n) * 16 + lane / 4 + i / 2 * 8)[column] = sum;
                 }
-            }
-        }
-    }
-
-    // Adds what code 0 stands for, times sums of activations and scales, over a share of the inputs of a chunk.
-    LB_DEVICE void add_offsets(const Lying<At> &lying, const int *totals, int tile, int chunk, int chunks) const {
-        const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-        const u32 begin = chunk * (M::TOTALS / chunks), end = begin + M::TOTALS / chunks;
+            if (!M::GROUPED) continue;
 #pragma unroll
-        for (int token = 0; token < M::TOKENS; token++) {
-            float offset = 0;
-            for (u32 slot = begin + warp * 2 + lane % 2; slot < end; slot += 2 * WARPS)
-                offset += lying.scales_of(lane / 2)[M::group_of(slot)] * (float)totals[token * M::TOTALS + slot];
-            offset += lb_exchange(offset, 1);
-            float &to = (float &)of(warp, tile * 16 + lane / 2)[M::COLUMNS + token];
-            if (lane % 2 == 0) to = M::FIRST * offset + (chunk ? to : 0);
+            for (int token = 0; token < M::TOKENS; token++) {
+                const float offset = tiles.offsets[n][token] + lb_exchange(tiles.offsets[n][token], 1);
+                if (lane % 2 == 0) of(warp, (tile + n) * 16 + lane / 2)[M::COLUMNS + token] = offset;
+            }
         }
     }
 

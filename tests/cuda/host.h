@@ -114,6 +114,7 @@ inline float4 lb_load4(const float *from) {
     lb_require((u64)from % 16 == 0, "a load at an address that 16 does not divide");
     return *(const float4 *)from;
 }
+inline void lb_prefetch(const void *) {}
 inline u32 lb_now(const u32 *from) {
     std::this_thread::yield();
     return std::atomic_ref<u32>(*const_cast<u32 *>(from)).load();
@@ -121,6 +122,9 @@ inline u32 lb_now(const u32 *from) {
 inline uint2 lb_now2(const u32 *from) {
     lb_require((u64)from % 8 == 0, "a load at an address that 8 does not divide");
     return {lb_now(from), lb_now(from + 1)};
+}
+inline void lb_now2_unless(bool known, uint2 &x, const u32 *from) {
+    if (!known) x = lb_now2(from);
 }
 inline void lb_count(u32 *to) { std::atomic_ref<u32>(*to)++; }
 inline void lb_tell(u32 *to, u32 x) { std::atomic_ref<u32>(*to).store(x); }
@@ -133,7 +137,7 @@ inline u32 lb_bfloat16(float low, float high) {
 }
 inline float lb_silu(float x) { return x / (1 + std::exp(-x)); }
 
-inline void lb_multiply(int *c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+template <typename A> inline void lb_multiply_as(int *c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
     Warp *warp = warp_of_thread;
     const u32 own[] = {a0, a1, a2, a3, b0, b1}, lane = threadIdx.x % 32;
     std::memcpy(warp->values[lane], own, sizeof own);
@@ -143,10 +147,16 @@ inline void lb_multiply(int *c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) 
         for (u32 k = 0; k < 32; k++) {
             const u32 a = warp->values[row % 8 * 4 + k % 16 / 4][k / 16 * 2 + row / 8] >> k % 4 * 8 & 255;
             const u32 b = warp->values[column * 4 + k % 16 / 4][4 + k / 16] >> k % 4 * 8 & 255;
-            c[i] += (int)a * (signed char)b;
+            c[i] += (int)(A)a * (signed char)b;
         }
     }
     warp->meet.arrive_and_wait();
+}
+inline void lb_multiply(int *c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    lb_multiply_as<u8>(c, a0, a1, a2, a3, b0, b1);
+}
+inline void lb_multiply_signed(int *c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    lb_multiply_as<signed char>(c, a0, a1, a2, a3, b0, b1);
 }
 
 template <typename T, typename F> T lb_over_warp(T x, F join) {
@@ -164,7 +174,8 @@ inline u32 lb_largest_of_warp(u32 x) {
 inline int lb_sum_of_warp(int x) {
     return lb_over_warp(x, [](int a, int b) { return a + b; });
 }
-inline float lb_exchange(float x, int step) {
+template <typename T> inline T lb_exchange(T x, int step) {
+    static_assert(sizeof x == 4);
     Warp *warp = warp_of_thread;
     std::memcpy(&warp->values[threadIdx.x % 32][0], &x, 4);
     warp->meet.arrive_and_wait();
@@ -199,7 +210,12 @@ inline u32 lb_bytes(u32 x, u32 y, u32 chosen) {
     for (int i = 0; i < 4; i++) found |= (u32)(both >> (chosen >> 4 * i & 7) * 8 & 255) << 8 * i;
     return found;
 }
-inline int lb_rounded(float x) { return std::isfinite(x) ? (int)std::nearbyint(x) : 0; }
+inline int lb_rounded(float x, float scale) {
+    if (!std::isfinite(x)) return 0;
+    const float whole = std::nearbyint(x * scale);
+    lb_require(std::abs(whole) <= 1 << 22, "a number that rounding by a sum does not hold");
+    return (int)whole;
+}
 inline float lb_float(u32 bits) {
     float x;
     std::memcpy(&x, &bits, 4);

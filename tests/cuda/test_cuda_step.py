@@ -66,6 +66,7 @@ def _written(cache: KVCache, length: int) -> list[np.ndarray]:
 def _few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of them is one of the system's here."""
     monkeypatch.setattr(step_shapes, "WARPS", 2)
+    monkeypatch.setattr(step_shapes, "PASS", 2)
 
 
 def _compare(bits: float, length: int, shape: str, ways: tuple[bool, ...]) -> None:
