@@ -102,7 +102,8 @@ template <typename M, typename At, int PART> struct Part {
         }
     }
 
-    // A sum of all fields. Each is by 2^BIT more than the one before it: as many as inputs may be, below 2^31.
+    // A sum of all fields. Each is by 2^BIT more than the one before it: below 2^31 for as many inputs as may be. That is
+    // most at 1 bit, with those below it: 128 (128 + 2 127 + 4 63 + ... + 128) = 128 1666 for each eight inputs.
     LB_DEVICE static int joined(const int (&found)[FIELDS][4], int i) {
         int sum = 0;
 #pragma unroll

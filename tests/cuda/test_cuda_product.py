@@ -88,6 +88,16 @@ def test_results_are_those_of_whole_numbers(
     np.testing.assert_array_equal(y, _expected(np.asarray(x, np.float32), levels, np.asarray(w.scale)))
 
 
+def test_sums_of_many_inputs_stay_within_32_bits(tmp_path: Path) -> None:
+    """The largest codes, and lowest bytes of -128: as far from zero as a sum of bytes of one sign comes."""
+    n, k, levels = 16, 40960, tuple(map(float, LEVELS[1]))
+    w = prepack(jnp.ones((n, k), jnp.uint8), jnp.ones((1, n), jnp.float32), levels)
+    x = jnp.full((1, k), 2.0**-14, jnp.bfloat16).at[0, 0].set(1)
+    y = _run(tmp_path, x, w, CudaTile(16, 10, 1))
+    whole = np.ones((n, k), np.int64) * w.levels.distance + w.levels.first
+    np.testing.assert_array_equal(y, _expected(np.asarray(x, np.float32), whole, np.asarray(w.scale)))
+
+
 def test_what_is_not_finite_spoils_its_token_alone(tmp_path: Path) -> None:
     w, levels = _weight(2, 16, 512)
     x = jnp.ones((3, 512), jnp.bfloat16).at[0, 7].set(jnp.inf).at[2].set(0)
