@@ -1,8 +1,9 @@
 // What is known of a packed matrix and the few tokens that it meets when a kernel is compiled.
 //
-// Defined from outside: WARPS that share its inputs; of each matrix, with its name in front: INPUTS, OUTPUTS, TOKENS
-// and GROUPS, scales of an output; BITS and SPAN of the layout of lowbit.pallas.weight and its BLOCKS; FIRST and DISTANCE,
-// whole levels of codes; CHUNKS that inputs arrive in, which divide BLOCKS.
+// Defined from outside: WARPS that share its inputs; NEST, whether codes are taken out of bytes with those below them where
+// columns are free for it (tile.h); of each matrix, with its name in front: INPUTS, OUTPUTS, TOKENS and GROUPS, scales of
+// an output; BITS and SPAN of the layout of lowbit.pallas.weight and its BLOCKS; FIRST and DISTANCE, whole levels of
+// codes; CHUNKS that inputs arrive in, which divide BLOCKS.
 #pragma once
 
 constexpr int THREADS = 32 * WARPS;
@@ -39,7 +40,7 @@ struct Matrix {
     static constexpr int STRIDE = apart(PADDED);                     // of columns of digits
     static constexpr int TOTALS = GROUPED ? PADDED / 64 : 2 * WARPS;  // sums of activations: of 64, or halves of a warp's
     static constexpr int RESULTS = COLUMNS + GROUPED * TOKENS;       // sums of a row in a warp: of columns, of offsets
-    static constexpr bool NESTED = TOKENS == 1;  // whether codes are taken out of bytes with those below them: Part
+    static constexpr bool NESTED = NEST && TOKENS == 1;  // whether codes are taken out of bytes with those below them
 
     // Sums of codes times digits: whole numbers, or scaled.
     typedef typename SumOf<!GROUPED>::Type Sum;

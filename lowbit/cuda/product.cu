@@ -23,6 +23,7 @@ constexpr bool MADE = GATED || NORMED;       // whether activations are made her
 
 // How codes of whole rows lie, and their scales: those of 8 rows in different banks.
 struct Here {
+    static constexpr bool HOLDS = TILES > 1;
     static constexpr int SCALES = OWN::GROUPED ? 4 * OWN::GROUPS + 16 : 0;
     LB_DEVICE static constexpr int row_stride(int part) { return apart(OWN::row_bytes(part)); }
 };
@@ -124,6 +125,7 @@ lowbit_product(const u16 *x, const float *scale, const u8 *codes0, const u8 *cod
     long long common[OWN::TOKENS];
     shared.rounded.round<NORMED>(own, blockIdx.x == 0 ? total : nullptr, lb_float(EPS), units, common);
 
+    const Part<OWN, Here, 0> first_part(shared.rounded.digits);
 #pragma unroll 1
     for (int tile = 0; tile < TILES; tile++) {
         const Lying<Here> lying[1] = {shared.lying(tile)};
@@ -134,7 +136,7 @@ lowbit_product(const u16 *x, const float *scale, const u8 *codes0, const u8 *cod
             lb_wait(shared.barriers + arrived, 0);
             // Asked for one behind the other, copies come in this order, and leave less to be multiplied at the end.
             if (warp == 0 && arrived + AHEAD < COPIES) codes.copy(shared, arrived + AHEAD);
-            found.add(lying, shared.rounded.digits, shared.rounded.totals, chunk);
+            found.add(first_part, lying, shared.rounded.digits, shared.rounded.totals, chunk);
         }
         shared.sums.keep(found, tile);
     }

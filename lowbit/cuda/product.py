@@ -160,6 +160,7 @@ def defines(shape: Shape, tile: CudaTile) -> dict[str, int]:
         "EPS": int(np.float32(shape.eps or 0).view(np.uint32)),
         "TILES": tile.rows // TILE,
         "WARPS": tile.warps,
+        "NEST": 0,
         "AHEAD": min(tile.ahead, copies) or copies,
         "SHARED": shared_bytes(shape, tile),
     }

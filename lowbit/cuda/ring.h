@@ -38,6 +38,7 @@ struct Codes {
 // How a chunk of a tile lies in a slot: as in memory where it is of whole rows which are short, or in different banks
 // there; else rows are copied one by one, into different banks.
 template <typename M> struct InSlot {
+    static constexpr bool HOLDS = false;
     static constexpr int GROUPS = M::GROUPS / M::CHUNKS;  // of a chunk
     static constexpr int SCALES = M::GROUPED ? 4 * GROUPS + 16 : 0;
     static_assert(!M::GROUPED || (GROUPS % 4 == 0 && GROUPS * M::CHUNKS == M::GROUPS), "groups of whole chunks");
@@ -149,7 +150,7 @@ struct Ring {
                 lying[n] = At::lying(slots + place.slot * SLOT, chunk);
                 barriers[n] = empty + place.slot;
             }
-            found.add(lying, rounded.digits, rounded.totals, chunk);
+            found.add(Part<M, At, 0>(rounded.digits), lying, rounded.digits, rounded.totals, chunk);
             lb_meet_warp();
             if (threadIdx.x % 32 == 0) {
 #pragma unroll

@@ -59,6 +59,7 @@ def defines(shape: StepShape, tile: StepTile) -> dict[str, int]:
         "GRID": tile.blocks,
         "SPLITS": tile.splits,
         "PASS": step_shapes.PASS,
+        "NEST": 1,
         "SLOT": tile.slot,
         "RING": tile.ring,
         "SHORT": step_shapes.SHORT,

@@ -29,6 +29,26 @@ template <typename M, typename At, int PART> struct Part {
     static constexpr int EACH = (RUNS + WARPS - 1) / WARPS;     // runs of a warp
     static constexpr int ROUNDER = M::GROUPED ? 0x4b400000 : 0;  // the bits of 1.5 * 2^23: a sum on top is a float
 
+    // Digits that tiles meet one after the other stay in registers, if these are not too many.
+    static constexpr bool HELD = At::HOLDS && M::CHUNKS == 1 && M::PARTS == 1 && EACH * RUN * FIELDS * M::WIDE <= 16;
+
+    uint4 held[HELD ? EACH * RUN : 1][M::WIDE][FIELDS];
+
+    LB_DEVICE explicit Part(const u8 *digits) {
+        if (!HELD) return;
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            if (outside(i)) break;
+#pragma unroll
+            for (int j = 0; j < RUN; j++)
+#pragma unroll
+                for (int wide = 0; wide < M::WIDE; wide++)
+#pragma unroll
+                    for (int field = 0; field < FIELDS; field++)
+                        held[HELD ? i * RUN + j : 0][wide][field] = digits_of(digits, run_of(0, i) * RUN + j, wide, field);
+        }
+    }
+
     LB_DEVICE static u32 run_of(int chunk, int i) { return chunk * RUNS + i * WARPS + threadIdx.x / 32; }
     LB_DEVICE static bool outside(int i) { return RUNS % WARPS && i * WARPS + threadIdx.x / 32 >= RUNS; }
 
@@ -45,8 +65,8 @@ template <typename M, typename At, int PART> struct Part {
 
     // Adds codes times digits over the runs of this warp in a chunk, for 16 outputs of each of some tiles.
     template <int N>
-    LB_DEVICE static void multiply(const Lying<At> (&tiles)[N], const u8 *digits, int chunk,
-                                   typename M::Sum (&sums)[N][M::WIDE][4]) {
+    LB_DEVICE void multiply(const Lying<At> (&tiles)[N], const u8 *digits, int chunk,
+                            typename M::Sum (&sums)[N][M::WIDE][4]) const {
         const u32 row = threadIdx.x % 32 / 4, place = row * At::row_stride(PART) + threadIdx.x % 4 * 16;
         int found[N][M::WIDE][FIELDS][4];
 #pragma unroll
@@ -69,7 +89,8 @@ template <typename M, typename At, int PART> struct Part {
                 for (int wide = 0; wide < M::WIDE; wide++) {
 #pragma unroll
                     for (int field = 0; field < FIELDS; field++) {
-                        const uint4 x = digits_of(digits, unit, wide, field);
+                        const uint4 x =
+                            HELD ? held[HELD ? i * RUN + j : 0][wide][field] : digits_of(digits, unit, wide, field);
 #pragma unroll
                         for (int n = 0; n < N; n++) multiply_field(found[n][wide][field], a[n], b[n], x, field);
                     }
@@ -153,9 +174,10 @@ template <typename M, typename At, int N> struct Tiles {
     typename M::Sum sums[N][M::WIDE][4] = {};
     float offsets[N][M::TOKENS] = {};
 
-    LB_DEVICE void add(const Lying<At> (&lying)[N], const u8 *digits, const int *totals, int chunk) {
-        Part<M, At, 0>::multiply(lying, digits, chunk, sums);
-        if (M::PARTS == 2) Part<M, At, M::PARTS - 1>::multiply(lying, digits, chunk, sums);
+    LB_DEVICE void add(const Part<M, At, 0> &first, const Lying<At> (&lying)[N], const u8 *digits, const int *totals,
+                       int chunk) {
+        first.multiply(lying, digits, chunk, sums);
+        if (M::PARTS == 2) Part<M, At, M::PARTS - 1>(digits).multiply(lying, digits, chunk, sums);
         if (!M::GROUPED) return;
         const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, some = M::TOTALS / M::CHUNKS;
 #pragma unroll

@@ -62,8 +62,10 @@ class Norm(NamedTuple):
     eps: float
 
 
-def _run(folder: Path, x: jax.Array, w: GpuWeight, tile: CudaTile, norm: Norm | None = None) -> np.ndarray:
-    """Activations bf16[b k], or gates and others f32[b 2k]."""
+def _run(
+    folder: Path, x: jax.Array, w: GpuWeight, tile: CudaTile, norm: Norm | None = None, *, nested: bool = False
+) -> np.ndarray:
+    """Activations bf16[b k], or gates and others f32[b 2k]. Codes are NESTED in steps by one kernel."""
     gated = x.dtype == jnp.float32
     shape = cuda_shape(w, len(x), gated, None if norm is None else norm.eps)
     assert shape is not None
@@ -71,7 +73,7 @@ def _run(folder: Path, x: jax.Array, w: GpuWeight, tile: CudaTile, norm: Norm | 
     y = np.full((shape.tokens, shape.outputs), np.nan, np.float32)
     own = x if gated else jax.lax.bitcast_convert_type(x, jnp.uint16)
     arrays = [np.asarray(a) for a in (own, w.scale, w.words[0], w.words[-1])]
-    defines = cuda_product.defines(shape, tile)
+    defines = cuda_product.defines(shape, tile) | {"NEST": int(nested)}
     sizes = -(-shape.outputs // tile.rows), 1, 32 * tile.warps, defines["SHARED"]
     run_here(cuda_product.SOURCE, defines, folder, [*arrays, y, *((None,) * 3 if norm is None else norm[:3])], sizes)
     return y
@@ -88,12 +90,20 @@ def test_results_are_those_of_whole_numbers(
     np.testing.assert_array_equal(y, _expected(np.asarray(x, np.float32), levels, np.asarray(w.scale)))
 
 
+@pytest.mark.parametrize(("bits", "k"), [(1, 576), (2, 1024), (3, 1000), (4, 576), (8, 128)])
+def test_codes_with_those_below_them_give_the_same(tmp_path: Path, bits: float, k: int) -> None:
+    w, levels = _weight(bits, 40, k)
+    x = jax.random.normal(jax.random.key(k), (1, k)).astype(jnp.bfloat16)
+    y = _run(tmp_path, x, w, CudaTile(32, 1, 1), nested=True)
+    np.testing.assert_array_equal(y, _expected(np.asarray(x, np.float32), levels, np.asarray(w.scale)))
+
+
 def test_sums_of_many_inputs_stay_within_32_bits(tmp_path: Path) -> None:
     """The largest codes, and lowest bytes of -128: as far from zero as a sum of bytes of one sign comes."""
     n, k, levels = 16, 40960, tuple(map(float, LEVELS[1]))
     w = prepack(jnp.ones((n, k), jnp.uint8), jnp.ones((1, n), jnp.float32), levels)
     x = jnp.full((1, k), 2.0**-14, jnp.bfloat16).at[0, 0].set(1)
-    y = _run(tmp_path, x, w, CudaTile(16, 10, 1))
+    y = _run(tmp_path, x, w, CudaTile(16, 10, 1), nested=True)
     whole = np.ones((n, k), np.int64) * w.levels.distance + w.levels.first
     np.testing.assert_array_equal(y, _expected(np.asarray(x, np.float32), whole, np.asarray(w.scale)))
 
@@ -121,6 +131,17 @@ GROUPED = [
 def test_groups_have_scales_of_their_own(
     tmp_path: Path, bits: float, tokens: int, n: int, k: int, groups: int, tile: CudaTile
 ) -> None:
+    _check_groups(tmp_path, bits, tokens, n, k, groups, tile)
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+def test_groups_of_codes_with_those_below_them(tmp_path: Path, bits: float) -> None:
+    _check_groups(tmp_path, bits, 1, 16, 1024, 8, CudaTile(16, 2, 2), nested=True)
+
+
+def _check_groups(
+    folder: Path, bits: float, tokens: int, n: int, k: int, groups: int, tile: CudaTile, *, nested: bool = False
+) -> None:
     w, levels = _weight(bits, n, k, groups)
     x = jax.random.normal(jax.random.key(n), (tokens, k)).astype(jnp.bfloat16)
     exponent = np.frexp(np.abs(np.asarray(x, np.float64)).max(axis=1, keepdims=True))[1] - 1
@@ -135,7 +156,7 @@ def test_groups_have_scales_of_their_own(
     largest = w.levels.distance * fields + abs(w.levels.first)
     terms = (np.abs(by_group[0]).sum(axis=-1) * scale).sum(axis=-1) * largest
     allowed = (k / w.span + tile.warps + 8) * 2.0**-24 * terms
-    y = _run(tmp_path, x, w, tile)
+    y = _run(folder, x, w, tile, nested=nested)
     assert (np.abs(y - expected) <= allowed).all()
     assert (np.abs(expected) > 100 * allowed).mean() > 0.5
 
