@@ -149,11 +149,13 @@ def _check_groups(
     by_group = rounded.reshape(tokens, 1, groups, -1), levels.reshape(1, n, groups, -1)
     scale = np.asarray(w.scale, np.float64)
     expected = ((by_group[0] * by_group[1]).sum(axis=-1) * scale).sum(axis=-1)
-    # Codes are multiplied with those of the fields below them, less than one more; what these add, less than one, is
-    # taken off apart, and so is what code 0 stands for. Each term is rounded when it is scaled, and added to at most as
-    # many as there are pairs of planes, warps and digits.
-    fields = sum(part.weight * (2**part.bits + 1) for part in w.parts)
-    largest = w.levels.distance * fields + abs(w.levels.first)
+    # Codes and what code 0 stands for are added apart: terms of up to twice the largest level. Each is rounded when it
+    # is scaled, and added to at most as many as there are pairs of planes, warps and digits.
+    largest = 2 * np.abs(levels).max()
+    if nested:
+        # With those of the fields below them codes are less than one more, and these, less than one, are terms too.
+        fields = sum(part.weight * (2**part.bits + 1) for part in w.parts)
+        largest = w.levels.distance * fields + abs(w.levels.first)
     terms = (np.abs(by_group[0]).sum(axis=-1) * scale).sum(axis=-1) * largest
     allowed = (k / w.span + tile.warps + 8) * 2.0**-24 * terms
     y = _run(folder, x, w, tile, nested=nested)
