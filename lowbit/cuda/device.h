@@ -10,6 +10,8 @@ typedef unsigned long long u64;
 
 #define LB_KERNEL extern "C" __global__ void __launch_bounds__
 #define LB_DEVICE __device__ __forceinline__
+/// Once in a kernel, however often it is called: code that a loop comes back to has to fit into 128 KiB of cache.
+#define LB_FUNCTION __device__ __noinline__
 extern __shared__ __align__(128) u8 lb_shared[];
 
 LB_DEVICE u32 lb_address(const void *p) { return (u32)__cvta_generic_to_shared(p); }
@@ -26,11 +28,14 @@ LB_DEVICE void lb_expect(u64 *barrier, u32 bytes) {
                  : "memory");
 }
 
-/// Begins to copy bytes, a multiple of 16 at such an address, from memory to shared memory.
+/// Begins to copy bytes, a multiple of 16 at such an address, from memory to shared memory. The second-level cache gives
+/// them up before all else: they are codes, which nobody reads again before much else was read.
 LB_DEVICE void lb_copy(u8 *to, const u8 *from, u32 bytes, u64 *barrier) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                     lb_address(to)),
-                 "l"(from), "r"(bytes), "r"(lb_address(barrier))
+    u64 policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+                 "[%0], [%1], %2, [%3], %4;" ::"r"(lb_address(to)),
+                 "l"(from), "r"(bytes), "r"(lb_address(barrier)), "l"(policy)
                  : "memory");
 }
 

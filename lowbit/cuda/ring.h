@@ -89,7 +89,7 @@ struct Ring {
     }
     // The warp that copies has all tiles of a matrix come, in the order in which they are multiplied: some together, one
     // chunk of their inputs after the other. `number` counts all that ever came; that after them is returned.
-    template <typename M> LB_DEVICE u32 fetch(const Codes &codes, const Share &share, u32 number) const {
+    template <typename M> LB_FUNCTION static u32 fetch(const Ring ring, const Codes codes, const Share share, u32 number) {
         const u32 tiles = share.tiles();
         Place place(number);
 #pragma unroll 1
@@ -98,7 +98,7 @@ struct Ring {
 #pragma unroll 1
             for (int chunk = 0; chunk < M::CHUNKS; chunk++)
                 for (u32 one = tile; one < end; one++, place.next())
-                    fetch<M>(codes, share.first_output(one), chunk, place);
+                    ring.fetch<M>(codes, share.first_output(one), chunk, place);
         }
         return number + M::CHUNKS * tiles;
     }

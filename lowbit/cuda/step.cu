@@ -91,20 +91,20 @@ struct Inputs {
 };
 
 // How they are made, and what of it a result needs.
-template <typename M> struct Making {
-    Activations<M, true> own[1];
+template <typename M, bool NORMED> struct Making {
+    Activations<M, NORMED> own[1];
     float units[1];
     long long common[1];
 
     LB_DEVICE void make(const Block &block, const Inputs &inputs) {
-        if (inputs.norm) own[0].load_made(1, [&](u32 input) { return lb_load4(inputs.norm + input); });
+        if (NORMED) own[0].load_made(1, [&](u32 input) { return lb_load4(inputs.norm + input); });
         own[0].load([&](u32) { return make_uint2(0, 0); });
         if (inputs.words) {
             Between::wait(inputs.count, inputs.blocks);
             read(own[0], inputs.words);
         }
         const Rounded<M> rounded = block.rounded<M>();
-        if (!inputs.norm) {
+        if (!NORMED) {
             rounded.template round<false>(own, nullptr, 0, units, common);
             return;
         }
@@ -127,7 +127,7 @@ struct Product {
 };
 
 // Multiplies by what the ring has from a number on, and returns the next number.
-template <typename M> LB_DEVICE u32 multiply(const Product product, u32 number) {
+template <typename M, bool NORMED> LB_FUNCTION u32 multiply(const Product product, u32 number) {
     const Block block(lb_shared);
     const Share share = product.share;
     const u32 row = threadIdx.x, tiles = share.tiles();
@@ -137,7 +137,7 @@ template <typename M> LB_DEVICE u32 multiply(const Product product, u32 number) 
         return M::GROUPED || tile >= tiles ? 1 : product.scale[share.first_output(tile) + row % 16];
     };
     float scale = scale_from(0);
-    Making<M> activations;
+    Making<M, NORMED> activations;
     activations.make(block, product.inputs);
     if (tiles == 0) return number;
 #pragma unroll 1
@@ -226,10 +226,10 @@ lowbit_step(const u16 *x, const float *cosines, const float *sines, const int *f
     if (thread >= THREADS) {
 #pragma unroll 1
         for (u64 layer = 0; layer < LAYERS; layer++) {
-            number = block.ring.fetch<QKV>(of_layer<QKV>(layer, qkv, qkv_scale, qkv0, qkv1), qkv, number);
-            number = block.ring.fetch<OUT>(of_layer<OUT>(layer, out, out_scale, out0, out1), out, number);
-            number = block.ring.fetch<UP>(of_layer<UP>(layer, up, up_scale, up0, up1), up, number);
-            number = block.ring.fetch<DOWN>(of_layer<DOWN>(layer, down, down_scale, down0, down1), down, number);
+            number = Ring::fetch<QKV>(block.ring, of_layer<QKV>(layer, qkv, qkv_scale, qkv0, qkv1), qkv, number);
+            number = Ring::fetch<OUT>(block.ring, of_layer<OUT>(layer, out, out_scale, out0, out1), out, number);
+            number = Ring::fetch<UP>(block.ring, of_layer<UP>(layer, up, up_scale, up0, up1), up, number);
+            number = Ring::fetch<DOWN>(block.ring, of_layer<DOWN>(layer, down, down_scale, down0, down1), down, number);
         }
         return;
     }
@@ -244,26 +244,26 @@ lowbit_step(const u16 *x, const float *cosines, const float *sines, const int *f
         if (layer + 1 < LAYERS) prefetch(attention_norms + (layer + 1) * STREAM);
         u32 *counts = between.counts;
         const Inputs to_attend{added, added_count, down.busy(), attention_norms + layer * STREAM};
-        number = multiply<QKV>({to_attend, qkv, qkv_scale + layer * QKV_OUTPUTS, between.qkv, counts}, number);
+        number = multiply<QKV, true>({to_attend, qkv, qkv_scale + layer * QKV_OUTPUTS, between.qkv, counts}, number);
         attend_here(block, between, cosines, sines, keys, values, layer, length, start, splits);
         if (out.tiles()) {
             const Inputs mixed{between.mixed, counts + 1, TASKS, nullptr};
             const float *scale = out_scale + layer * OUT_OUTPUTS;
-            number = multiply<OUT>({mixed, out, scale, between.added_out, counts + 2}, number);
+            number = multiply<OUT, false>({mixed, out, scale, between.added_out, counts + 2}, number);
         }
         const Inputs to_gate{between.added_out, counts + 2, out.busy(), product_norms + layer * STREAM};
-        number = multiply<UP>({to_gate, up, up_scale + layer * UP_OUTPUTS, between.gated, counts + 3}, number);
+        number = multiply<UP, true>({to_gate, up, up_scale + layer * UP_OUTPUTS, between.gated, counts + 3}, number);
         if (down.tiles()) {
             const Inputs let{between.gated, counts + 3, up.busy(), nullptr};
             const float *scale = down_scale + layer * DOWN_OUTPUTS;
-            number = multiply<DOWN>({let, down, scale, between.added_down, counts + 4}, number);
+            number = multiply<DOWN, false>({let, down, scale, between.added_down, counts + 4}, number);
         }
         added = between.added_down;
         added_count = counts + 4;
     }
 
     if (blockIdx.x) return;
-    Making<QKV> last;
+    Making<QKV, true> last;
     last.make(block, {added, added_count, down.busy(), last_norm});
     last.own[0].each([&](int turn, int plane) {
         if (last.own[0].used(turn, plane))

@@ -38,6 +38,7 @@ using std::min;
 
 #define LB_KERNEL(...) extern "C" void
 #define LB_DEVICE inline
+#define LB_FUNCTION inline
 
 struct Warp {
     u32 values[32][6];
