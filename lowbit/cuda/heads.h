@@ -156,12 +156,22 @@ struct Slots {
         keys = all_keys + first;
         values = all_values + first;
     }
+    // A slot of a chunk that this thread has numbers of.
+    LB_DEVICE static u64 place(u32 chunk, int i) {
+        return (u64)min(chunk * CHUNK + i * BESIDE + threadIdx.x % 32 / SHARE, (u32)SLOTS - 1) * WIDTH;
+    }
     LB_DEVICE void read(u32 chunk) {
 #pragma unroll
         for (int i = 0; i < LOADS; i++) {
-            const u32 slot = min(chunk * CHUNK + i * BESIDE + threadIdx.x % 32 / SHARE, (u32)SLOTS - 1);
-            k[i] = *(const uint4 *)(keys + (u64)slot * WIDTH);
-            v[i] = *(const uint4 *)(values + (u64)slot * WIDTH);
+            k[i] = *(const uint4 *)(keys + place(chunk, i));
+            v[i] = *(const uint4 *)(values + place(chunk, i));
+        }
+    }
+    LB_DEVICE void prefetch(u32 chunk) const {
+#pragma unroll
+        for (int i = 0; i < LOADS; i++) {
+            lb_prefetch(keys + place(chunk, i));
+            lb_prefetch(values + place(chunk, i));
         }
     }
 };

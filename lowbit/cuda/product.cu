@@ -10,7 +10,7 @@
 // Defined from outside, beside those of the matrix OWN: GATED, whether inputs are gates f32[INPUTS] and what they let
 // pass, f32[INPUTS]; NORMED, whether they are a residual stream that something is added to and whose norm is multiplied,
 // and EPS of this norm, as the bits of a float; TILES of a block; AHEAD, chunks of tiles that are on their way at once;
-// SHARED, bytes of a block.
+// SHARED, bytes of a block; RESIDENT, blocks that a multiprocessor has at once.
 #include "device.h"
 
 #include "tile.h"
@@ -97,7 +97,7 @@ struct Codes {
 };
 
 // Normed inputs are x + added, bfloat16, kept in `total`, times the inverse root of their mean square, times `norm`.
-LB_KERNEL(THREADS)
+LB_KERNEL(THREADS, RESIDENT)
 lowbit_product(const u16 *x, const float *scale, const u8 *codes0, const u8 *codes1, float *y, const float *added,
                const float *norm, u16 *total) {
     const Shared shared(lb_shared);

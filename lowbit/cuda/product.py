@@ -30,6 +30,12 @@ TILE = 16
 """Outputs of one product of the tensor cores."""
 DIGITS = 3
 """Bytes of an activation."""
+RESERVED = 1 << 10
+"""Bytes of shared memory that the system takes for each block."""
+REGISTERS = 1 << 16
+"""Of a multiprocessor."""
+ENOUGH_REGISTERS = 128
+"""Of a thread. Where more are taken than as many blocks have as fit, memory rests while the only one of them multiplies."""
 
 
 class CudaTile(NamedTuple):
@@ -134,6 +140,12 @@ def shared_bytes(shape: Shape, tile: CudaTile) -> int:
     return codes + columns * stride(shape.padded) + scales + barriers + 4 * (sums + totals + squares)
 
 
+def resident(shape: Shape, tile: CudaTile) -> int:
+    """Returns how many blocks a multiprocessor is to have at once: as shared memory lets it, with enough registers."""
+    by_memory = (kernels.SHARED + RESERVED) // (shared_bytes(shape, tile) + RESERVED)
+    return max(1, min(by_memory, REGISTERS // (32 * tile.warps * ENOUGH_REGISTERS)))
+
+
 def matrix_defines(name: str, shape: Shape, chunks: int) -> dict[str, int]:
     """Returns what `matrix.h` has to know of a matrix, under its name."""
     numbers = {
@@ -163,6 +175,7 @@ def defines(shape: Shape, tile: CudaTile) -> dict[str, int]:
         "NEST": 0,
         "AHEAD": min(tile.ahead, copies) or copies,
         "SHARED": shared_bytes(shape, tile),
+        "RESIDENT": resident(shape, tile),
     }
 
 

@@ -163,14 +163,36 @@ template <typename M, bool NORMED> LB_FUNCTION u32 multiply(const Product produc
     return number;
 }
 
-// Attention of a block, with some queries of a key-value head, to a share of its slots. The block of the first one mixes.
-LB_DEVICE void attend_here(const Block &block, const Between &between, const float *cosines, const float *sines,
-                           u16 *keys, u16 *values, u32 layer, int length, int start, u32 splits) {
-    const u32 number = GRID - 1 - blockIdx.x, task = number / splits, split = number % splits, warp = threadIdx.x / 32;
-    if (task >= TASKS) return;
-    const u32 query = task * GROUP, head = query / SHARING;
+// What a block attends to: some queries of a key-value head, and a share of its slots.
+struct Task {
+    u32 number, split, query, head;
+
+    LB_DEVICE explicit Task(u32 splits) {
+        const u32 place = GRID - 1 - blockIdx.x;
+        number = place / splits;
+        split = place % splits;
+        query = number * GROUP;
+        head = query / SHARING;
+    }
+    LB_DEVICE bool any() const { return number < TASKS; }
+    LB_DEVICE u32 first_chunk() const { return split * WARPS + threadIdx.x / 32; }
+};
+
+// Has the second-level cache read the slots of a layer: in memory they would lie behind the codes that are on their way.
+LB_DEVICE void prefetch_slots(const Task &task, u16 *keys, u16 *values, u32 layer, int length, u32 splits) {
+    if (!task.any() || layer >= LAYERS) return;
+    const Slots slots(keys, values, layer * HEADS + task.head);
+#pragma unroll 1
+    for (u32 chunk = task.first_chunk(); chunk * CHUNK < (u32)length; chunk += splits * WARPS) slots.prefetch(chunk);
+}
+
+// Attention of a block. That of the first split mixes.
+LB_DEVICE void attend_here(const Block &block, const Between &between, const Task &task, const float *cosines,
+                           const float *sines, u16 *keys, u16 *values, u32 layer, int length, int start, u32 splits) {
+    if (!task.any()) return;
+    const u32 query = task.query, head = task.head, split = task.split;
     Slots slots(keys, values, layer * HEADS + head);
-    slots.read(split * WARPS + warp);
+    slots.read(task.first_chunk());
     const u32 angle = Slots::column() % (WIDTH / 2);
     const Eight cosine = load(cosines + angle), sine = load(sines + angle);
     Between::wait(between.counts, Share{QKV_OUTPUTS, false}.busy());
@@ -236,16 +258,19 @@ lowbit_step(const u16 *x, const float *cosines, const float *sines, const int *f
 
     const int length = filled[0], start = filled[1];
     const u32 splits = min(max((u32)(length + WARPS * CHUNK - 1) / (WARPS * CHUNK), 1u), (u32)SPLITS);
+    const Task task(splits);
+    prefetch_slots(task, keys, values, 0, length, splits);
     const u32 *added = nullptr, *added_count = nullptr;
 #pragma unroll 1
     for (u64 layer = 0; layer < LAYERS; layer++) {
         const Between between(all_between, layer);
         prefetch(product_norms + layer * STREAM);
         if (layer + 1 < LAYERS) prefetch(attention_norms + (layer + 1) * STREAM);
+        prefetch_slots(task, keys, values, layer + 1, length, splits);
         u32 *counts = between.counts;
         const Inputs to_attend{added, added_count, down.busy(), attention_norms + layer * STREAM};
         number = multiply<QKV, true>({to_attend, qkv, qkv_scale + layer * QKV_OUTPUTS, between.qkv, counts}, number);
-        attend_here(block, between, cosines, sines, keys, values, layer, length, start, splits);
+        attend_here(block, between, task, cosines, sines, keys, values, layer, length, start, splits);
         if (out.tiles()) {
             const Inputs mixed{between.mixed, counts + 1, TASKS, nullptr};
             const float *scale = out_scale + layer * OUT_OUTPUTS;
