@@ -27,7 +27,15 @@ template <typename M, bool MADE> struct Activations {
     // What they are made of: gates and what these let pass, or what is added to pairs and the scale of the norm.
     float4 made[MADE ? M::TURNS : 1][2][2];
 
-    LB_DEVICE static u32 quad_of(int turn) { return turn * THREADS + threadIdx.x; }
+    // Whether the quads of a turn and of the one beside it lie side by side, so that 16 bytes are loaded or stored at once.
+    // Those of a group lie in threads side by side.
+    LB_DEVICE static constexpr bool abreast(int turn) {
+        return ABREAST == 2 && !M::GROUPED && turn < M::TURNS / 2 * 2;
+    }
+    LB_DEVICE static constexpr int next_to(int turn) { return turn + 1 < M::TURNS ? turn + 1 : turn; }
+    LB_DEVICE static u32 quad_of(int turn) {
+        return abreast(turn) ? 2 * (turn / 2 * THREADS + threadIdx.x) + turn % 2 : turn * THREADS + threadIdx.x;
+    }
     LB_DEVICE static u32 input_of(int turn, int plane) { return M::first_input(quad_of(turn)) + plane * M::SPAN; }
     LB_DEVICE static bool inside(u32 quad) { return M::QUADS % THREADS == 0 || quad < M::QUADS; }
     LB_DEVICE static bool used(int turn, int plane) {
@@ -47,6 +55,19 @@ template <typename M, bool MADE> struct Activations {
     template <typename F> LB_DEVICE void load(F quad_at) {
         each([&](int turn, int plane) {
             pairs[turn][plane] = used(turn, plane) ? quad_at(input_of(turn, plane)) : make_uint2(0, 0);
+        });
+    }
+    // The same with two functions: the second takes eight numbers where quads lie side by side.
+    template <typename F, typename G> LB_DEVICE void load(F quad_at, G both_at) {
+        each([&](int turn, int plane) {
+            if (!abreast(turn)) {
+                pairs[turn][plane] = used(turn, plane) ? quad_at(input_of(turn, plane)) : make_uint2(0, 0);
+            } else if (turn % 2 == 0) {
+                const uint4 nothing = {0, 0, 0, 0};
+                const uint4 both = used(turn, plane) ? both_at(input_of(turn, plane)) : nothing;
+                pairs[turn][plane] = make_uint2(both.x, both.y);
+                pairs[next_to(turn)][plane] = make_uint2(both.z, both.w);
+            }
         });
     }
     // Likewise, of what activations are made of: the first or the second of it.
@@ -119,10 +140,11 @@ template <typename M, bool MADE> struct Activations {
     // Writes digits, lowest first, a column each, and sums: of activations, or of what is to be added for them.
     LB_DEVICE void split(u8 *digits, int *totals, float scale) const {
         long long total = 0;
+        u32 bytes[DIGITS][4];
 #pragma unroll
         for (int turn = 0; turn < M::TURNS; turn++) {
             const u32 quad = quad_of(turn);
-            u32 bytes[DIGITS][2];
+            const int beside = abreast(turn) ? turn % 2 * 2 : 0;
             int own = 0;
 #pragma unroll
             for (int half = 0; half < 2; half++) {
@@ -137,15 +159,21 @@ template <typename M, bool MADE> struct Activations {
 #pragma unroll
                 for (int i = 0; i < 4; i++) v[i] = (v[i] + 0x808080) ^ 0x808080;
                 const u32 first = lb_bytes(v[0], v[1], 0x5140), last = lb_bytes(v[2], v[3], 0x5140);
-                bytes[0][half] = lb_bytes(first, last, 0x5410);
-                bytes[1][half] = lb_bytes(first, last, 0x7632);
-                bytes[2][half] = lb_bytes(lb_bytes(v[0], v[1], 0x0062), lb_bytes(v[2], v[3], 0x0062), 0x5410);
+                bytes[0][beside + half] = lb_bytes(first, last, 0x5410);
+                bytes[1][beside + half] = lb_bytes(first, last, 0x7632);
+                bytes[2][beside + half] = lb_bytes(lb_bytes(v[0], v[1], 0x0062), lb_bytes(v[2], v[3], 0x0062), 0x5410);
             }
             total += (long long)M::offset_of(quad) * own;
             if (inside(quad)) {
 #pragma unroll
-                for (int digit = 0; digit < DIGITS; digit++)
-                    *(uint2 *)(digits + digit * M::STRIDE + 8 * quad) = make_uint2(bytes[digit][0], bytes[digit][1]);
+                for (int digit = 0; digit < DIGITS; digit++) {
+                    u8 *to = digits + digit * M::STRIDE + 8 * quad;
+                    const u32(&x)[4] = bytes[digit];
+                    if (!abreast(turn))
+                        *(uint2 *)to = make_uint2(x[0], x[1]);
+                    else if (turn % 2)
+                        *(uint4 *)(to - 8) = uint4{x[0], x[1], x[2], x[3]};
+                }
             }
             if (M::GROUPED) {
                 // Eight threads have inputs of one pair of planes, and one scale.

@@ -9,6 +9,7 @@ constexpr u32 EMPTY = 0xffffffff;
 
 LB_DEVICE bool there(u32 x) { return x != EMPTY; }
 LB_DEVICE bool there(uint2 x) { return there(x.x) && there(x.y); }
+LB_DEVICE bool there(uint4 x) { return there(x.x) && there(x.y) && there(x.z) && there(x.w); }
 
 // The words of a layer.
 struct Between {
@@ -50,14 +51,24 @@ struct Between {
 
 // Reads bfloat16 numbers that are activations of this thread.
 template <typename A> LB_DEVICE void read(A &own, const u32 *words) {
-    own.load([&](u32 input) { return lb_now2(words + input / 2); });
+    own.load([&](u32 input) { return lb_now2(words + input / 2); },
+             [&](u32 input) { return lb_now4(words + input / 2); });
     while (true) {
         bool all = true;
         own.each([&](int turn, int plane) { all = all && there(own.pairs[turn][plane]); });
         if (all) return;
         // Only what is not there yet: most of it is.
         own.each([&](int turn, int plane) {
-            lb_now2_unless(there(own.pairs[turn][plane]), own.pairs[turn][plane], words + own.input_of(turn, plane) / 2);
+            const u32 *from = words + own.input_of(turn, plane) / 2;
+            uint2 &x = own.pairs[turn][plane];
+            if (!A::abreast(turn)) {
+                lb_now2_unless(there(x), x, from);
+            } else if (turn % 2 == 0) {
+                uint2 &next = own.pairs[A::next_to(turn)][plane];
+                uint4 both = {x.x, x.y, next.x, next.y};
+                lb_now4_unless(there(both), both, from);
+                x = make_uint2(both.x, both.y), next = make_uint2(both.z, both.w);
+            }
         });
     }
 }

@@ -84,7 +84,25 @@ LB_DEVICE uint2 lb_now2(const u32 *from) {
     asm volatile("ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "l"(from) : "memory");
     return x;
 }
+LB_DEVICE uint4 lb_now4(const u32 *from) {
+    uint4 x;
+    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                 : "l"(from)
+                 : "memory");
+    return x;
+}
 /// The same into x, unless it is known: no branch, so that many of these are on their way at once.
+LB_DEVICE void lb_now4_unless(bool known, uint4 &x, const u32 *from) {
+    asm volatile("{\n"
+                 ".reg .pred needed;\n"
+                 "setp.eq.u32 needed, %4, 0;\n"
+                 "@needed ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%5];\n"
+                 "}"
+                 : "+r"(x.x), "+r"(x.y), "+r"(x.z), "+r"(x.w)
+                 : "r"((u32)known), "l"(from)
+                 : "memory");
+}
 LB_DEVICE void lb_now2_unless(bool known, uint2 &x, const u32 *from) {
     asm volatile("{\n"
                  ".reg .pred needed;\n"

@@ -1,9 +1,10 @@
 // What is known of a packed matrix and the few tokens that it meets when a kernel is compiled.
 //
 // Defined from outside: WARPS that share its inputs; NEST, whether codes are taken out of bytes with those below them where
-// columns are free for it (tile.h); of each matrix, with its name in front: INPUTS, OUTPUTS, TOKENS and GROUPS, scales of
-// an output; BITS and SPAN of the layout of lowbit.pallas.weight and its BLOCKS; FIRST and DISTANCE, whole levels of
-// codes; CHUNKS that inputs arrive in, which divide BLOCKS.
+// columns are free for it (tile.h); ABREAST, quads of activations that a thread has side by side, 1 or 2; of each matrix,
+// with its name in front: INPUTS, OUTPUTS, TOKENS and GROUPS, scales of an output; BITS and SPAN of the layout of
+// lowbit.pallas.weight and its BLOCKS; FIRST and DISTANCE, whole levels of codes; CHUNKS that inputs arrive in, which
+// divide BLOCKS.
 #pragma once
 
 constexpr int THREADS = 32 * WARPS;

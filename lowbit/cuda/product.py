@@ -173,6 +173,7 @@ def defines(shape: Shape, tile: CudaTile) -> dict[str, int]:
         "TILES": tile.rows // TILE,
         "WARPS": tile.warps,
         "NEST": 0,
+        "ABREAST": 1,
         "AHEAD": min(tile.ahead, copies) or copies,
         "SHARED": shared_bytes(shape, tile),
         "RESIDENT": resident(shape, tile),

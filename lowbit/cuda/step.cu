@@ -82,6 +82,11 @@ LB_DEVICE void prefetch(const float *norm) {
     if (line < STREAM / 32) lb_prefetch(norm + 32 * line);
 }
 
+// Likewise the scales of the outputs that this block has. What waits for them may wait for other loads as well.
+template <typename M> LB_DEVICE void prefetch_scales(const Share &share, const float *scale) {
+    if (!M::GROUPED && threadIdx.x < share.tiles()) lb_prefetch(scale + share.first_output(threadIdx.x));
+}
+
 // What activations are made of: words that so many blocks write, and count; where there is a norm, these are added to
 // the residual stream, unless they are none, and the norm of the sum is taken, times its scale.
 struct Inputs {
@@ -260,6 +265,14 @@ lowbit_step(const u16 *x, const float *cosines, const float *sines, const int *f
     const u32 splits = min(max((u32)(length + WARPS * CHUNK - 1) / (WARPS * CHUNK), 1u), (u32)SPLITS);
     const Task task(splits);
     prefetch_slots(task, keys, values, 0, length, splits);
+    const auto prefetch_all_scales = [&](u64 layer) {
+        if (layer >= LAYERS) return;
+        prefetch_scales<QKV>(qkv, qkv_scale + layer * QKV_OUTPUTS);
+        prefetch_scales<OUT>(out, out_scale + layer * OUT_OUTPUTS);
+        prefetch_scales<UP>(up, up_scale + layer * UP_OUTPUTS);
+        prefetch_scales<DOWN>(down, down_scale + layer * DOWN_OUTPUTS);
+    };
+    prefetch_all_scales(0);
     const u32 *added = nullptr, *added_count = nullptr;
 #pragma unroll 1
     for (u64 layer = 0; layer < LAYERS; layer++) {
@@ -267,6 +280,7 @@ lowbit_step(const u16 *x, const float *cosines, const float *sines, const int *f
         prefetch(product_norms + layer * STREAM);
         if (layer + 1 < LAYERS) prefetch(attention_norms + (layer + 1) * STREAM);
         prefetch_slots(task, keys, values, layer + 1, length, splits);
+        prefetch_all_scales(layer + 1);
         u32 *counts = between.counts;
         const Inputs to_attend{added, added_count, down.busy(), attention_norms + layer * STREAM};
         number = multiply<QKV, true>({to_attend, qkv, qkv_scale + layer * QKV_OUTPUTS, between.qkv, counts}, number);

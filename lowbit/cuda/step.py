@@ -60,6 +60,7 @@ def defines(shape: StepShape, tile: StepTile) -> dict[str, int]:
         "SPLITS": tile.splits,
         "PASS": step_shapes.PASS,
         "NEST": 1,
+        "ABREAST": 2,
         "SLOT": tile.slot,
         "RING": tile.ring,
         "SHORT": step_shapes.SHORT,

@@ -124,6 +124,13 @@ inline uint2 lb_now2(const u32 *from) {
     lb_require((u64)from % 8 == 0, "a load at an address that 8 does not divide");
     return {lb_now(from), lb_now(from + 1)};
 }
+inline uint4 lb_now4(const u32 *from) {
+    lb_require((u64)from % 16 == 0, "a load at an address that 16 does not divide");
+    return {lb_now(from), lb_now(from + 1), lb_now(from + 2), lb_now(from + 3)};
+}
+inline void lb_now4_unless(bool known, uint4 &x, const u32 *from) {
+    if (!known) x = lb_now4(from);
+}
 inline void lb_now2_unless(bool known, uint2 &x, const u32 *from) {
     if (!known) x = lb_now2(from);
 }
