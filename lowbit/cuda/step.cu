@@ -131,7 +131,8 @@ struct Product {
     u32 *results, *count;
 };
 
-// Multiplies by what the ring has from a number on, and returns the next number.
+// Multiplies by what the ring has from a number on, and returns the next number. Products with as many inputs, both of a
+// norm or both not, share this code.
 template <typename M, bool NORMED> LB_FUNCTION u32 multiply(const Product product, u32 number) {
     const Block block(lb_shared);
     const Share share = product.share;

@@ -10,6 +10,7 @@ import pytest
 from lowbit import cuda, pallas
 from lowbit.bench.random_model import random_model
 from lowbit.cuda import CudaTile, compiler, kernels
+from lowbit.cuda.product import resident
 from lowbit.errors import ConfigError
 from lowbit.generation import Generator, loop
 from lowbit.generation.cache import KVCache
@@ -152,6 +153,16 @@ def test_a_tile_has_as_many_rows_as_shared_memory_holds() -> None:
     assert shape is not None
     assert tile.rows == 16
     assert not cuda.fits(shape, tile._replace(rows=32))
+
+
+@pytest.mark.parametrize(
+    ("rows", "warps", "blocks"),
+    [(32, 8, 2), (64, 8, 1), (16, 2, 3), (16, 16, 1)],  # by both, by memory twice, by registers alone
+)
+def test_blocks_of_a_multiprocessor_leave_each_other_registers(rows: int, warps: int, blocks: int) -> None:
+    shape = cuda_shape(_weight(2, 64, 8192, groups=64), 1)
+    assert shape is not None
+    assert resident(shape, CudaTile(rows, warps, 1)) == blocks
 
 
 def test_refuses_what_it_cannot_compute(driver: ctypes.CDLL) -> None:

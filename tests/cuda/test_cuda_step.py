@@ -31,6 +31,8 @@ GROUPED = SHAPES["tiny"] | {
     "head_dim": 128,
 }
 """Large enough for groups of 128 inputs, those of the last product in two chunks, and one head for all blocks."""
+WIDE = GROUPED | {"hidden_size": 640, "intermediate_size": 1088}
+"""With 4 bits, threads have two and three quads of activations of a product, the last of which are not all there."""
 
 
 def _generator(kernels: str, bits: float, shape: str) -> Generator:
@@ -113,6 +115,11 @@ def test_what_is_not_finite_ends_in_none(driver: ctypes.CDLL, spoiled: float) ->
 @pytest.mark.slow
 def test_a_step_is_that_of_single_kernels(driver: ctypes.CDLL) -> None:
     _compare(1, 40, "tiny", (True, False))
+
+
+def test_threads_have_activations_side_by_side(driver: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SHAPES, "wide", WIDE)
+    _compare(4, 3, "wide", (True,))
 
 
 def test_blocks_share_a_head_and_groups_come_in_chunks(driver: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
