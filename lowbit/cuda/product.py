@@ -35,7 +35,7 @@ RESERVED = 1 << 10
 REGISTERS = 1 << 16
 """Of a multiprocessor."""
 ENOUGH_REGISTERS = 128
-"""Of a thread. Where more are taken than as many blocks have as fit, memory rests while the only one of them multiplies."""
+"""Of a thread: with more of them a second block may not fit, and memory rests while the only one multiplies."""
 
 
 class CudaTile(NamedTuple):
