@@ -41,7 +41,8 @@ figure svg text { font-family: var(--font); }
 .scroll { overflow-x: auto; margin-top: 1.2rem; }
 table { border-collapse: collapse; width: 100%; font-size: .93rem; font-variant-numeric: tabular-nums; }
 th { color: var(--muted); font-weight: 500; text-align: left; vertical-align: bottom; line-height: 1.3; }
-th, td { padding: .42rem .75rem; border-bottom: 1px solid var(--hairline); white-space: nowrap; }
+th, td { padding: .42rem .75rem; border-bottom: 1px solid var(--hairline); }
+td { white-space: nowrap; }
 th:first-child, td:first-child { padding-left: 0; }
 th:last-child, td:last-child { padding-right: 0; }
 .number { text-align: right; }
