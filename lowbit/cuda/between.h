@@ -22,7 +22,9 @@ struct Between {
     u32 *gated;       // bf16[WITHIN]
     u32 *counts;      // [PARTS], less one
 
-    static constexpr int PARTS = 5, ALL = ROW / 2 + QUERIES * WIDTH / 2 + SPLITS * QUERIES * (WIDTH + 2) + STREAM +
+    // Activations are read 16 bytes at a time: what lies before them is filled up.
+    static constexpr int FOUND = (SPLITS * QUERIES * 2 + 3) / 4 * 4;
+    static constexpr int PARTS = 5, ALL = ROW / 2 + QUERIES * WIDTH / 2 + SPLITS * QUERIES * WIDTH + FOUND + STREAM +
                                         WITHIN / 2 + PARTS;
     static constexpr int WORDS = (ALL + 3) / 4 * 4;
 
@@ -31,7 +33,7 @@ struct Between {
         mixed = qkv + ROW / 2;
         sums = mixed + QUERIES * WIDTH / 2;
         found = sums + SPLITS * QUERIES * WIDTH;
-        added_out = found + SPLITS * QUERIES * 2;
+        added_out = found + FOUND;
         added_down = added_out + STREAM / 2;
         gated = added_down + STREAM / 2;
         counts = gated + WITHIN / 2;

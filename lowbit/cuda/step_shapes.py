@@ -192,7 +192,8 @@ def shared_bytes(shape: StepShape, tile: StepTile) -> int:
 def words_between(shape: StepShape, tile: StepTile) -> int:
     """Returns the words of 32 bits that blocks write for one another in a layer, as `between.h` lays them out."""
     a = shape.attention
-    found = tile.splits * a.heads * a.group * (a.width + 2)
+    splits = tile.splits * a.heads * a.group
+    found = splits * a.width + -(-splits * 2 // 4) * 4
     words = shape.qkv.outputs // 2 + shape.out.inputs // 2 + found + shape.qkv.inputs + shape.down.inputs // 2 + PARTS
     return -(-words // 4) * 4
 

@@ -31,8 +31,9 @@ GROUPED = SHAPES["tiny"] | {
     "head_dim": 128,
 }
 """Large enough for groups of 128 inputs, those of the last product in two chunks, and one head for all blocks."""
-WIDE = GROUPED | {"hidden_size": 640, "intermediate_size": 1088}
-"""With 4 bits, threads have two and three quads of activations of a product, the last of which are not all there."""
+WIDE = GROUPED | {"hidden_size": 640, "intermediate_size": 1088, "num_attention_heads": 3}
+"""With 4 bits, threads have two and three quads of activations of a product, the last of which are not all there; and of
+an odd number of queries, what splits found is no whole 16 bytes."""
 
 
 def _generator(kernels: str, bits: float, shape: str) -> Generator:
