@@ -11,6 +11,9 @@ LB_DEVICE bool there(u32 x) { return x != EMPTY; }
 LB_DEVICE bool there(uint2 x) { return there(x.x) && there(x.y); }
 LB_DEVICE bool there(uint4 x) { return there(x.x) && there(x.y) && there(x.z) && there(x.w); }
 
+// To 16 bytes, which are read at once.
+LB_DEVICE constexpr int filled_up(int words) { return (words + 3) / 4 * 4; }
+
 // The words of a layer.
 struct Between {
     u32 *qkv;         // bf16[ROW], queries, keys and values, not turned
@@ -22,11 +25,10 @@ struct Between {
     u32 *gated;       // bf16[WITHIN]
     u32 *counts;      // [PARTS], less one
 
-    // Activations are read 16 bytes at a time: what lies before them is filled up.
-    static constexpr int FOUND = (SPLITS * QUERIES * 2 + 3) / 4 * 4;
+    static constexpr int FOUND = filled_up(SPLITS * QUERIES * 2);
     static constexpr int PARTS = 5, ALL = ROW / 2 + QUERIES * WIDTH / 2 + SPLITS * QUERIES * WIDTH + FOUND + STREAM +
                                         WITHIN / 2 + PARTS;
-    static constexpr int WORDS = (ALL + 3) / 4 * 4;
+    static constexpr int WORDS = filled_up(ALL);
 
     LB_DEVICE Between(u32 *all, u32 layer) {
         qkv = all + (u64)layer * WORDS;

@@ -192,9 +192,14 @@ def shared_bytes(shape: StepShape, tile: StepTile) -> int:
 def words_between(shape: StepShape, tile: StepTile) -> int:
     """Returns the words of 32 bits that blocks write for one another in a layer, as `between.h` lays them out."""
     a = shape.attention
-    splits = tile.splits * a.heads * a.group
-    found = splits * a.width + -(-splits * 2 // 4) * 4
+    queries = tile.splits * a.heads * a.group
+    found = queries * a.width + _filled_up(2 * queries)
     words = shape.qkv.outputs // 2 + shape.out.inputs // 2 + found + shape.qkv.inputs + shape.down.inputs // 2 + PARTS
+    return _filled_up(words)
+
+
+def _filled_up(words: int) -> int:
+    """To 16 bytes, which are read at once."""
     return -(-words // 4) * 4
 
 

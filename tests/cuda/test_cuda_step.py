@@ -31,9 +31,14 @@ GROUPED = SHAPES["tiny"] | {
     "head_dim": 128,
 }
 """Large enough for groups of 128 inputs, those of the last product in two chunks, and one head for all blocks."""
-WIDE = GROUPED | {"hidden_size": 640, "intermediate_size": 1088, "num_attention_heads": 3}
-"""Threads have two and three quads of activations of a product, the last of which are not all there; and with an odd
-number of queries, what splits found is no whole 16 bytes."""
+WIDE = GROUPED | {
+    "hidden_size": 640,
+    "intermediate_size": 1088,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 3,
+}
+"""Threads have two and three quads of activations of a product, the last of which are not all there; with an odd number
+of queries, what splits found is no whole 16 bytes; and each block has a head."""
 
 
 def _generator(kernels: str, bits: float, shape: str) -> Generator:
