@@ -2,7 +2,17 @@
 
 from lowbit.cuda.attention import AttentionShape, AttentionTile, attend, attention_fits, attention_tile
 from lowbit.cuda.kernels import available, processors
-from lowbit.cuda.product import MOST_TOKENS, TILE, CudaTile, Shape, fewest_warps, fits, matmul, matmul_normed
+from lowbit.cuda.product import (
+    MOST_TOKENS,
+    TILE,
+    CudaTile,
+    Shape,
+    fewest_warps,
+    fits,
+    matmul,
+    matmul_normed,
+    most_chunks,
+)
 from lowbit.cuda.step import Matrices, take_step
 from lowbit.cuda.step_shapes import StepShape, StepTile, step_tile
 
@@ -24,6 +34,7 @@ __all__ = [
     "fits",
     "matmul",
     "matmul_normed",
+    "most_chunks",
     "processors",
     "step_tile",
     "take_step",

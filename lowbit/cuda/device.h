@@ -1,5 +1,6 @@
-// What kernels ask of a GPU of compute capability 9.0 beyond C++: copies into shared memory that a barrier counts,
-// products of bytes by tensor cores, and clusters of blocks that see each other's memory. Tests have a file of the same names for processors.
+// What kernels ask of a GPU of compute capability 9.0 beyond C++: copies into shared memory that a barrier counts, of
+// bytes side by side or of boxes of rows; products of bytes by tensor cores; and clusters of blocks that see each other's
+// memory. Tests have a file of the same names for processors.
 #pragma once
 #ifndef LB_HOST
 
@@ -9,6 +10,7 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 
 #define LB_KERNEL extern "C" __global__ void __launch_bounds__
+#define LB_PARAMETER const __grid_constant__
 #define LB_DEVICE __device__ __forceinline__
 /// Once in a kernel, however often it is called: code that a loop comes back to has to fit into 128 KiB of cache.
 #define LB_FUNCTION __device__ __noinline__
@@ -16,11 +18,12 @@ extern __shared__ __align__(128) u8 lb_shared[];
 
 LB_DEVICE u32 lb_address(const void *p) { return (u32)__cvta_generic_to_shared(p); }
 
-/// Makes a barrier that waits for so many to arrive. One thread calls it, before all else.
+/// Makes a barrier that waits for so many to arrive. One thread makes all of them, before all else, and says so: that takes
+/// as long as many barriers.
 LB_DEVICE void lb_make_barrier(u64 *barrier, u32 arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(lb_address(barrier)), "r"(arrivals) : "memory");
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
+LB_DEVICE void lb_barriers_made() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 /// Arrives, and has the barrier wait for `bytes` as well, whoever copies them. One thread calls it, before any copy.
 LB_DEVICE void lb_expect(u64 *barrier, u32 bytes) {
@@ -36,6 +39,22 @@ LB_DEVICE void lb_copy(u8 *to, const u8 *from, u32 bytes, u64 *barrier) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
                  "[%0], [%1], %2, [%3], %4;" ::"r"(lb_address(to)),
                  "l"(from), "r"(bytes), "r"(lb_address(barrier)), "l"(policy)
+                 : "memory");
+}
+
+/// Of what boxes are copied: rows as units of some bytes. The driver writes it, and a kernel has it as a parameter.
+struct alignas(64) TensorMap {
+    u64 words[16];
+};
+
+/// Begins to copy a box of rows from a row and a unit on: unit after unit, of each the bytes of all rows. What lies beyond
+/// the last row is zeros.
+LB_DEVICE void lb_copy_box(u8 *to, const TensorMap &from, u32 row, u32 unit, u64 *barrier) {
+    u64 policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+                 "[%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(lb_address(to)),
+                 "l"(&from), "r"(0), "r"(row), "r"(unit), "r"(lb_address(barrier)), "l"(policy)
                  : "memory");
 }
 

@@ -1,5 +1,5 @@
 // CUDA's driver, looked up when it is first needed, so that this compiles and loads where there is none; the kernels that
-// it was given, and how they are launched.
+// it was given, what they copy boxes of rows from, and how they are launched.
 #pragma once
 
 #include <dlfcn.h>
@@ -39,6 +39,11 @@ struct LaunchConfig {  // CUlaunchConfig
 };
 static_assert(sizeof(LaunchAttribute) == 72 && sizeof(LaunchConfig) == 56, "as the driver has them");
 
+struct alignas(64) TensorMap {  // CUtensorMap
+    uint64_t words[16];
+};
+static_assert(sizeof(TensorMap) == 128, "as the driver has them");
+
 struct Driver {
     int (*stream_context)(Handle stream, Handle *context);
     int (*push_context)(Handle context);
@@ -49,6 +54,8 @@ struct Driver {
     int (*set_attribute)(Handle function, int attribute, int value);
     int (*launch)(const LaunchConfig *config, Handle function, void **arguments, void **extra);
     int (*describe)(int error, const char **text);
+    int (*encode)(TensorMap *map, int type, unsigned rank, void *address, const uint64_t *sizes, const uint64_t *strides,
+                  const unsigned *box, const unsigned *steps, int interleave, int swizzle, int promotion, int fill);
     bool complete = false;
 
     Driver() {
@@ -60,7 +67,7 @@ struct Driver {
                    find(library, "cuModuleLoadData", load_module) &&
                    find(library, "cuModuleGetFunction", get_function) &&
                    find(library, "cuFuncSetAttribute", set_attribute) && find(library, "cuLaunchKernelEx", launch) &&
-                   find(library, "cuGetErrorString", describe);
+                   find(library, "cuGetErrorString", describe) && find(library, "cuTensorMapEncodeTiled", encode);
     }
 
     template <typename F> static bool find(void *library, const char *name, F &function) {
@@ -123,14 +130,36 @@ ffi::Error find_function(Handle stream, const Launch &launch, Handle *function) 
     return ffi::Error::Success();
 }
 
-/// Launches a kernel with pointers.
-ffi::Error launched(Handle stream, const Launch &launch, std::vector<void *> pointers) {
+/// Rows of bytes, of which boxes are copied: some units side by side of 16 rows.
+struct Rows {
+    void *first;
+    uint64_t rows, bytes, unit, units;
+
+    ffi::Error encode(TensorMap *map) const {
+        constexpr int kBytes = 0, kPromotion = 3;  // CU_TENSOR_MAP_DATA_TYPE_UINT8, CU_TENSOR_MAP_L2_PROMOTION_L2_256B
+        const uint64_t sizes[] = {unit, rows, bytes / unit}, strides[] = {bytes, unit};
+        const unsigned box[] = {static_cast<unsigned>(unit), 16, static_cast<unsigned>(units)}, steps[] = {1, 1, 1};
+        if (int code = driver().encode(map, kBytes, 3, first, sizes, strides, box, steps, 0, 0, kPromotion, 0))
+            return failed("boxes of rows cannot be described", code);
+        return ffi::Error::Success();
+    }
+};
+
+/// Launches a kernel with pointers, and behind them with what it copies boxes from.
+ffi::Error launched(Handle stream, const Launch &launch, std::vector<void *> pointers,
+                    const std::vector<Rows> &boxes = {}) {
     if (!driver().complete) return ffi::Error(ffi::ErrorCode::kUnavailable, "no driver: libcuda.so.1 lacks a function");
     Handle function = nullptr;
     ffi::Error error = find_function(stream, launch, &function);
     if (error.failure()) return error;
     std::vector<void *> arguments;
     for (void *&pointer : pointers) arguments.push_back(&pointer);
+    std::vector<TensorMap> maps(boxes.size());
+    for (size_t i = 0; i < boxes.size(); i++) {
+        error = boxes[i].encode(&maps[i]);
+        if (error.failure()) return error;
+        arguments.push_back(&maps[i]);
+    }
     std::vector<LaunchAttribute> attributes;
     if (launch.cluster > 1)
         attributes.push_back({kClusterDimension, {}, {static_cast<unsigned>(launch.cluster), 1, 1}, {}});

@@ -14,20 +14,38 @@ using Scales = ffi::Buffer<ffi::F32>;
 using Words = ffi::Buffer<ffi::S16>;
 using Numbers = ffi::Buffer<ffi::BF16>;
 
+/// Of the rows of a matrix, units of so many bytes; a box has those of a chunk.
+template <typename Buffer> Rows rows_of(const Buffer &stack, int64_t layer, uint64_t unit, int64_t chunks) {
+    const auto sizes = stack.dimensions();
+    const uint64_t rows = sizes[sizes.size() - 2], bytes = stack.size_bytes() / (stack.element_count() / sizes.back());
+    return {of_layer(stack, layer), rows, bytes, unit, bytes / unit / chunks};
+}
+
+/// What a product copies boxes from: codes, and scales if there are groups of inputs, four at a time.
+std::vector<Rows> boxes_of(const Scales &scale, const Words &words, const Words &more_words, int64_t layer,
+                           int64_t chunks) {
+    constexpr uint64_t kUnit = 64, kScales = 16;  // bytes
+    const Rows codes = rows_of(words, layer, kUnit, chunks), more = rows_of(more_words, layer, kUnit, chunks);
+    const bool grouped = scale.dimensions().back() > 1;
+    return {codes, more, grouped ? rows_of(scale, layer, kScales, chunks) : codes};
+}
+
 ffi::Error Plain(Handle stream, ffi::AnyBuffer x, Scales scale, Words words, Words more_words,
-                 ffi::ResultBuffer<ffi::F32> y, std::string_view kernel, int64_t layer, int64_t blocks, int64_t threads,
-                 int64_t shared) {
+                 ffi::ResultBuffer<ffi::F32> y, std::string_view kernel, int64_t layer, int64_t chunks, int64_t blocks,
+                 int64_t threads, int64_t shared) {
     return launched(stream, {kernel, "lowbit_product", blocks, threads, shared},
-                    {x.untyped_data(), of_layer(scale, layer), of_layer(words, layer), of_layer(more_words, layer),
-                     y->untyped_data(), nullptr, nullptr, nullptr});
+                    {x.untyped_data(), of_layer(scale, layer), y->untyped_data(), nullptr, nullptr, nullptr},
+                    boxes_of(scale, words, more_words, layer, chunks));
 }
 
 ffi::Error Normed(Handle stream, ffi::AnyBuffer x, Scales scale, Words words, Words more_words, Scales added,
                   Scales norm, ffi::ResultBuffer<ffi::F32> y, ffi::ResultBuffer<ffi::BF16> total,
-                  std::string_view kernel, int64_t layer, int64_t blocks, int64_t threads, int64_t shared) {
+                  std::string_view kernel, int64_t layer, int64_t chunks, int64_t blocks, int64_t threads,
+                  int64_t shared) {
     return launched(stream, {kernel, "lowbit_product", blocks, threads, shared},
-                    {x.untyped_data(), of_layer(scale, layer), of_layer(words, layer), of_layer(more_words, layer),
-                     y->untyped_data(), added.untyped_data(), norm.untyped_data(), total->untyped_data()});
+                    {x.untyped_data(), of_layer(scale, layer), y->untyped_data(), added.untyped_data(),
+                     norm.untyped_data(), total->untyped_data()},
+                    boxes_of(scale, words, more_words, layer, chunks));
 }
 
 /// Keys and values [layers ...] are changed where they are: the results have their memory.
@@ -73,9 +91,12 @@ template <typename Binding> auto with_sizes(Binding &&binding) {
         .template Attr<int64_t>("threads")
         .template Attr<int64_t>("shared");
 }
-template <typename Binding> auto with_launch(Binding &&binding) {
-    return with_sizes(
-        std::move(binding).template Attr<std::string_view>("kernel").template Attr<int64_t>("layer"));
+template <typename Binding> auto of_kernel(Binding &&binding) {
+    return std::move(binding).template Attr<std::string_view>("kernel").template Attr<int64_t>("layer");
+}
+template <typename Binding> auto with_launch(Binding &&binding) { return with_sizes(of_kernel(std::move(binding))); }
+template <typename Binding> auto with_chunks(Binding &&binding) {
+    return with_sizes(of_kernel(std::move(binding)).template Attr<int64_t>("chunks"));
 }
 template <typename Binding> auto step_of(Binding &&binding) {
     return with_sizes(std::move(binding).RemainingArgs().RemainingRets().template Attr<std::string_view>("kernel"));
@@ -94,10 +115,10 @@ template <typename Binding> auto attention_of(Binding &&binding) {
         .template Attr<int64_t>("cluster");
 }
 template <typename Binding> auto plain_of(Binding &&binding) {
-    return with_launch(with_matrix(std::move(binding)).template Ret<ffi::Buffer<ffi::F32>>());
+    return with_chunks(with_matrix(std::move(binding)).template Ret<ffi::Buffer<ffi::F32>>());
 }
 template <typename Binding> auto normed_of(Binding &&binding) {
-    return with_launch(with_matrix(std::move(binding))
+    return with_chunks(with_matrix(std::move(binding))
                            .template Arg<Scales>()
                            .template Arg<Scales>()
                            .template Ret<ffi::Buffer<ffi::F32>>()

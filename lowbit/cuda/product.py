@@ -30,22 +30,32 @@ TILE = 16
 """Outputs of one product of the tensor cores."""
 DIGITS = 3
 """Bytes of an activation."""
+UNIT = 64
+"""Bytes of a row that a warp multiplies at a time; of a piece of 16 rows they lie together."""
+MOST_UNITS = 256
+"""Of a copy."""
+BARRIERS = 16
+"""Bytes of the two barriers of a slot."""
+AHEAD = 48 << 10
+"""Bytes on their way to a multiprocessor that keep memory busy. It answers in no order: with more of them, more are
+there together at the end, when there is nothing to do beside multiplying them."""
 RESERVED = 1 << 10
 """Bytes of shared memory that the system takes for each block."""
 REGISTERS = 1 << 16
 """Of a multiprocessor."""
 ENOUGH_REGISTERS = 128
-"""Of a thread: with more of them a second block may not fit, and memory rests while the only one multiplies."""
+"""Of a thread: with more of them a second block may not fit, and memory rests while the only one multiplies; with
+fewer, some kernels keep numbers in memory."""
 
 
 class CudaTile(NamedTuple):
     """How a product is cut.
 
     Attributes:
-      rows: outputs of a block of threads; a multiple of 16, and no more than threads.
-      warps: of 32 threads, which share the inputs.
-      chunks: parts of the inputs that are waited for one after the other; they divide the blocks of inputs.
-      ahead: chunks of 16 outputs that are on their way at once; 0 for all.
+      rows: outputs of a block of threads, at most; a multiple of 16, and no more than threads that multiply.
+      warps: of 32 threads, which share the inputs; one more has codes come.
+      chunks: parts of the inputs, which divide their blocks: codes of 16 outputs come one part after the other.
+      ahead: such pieces that are on their way at once; 0 for as many as keep memory busy.
     """
 
     rows: int
@@ -110,9 +120,11 @@ def fits(shape: Shape, tile: CudaTile) -> bool:
         and tile.rows % TILE == 0
         and tile.rows <= threads <= 1024
         and shape.blocks % tile.chunks == 0
+        and _cuts_groups_evenly(shape, tile.chunks)
+        and max(_row_bytes(shape, tile)) <= MOST_UNITS * UNIT
         and tile.ahead >= 0
         and fewest_warps(shape) <= tile.warps
-        and shared_bytes(shape, tile) <= kernels.SHARED
+        and slots(shape, tile) >= min(2, pieces(tile))
     )
 
 
@@ -123,27 +135,68 @@ def fewest_warps(shape: Shape) -> int:
     return math.ceil(shape.padded / 8 / 32 / (MOST_TURNS // waiting))
 
 
+def _cuts_groups_evenly(shape: Shape, chunks: int) -> bool:
+    """Whether each chunk has groups of its own, whose scales are copied four at a time."""
+    return shape.groups == 1 or (shape.groups % (4 * chunks) == 0 and (chunks == 1 or shape.inputs == shape.padded))
+
+
+def most_chunks(shape: Shape, chunks: int) -> int:
+    """Returns the largest divisor of a number of chunks in which a product's inputs can come."""
+    divisors = (count for count in range(chunks, 0, -1) if chunks % count == 0)
+    return next(
+        count for count in divisors if shape.blocks % count == 0 and (count == 1 or _cuts_groups_evenly(shape, count))
+    )
+
+
 def stride(size: int) -> int:
-    """Returns how many bytes rows of a size lie apart in shared memory, so that 8 of them are in different banks."""
+    """Returns how many bytes rows lie apart in shared memory, so that those side by side are in different banks."""
     return size + (64 if size % 128 == 0 else 0)
+
+
+def _row_bytes(shape: Shape, tile: CudaTile) -> list[int]:
+    """The bytes of a row in a piece, of each part of the codes."""
+    return [shape.padded // 8 * bits // tile.chunks for bits in shape.parts]
+
+
+def _slot_bytes(shape: Shape, tile: CudaTile) -> int:
+    """Those of a slot of the ring, and of its barriers."""
+    scales = 4 * (shape.groups // tile.chunks) if shape.groups > 1 else 0
+    return TILE * (sum(_row_bytes(shape, tile)) + scales) + BARRIERS
+
+
+def pieces(tile: CudaTile) -> int:
+    """Returns in how many pieces the codes of a block come, at most."""
+    return tile.rows // TILE * tile.chunks
+
+
+def slots(shape: Shape, tile: CudaTile) -> int:
+    """Returns how many pieces the ring of a block has room for: all, if they fit into shared memory."""
+    return min(pieces(tile), max(0, kernels.SHARED - _bytes_beside(shape, tile)) // _slot_bytes(shape, tile))
+
+
+def _bytes_beside(shape: Shape, tile: CudaTile) -> int:
+    """What a block has in shared memory beside the ring."""
+    columns, grouped = DIGITS * shape.tokens, shape.groups > 1
+    sums = tile.warps * tile.rows * (columns + grouped * shape.tokens)
+    totals = shape.tokens * (tile.warps + (shape.padded // 64 if grouped else 2 * tile.warps))
+    squares = tile.warps if shape.eps is not None else 0
+    return columns * stride(shape.padded) + 4 * (sums + totals + squares)
 
 
 def shared_bytes(shape: Shape, tile: CudaTile) -> int:
     """Returns the shared memory of a block of threads, as `product.cu` lays it out."""
-    columns, grouped = DIGITS * shape.tokens, shape.groups > 1
-    codes = tile.rows * sum(stride(shape.padded // 8 * bits) for bits in shape.parts)
-    scales = tile.rows * (4 * shape.groups + 16) if grouped else 0
-    barriers = 8 * (tile.rows // TILE) * tile.chunks
-    sums = tile.warps * tile.rows * (columns + grouped * shape.tokens)
-    totals = shape.tokens * (tile.warps + (shape.padded // 64 if grouped else 2 * tile.warps))
-    squares = tile.warps if shape.eps is not None else 0
-    return codes + columns * stride(shape.padded) + scales + barriers + 4 * (sums + totals + squares)
+    return slots(shape, tile) * _slot_bytes(shape, tile) + _bytes_beside(shape, tile)
+
+
+def grid(shape: Shape, tile: CudaTile) -> int:
+    """Returns how many blocks of threads there are."""
+    return math.ceil(shape.outputs / tile.rows)
 
 
 def resident(shape: Shape, tile: CudaTile) -> int:
     """Returns how many blocks a multiprocessor is to have at once: as shared memory lets it, with enough registers."""
     by_memory = (kernels.SHARED + RESERVED) // (shared_bytes(shape, tile) + RESERVED)
-    return max(1, min(by_memory, REGISTERS // (32 * tile.warps * ENOUGH_REGISTERS)))
+    return max(1, min(by_memory, REGISTERS // (32 * (tile.warps + 1) * ENOUGH_REGISTERS)))
 
 
 def matrix_defines(name: str, shape: Shape, chunks: int) -> dict[str, int]:
@@ -165,16 +218,20 @@ def matrix_defines(name: str, shape: Shape, chunks: int) -> dict[str, int]:
 
 def defines(shape: Shape, tile: CudaTile) -> dict[str, int]:
     """Returns what `product.cu` is compiled with."""
-    copies = tile.rows // TILE * tile.chunks
+    ring, blocks = slots(shape, tile), grid(shape, tile)
+    together = min(resident(shape, tile), math.ceil(blocks / kernels.PROCESSORS))
+    ahead = tile.ahead or math.ceil(AHEAD / together / _slot_bytes(shape, tile))
     return matrix_defines("OWN", shape, tile.chunks) | {
         "GATED": int(shape.gated),
         "NORMED": int(shape.eps is not None),
         "EPS": int(np.float32(shape.eps or 0).view(np.uint32)),
         "TILES": tile.rows // TILE,
+        "GRID": blocks,
+        "RING": ring,
         "WARPS": tile.warps,
         "NEST": 0,
-        "ABREAST": 1,
-        "AHEAD": min(tile.ahead, copies) or copies,
+        "ABREAST": 2,
+        "AHEAD": min(ahead, ring),
         "SHARED": shared_bytes(shape, tile),
         "RESIDENT": resident(shape, tile),
     }
@@ -249,7 +306,8 @@ def _launch(shape: Shape, tile: CudaTile, layer: int) -> dict[str, Any]:
     return {
         "kernel": kernels.known(SOURCE, defines(shape, tile)),
         "layer": np.int64(layer),
-        "blocks": np.int64(math.ceil(shape.outputs / tile.rows)),
-        "threads": np.int64(32 * tile.warps),
+        "chunks": np.int64(tile.chunks),
+        "blocks": np.int64(grid(shape, tile)),
+        "threads": np.int64(32 * (tile.warps + 1)),
         "shared": np.int64(shared_bytes(shape, tile)),
     }

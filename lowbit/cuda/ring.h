@@ -7,6 +7,7 @@
 // one by one; GRID, blocks that share tiles of 16 outputs.
 #pragma once
 
+#include "place.h"
 #include "tile.h"
 
 constexpr int TOGETHER = 2;  // tiles that are multiplied at once: products of one do not wait for those of the other
@@ -38,7 +39,6 @@ struct Codes {
 // How a chunk of a tile lies in a slot: as in memory where it is of whole rows which are short, or in different banks
 // there; else rows are copied one by one, into different banks.
 template <typename M> struct InSlot {
-    static constexpr bool HOLDS = false;
     static constexpr int GROUPS = M::GROUPS / M::CHUNKS;  // of a chunk
     static constexpr int SCALES = M::GROUPED ? 4 * GROUPS + 16 : 0;
     static_assert(!M::GROUPED || (GROUPS % 4 == 0 && GROUPS * M::CHUNKS == M::GROUPS), "groups of whole chunks");
@@ -49,6 +49,8 @@ template <typename M> struct InSlot {
         return M::CHUNKS == 1 && (bytes(part) % 128 || bytes(part) < SHORT);
     }
     LB_DEVICE static constexpr int row_stride(int part) { return as_in_memory(part) ? bytes(part) : apart(bytes(part)); }
+    LB_DEVICE static constexpr int unit_stride() { return UNIT; }
+    LB_DEVICE static constexpr u32 scale_place(u32 row, u32 group) { return row * SCALES + 4 * group; }
     LB_DEVICE static constexpr int second() { return 16 * row_stride(0); }
     LB_DEVICE static constexpr int scales() { return second() + (M::PARTS == 2 ? 16 * row_stride(M::PARTS - 1) : 0); }
 
@@ -65,18 +67,6 @@ struct Ring {
     u64 *full;    // [RING]
     u64 *empty;   // [RING]
 
-    // Where something is that comes through the ring, by how much came before it; `odd` is whether that went round it an
-    // odd number of times.
-    struct Place {
-        u32 slot, odd;
-
-        LB_DEVICE explicit Place(u32 number) : slot(number % RING), odd(number / RING % 2) {}
-        LB_DEVICE void next() {
-            slot++;
-            if (slot == RING) slot = 0, odd ^= 1;
-        }
-    };
-
     LB_DEVICE explicit Ring(u8 *memory)
         : slots(memory), full((u64 *)(memory + RING * SLOT)), empty(full + RING) {}
 
@@ -86,6 +76,7 @@ struct Ring {
             lb_make_barrier(full + i, 1);
             lb_make_barrier(empty + i, WARPS);
         }
+        lb_barriers_made();
     }
     // The warp that copies has all tiles of a matrix come, in the order in which they are multiplied: some together, one
     // chunk of their inputs after the other. `number` counts all that ever came; that after them is returned.
@@ -150,7 +141,7 @@ struct Ring {
                 lying[n] = At::lying(slots + place.slot * SLOT, chunk);
                 barriers[n] = empty + place.slot;
             }
-            found.add(Part<M, At, 0>(rounded.digits), lying, rounded.digits, rounded.totals, chunk);
+            found.add(lying, rounded.digits, rounded.totals, chunk);
             lb_meet_warp();
             if (threadIdx.x % 32 == 0) {
 #pragma unroll

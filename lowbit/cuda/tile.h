@@ -4,12 +4,12 @@
 #include "activations.h"
 
 // Codes and scales of a tile in shared memory. Pointers are those of the first input, whichever chunk lies there; At
-// says how many bytes rows lie apart: row_stride of a part of the codes, and SCALES; and whether it HOLDS digits.
+// says how many bytes rows of a part of the codes lie apart, and UNITs of a row; and where the scale of a group is.
 template <typename At> struct Lying {
     const u8 *codes[2];
     const u8 *scales;
 
-    LB_DEVICE const float *scales_of(u32 row) const { return (const float *)(scales + row * At::SCALES); }
+    LB_DEVICE float scale_of(u32 row, u32 group) const { return *(const float *)(scales + At::scale_place(row, group)); }
 };
 
 // Bits of the codes, of one of the arrays of them.
@@ -29,26 +29,6 @@ template <typename M, typename At, int PART> struct Part {
     static constexpr int EACH = (RUNS + WARPS - 1) / WARPS;     // runs of a warp
     static constexpr int ROUNDER = M::GROUPED ? 0x4b400000 : 0;  // the bits of 1.5 * 2^23: a sum on top is a float
 
-    // Digits that tiles meet one after the other stay in registers, if these are not too many.
-    static constexpr bool HELD = At::HOLDS && M::CHUNKS == 1 && M::PARTS == 1 && EACH * RUN * FIELDS * M::WIDE <= 16;
-
-    uint4 held[HELD ? EACH * RUN : 1][M::WIDE][FIELDS];
-
-    LB_DEVICE explicit Part(const u8 *digits) {
-        if (!HELD) return;
-#pragma unroll
-        for (int i = 0; i < EACH; i++) {
-            if (outside(i)) break;
-#pragma unroll
-            for (int j = 0; j < RUN; j++)
-#pragma unroll
-                for (int wide = 0; wide < M::WIDE; wide++)
-#pragma unroll
-                    for (int field = 0; field < FIELDS; field++)
-                        held[HELD ? i * RUN + j : 0][wide][field] = digits_of(digits, run_of(0, i) * RUN + j, wide, field);
-        }
-    }
-
     LB_DEVICE static u32 run_of(int chunk, int i) { return chunk * RUNS + i * WARPS + threadIdx.x / 32; }
     LB_DEVICE static bool outside(int i) { return RUNS % WARPS && i * WARPS + threadIdx.x / 32 >= RUNS; }
 
@@ -63,14 +43,15 @@ template <typename M, typename At, int PART> struct Part {
         return *(const uint4 *)(digits + column * M::STRIDE + (unit * FIELDS + field + next) * UNIT + lane % 4 * 16);
     }
 
-    // Adds codes times digits over the runs of this warp in a chunk, for 16 outputs of each of some tiles.
+    // Sums of fields, of 16 outputs.
+    typedef int Found[M::WIDE][FIELDS][4];
+
+    // Adds codes times digits over the runs of this warp in a chunk, for 16 outputs of each of some tiles. With groups they
+    // are scaled, and added to sums.
     template <int N>
-    LB_DEVICE void multiply(const Lying<At> (&tiles)[N], const u8 *digits, int chunk,
-                            typename M::Sum (&sums)[N][M::WIDE][4]) const {
+    LB_DEVICE static void multiply(const Lying<At> (&tiles)[N], const u8 *digits, int chunk, Found (&found)[N],
+                                   typename M::Sum (&sums)[N][M::WIDE][4]) {
         const u32 row = threadIdx.x % 32 / 4, place = row * At::row_stride(PART) + threadIdx.x % 4 * 16;
-        int found[N][M::WIDE][FIELDS][4];
-#pragma unroll
-        for (int n = 0; n < N; n++) clear(found[n]);
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
             if (outside(i)) break;
@@ -81,7 +62,7 @@ template <typename M, typename At, int PART> struct Part {
                 uint4 a[N], b[N];
 #pragma unroll
                 for (int n = 0; n < N; n++) {
-                    const u8 *rows = tiles[n].codes[PART] + place + unit * UNIT;
+                    const u8 *rows = tiles[n].codes[PART] + place + unit * At::unit_stride();
                     a[n] = *(const uint4 *)rows;
                     b[n] = *(const uint4 *)(rows + 8 * At::row_stride(PART));
                 }
@@ -89,8 +70,7 @@ template <typename M, typename At, int PART> struct Part {
                 for (int wide = 0; wide < M::WIDE; wide++) {
 #pragma unroll
                     for (int field = 0; field < FIELDS; field++) {
-                        const uint4 x =
-                            HELD ? held[HELD ? i * RUN + j : 0][wide][field] : digits_of(digits, unit, wide, field);
+                        const uint4 x = digits_of(digits, unit, wide, field);
 #pragma unroll
                         for (int n = 0; n < N; n++) multiply_field(found[n][wide][field], a[n], b[n], x, field);
                     }
@@ -100,7 +80,10 @@ template <typename M, typename At, int PART> struct Part {
 #pragma unroll
             for (int n = 0; n < N; n++) add_scaled(tiles[n], row, run, found[n], sums[n]);
         }
-        if (M::GROUPED) return;
+    }
+
+    // Adds sums of fields to those of all fields.
+    template <int N> LB_DEVICE static void join(const Found (&found)[N], typename M::Sum (&sums)[N][M::WIDE][4]) {
 #pragma unroll
         for (int n = 0; n < N; n++)
 #pragma unroll
@@ -137,7 +120,11 @@ template <typename M, typename At, int PART> struct Part {
         return (sum >> (FIELDS - 1) * BIT) << 2 * PART;
     }
 
-    LB_DEVICE static void clear(int (&found)[M::WIDE][FIELDS][4]) {
+    template <int N> LB_DEVICE static void clear(Found (&found)[N]) {
+#pragma unroll
+        for (int n = 0; n < N; n++) clear(found[n]);
+    }
+    LB_DEVICE static void clear(Found &found) {
 #pragma unroll
         for (int wide = 0; wide < M::WIDE; wide++)
 #pragma unroll
@@ -148,7 +135,7 @@ template <typename M, typename At, int PART> struct Part {
 
     // Adds the sums of a run times the scales of their groups, and clears them. They are below 2^22, which a sum of the
     // codes of 128 inputs, at most 255 times 128 each, just keeps.
-    LB_DEVICE static void add_scaled(const Lying<At> &tile, u32 row, u32 run, int (&found)[M::WIDE][FIELDS][4],
+    LB_DEVICE static void add_scaled(const Lying<At> &tile, u32 row, u32 run, Found &found,
                                      typename M::Sum (&sums)[M::WIDE][4]) {
         const u32 next = of_next();
 #pragma unroll
@@ -158,7 +145,7 @@ template <typename M, typename At, int PART> struct Part {
             const u32 group = min(of * M::PAIR / M::GROUP_SIZE, (u32)M::GROUPS - 1);
             const float own = (float)(1 << 2 * PART) / (1 << field * BIT);
             const float place = next ? -own / (1 << BIT) : own;
-            const float upper = tile.scales_of(row)[group] * place, lower = tile.scales_of(row + 8)[group] * place;
+            const float upper = tile.scale_of(row, group) * place, lower = tile.scale_of(row + 8, group) * place;
 #pragma unroll
             for (int wide = 0; wide < M::WIDE; wide++)
 #pragma unroll
@@ -171,13 +158,26 @@ template <typename M, typename At, int PART> struct Part {
 
 // Of inputs that a thread has, in tiles side by side: sums of codes times digits, and of what is to be added to codes.
 template <typename M, typename At, int N> struct Tiles {
+    typedef Part<M, At, 0> First;
+    typedef Part<M, At, M::PARTS - 1> Last;
+    // Sums of fields stay apart until the end where there are not too many.
+    static constexpr bool APART = M::PARTS == 1 && !M::GROUPED;
+
     typename M::Sum sums[N][M::WIDE][4] = {};
     float offsets[N][M::TOKENS] = {};
+    typename First::Found apart[N];
 
-    LB_DEVICE void add(const Part<M, At, 0> &first, const Lying<At> (&lying)[N], const u8 *digits, const int *totals,
-                       int chunk) {
-        first.multiply(lying, digits, chunk, sums);
-        if (M::PARTS == 2) Part<M, At, M::PARTS - 1>(digits).multiply(lying, digits, chunk, sums);
+    LB_DEVICE Tiles() { First::clear(apart); }
+
+    LB_DEVICE void add(const Lying<At> (&lying)[N], const u8 *digits, const int *totals, int chunk) {
+        First::multiply(lying, digits, chunk, apart, sums);
+        if (M::PARTS == 2) {
+            if (!M::GROUPED) First::join(apart, sums), First::clear(apart);
+            typename Last::Found found[N];
+            Last::clear(found);
+            Last::multiply(lying, digits, chunk, found, sums);
+            if (!M::GROUPED) Last::join(found, sums);
+        }
         if (!M::GROUPED) return;
         const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, some = M::TOTALS / M::CHUNKS;
 #pragma unroll
@@ -185,8 +185,11 @@ template <typename M, typename At, int N> struct Tiles {
 #pragma unroll
             for (int token = 0; token < M::TOKENS; token++)
                 for (u32 slot = chunk * some + warp * 2 + lane % 2; slot < (chunk + 1) * some; slot += 2 * WARPS)
-                    offsets[n][token] += lying[n].scales_of(lane / 2)[M::group_of(slot)] *
+                    offsets[n][token] += lying[n].scale_of(lane / 2, M::group_of(slot)) *
                                          ((float)M::offset_of(8 * slot) * (float)totals[token * M::TOTALS + slot]);
+    }
+    LB_DEVICE void end() {
+        if (APART) First::join(apart, sums);
     }
 };
 
@@ -198,7 +201,8 @@ template <typename M, typename At> struct Sums {
     LB_DEVICE typename M::Sum *of(u32 warp, u32 row) const { return at + (warp * rows + row) * M::RESULTS; }
 
     // Keeps those of this warp, of tiles from one on.
-    template <int N> LB_DEVICE void keep(const Tiles<M, At, N> &tiles, int tile) const {
+    template <int N> LB_DEVICE void keep(Tiles<M, At, N> &tiles, int tile) const {
+        tiles.end();
         const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll
         for (int n = 0; n < N; n++) {

@@ -27,13 +27,12 @@ COLUMNS = 8
 """Fewest columns of a tile: what one instruction of the tensor cores multiplies."""
 WIDEST = 16
 """Most columns that slices fill up."""
-GROUPED_WARPS = 8
-"""Fewest warps of the CUDA kernel for groups, whose sums keep each of them busy longer."""
 NORMED_BYTES = 10
 """That are read for an input whose norm is multiplied: of the stream, of what is added, and of the norm's scale."""
-AHEAD = 2
-"""Chunks of 16 outputs on their way at once that won 1 to 4 % where there are four: with one memory waits, and three
-come as late as all."""
+MOST_GROUPED = 2
+"""Tokens of the CUDA kernel with groups."""
+PIECES = (8 << 10, 16 << 10, 32 << 10)
+"""Bytes of the codes of 16 outputs that come at once in the CUDA kernel, or so."""
 MOST_NORMED_BYTES = 12 << 20
 """That blocks of threads may read of them in all, from the second-level cache: with 8 or 20 MiB models decode as fast,
 or slower."""
@@ -117,13 +116,13 @@ def gemv_tile_for(w: GpuWeight, tokens: int) -> GemvTile | None:
 def cuda_tile_for(w: GpuWeight, tokens: int, gated: bool = False, eps: float | None = None) -> CudaTile | None:
     """Returns the tile of the CUDA kernel where it was faster than both for the most similar product, None elsewhere.
 
-    Whether the kernel is available here is not asked. With groups that holds for one token: for more, whose sums are
+    Whether the kernel is available here is not asked. With groups that holds for two tokens: for more, whose sums are
     scaled one by one, the kernel with tensor cores is as fast. Gates and norms it makes activations of while codes are
     on their way, as good as for nothing; so it takes all whose bits it was timed with. But a norm is computed by every
     block of threads, each of which reads all that it is of: too many of them would take longer than a kernel for it.
     """
     shape = cuda_shape(w, tokens, gated, eps)
-    if shape is None or (w.groups > 1 and tokens > 1):
+    if shape is None or (w.groups > 1 and tokens > MOST_GROUPED):
         return None
     rows = [row for row in table() if not shape.made or (isinstance(row.tile, CudaTile) and row.bits == w.bits)]
     if not rows:
@@ -132,9 +131,8 @@ def cuda_tile_for(w: GpuWeight, tokens: int, gated: bool = False, eps: float | N
     tile = min(rows, key=lambda row: (distance(row), not isinstance(row.tile, CudaTile))).tile
     if not isinstance(tile, CudaTile):
         return None
-    tile = tile._replace(chunks=math.gcd(tile.chunks, w.blocks), warps=max(tile.warps, cuda.fewest_warps(shape)))
-    if w.groups > 1:
-        tile = tile._replace(warps=max(tile.warps, GROUPED_WARPS), chunks=1)
+    chunks = cuda.most_chunks(shape, math.gcd(tile.chunks, w.blocks))
+    tile = tile._replace(chunks=chunks, warps=max(tile.warps, cuda.fewest_warps(shape)))
     if eps is not None and math.ceil(w.n / tile.rows) * w.k * NORMED_BYTES > MOST_NORMED_BYTES:
         return None
     while not cuda.fits(shape, tile) and tile.rows > cuda.TILE:
@@ -240,12 +238,13 @@ def gemv_candidates(words: int) -> Iterator[GemvTile]:
 
 
 def cuda_candidates(shape: cuda.Shape) -> Iterator[CudaTile]:
-    """Yields tiles worth a try: few rows where there are few outputs, and copies of a row that are not too short."""
-    for rows in (16, 32, 64, 112):
-        for warps in (4, 8, 14):
-            for chunks in (1, 2):
+    """Yields tiles worth a try: few rows where there are few outputs, and pieces of codes neither long nor short."""
+    divisors = [chunks for chunks in range(1, shape.blocks + 1) if shape.blocks % chunks == 0]
+    wanted = [cuda.TILE * shape.padded * sum(shape.parts) / 8 / size for size in PIECES]
+    some = {min(divisors, key=lambda chunks: abs(math.log(chunks / number))) for number in wanted}
+    for rows in (16, 32, 64, 112, 224):
+        for warps in (4, 8):
+            for chunks in sorted(some):
                 tile = CudaTile(rows, warps, chunks)
                 if cuda.fits(shape, tile) and (rows == cuda.TILE or shape.outputs >= 64 * rows):
                     yield tile
-                    if rows // cuda.TILE * chunks > 2 * AHEAD - 1:
-                        yield tile._replace(ahead=AHEAD)

@@ -38,6 +38,7 @@ using std::min;
 
 #define LB_KERNEL(...) extern "C" void
 #define LB_DEVICE inline
+#define LB_PARAMETER const
 #define LB_FUNCTION inline
 
 struct Warp {
@@ -79,6 +80,7 @@ inline void lb_make_barrier(u64 *barrier, u32 arrivals) {
     const Arrivals fresh = {0, (unsigned char)arrivals, (unsigned char)arrivals, 0};
     std::memcpy(barrier, &fresh, sizeof fresh);
 }
+inline void lb_barriers_made() {}
 inline void lb_arrive(u64 *barrier) {
     lb_at(barrier, [](Arrivals &now) { now.missing--; });
 }
@@ -89,6 +91,23 @@ inline void lb_copy(u8 *to, const u8 *from, u32 bytes, u64 *barrier) {
     lb_require(bytes % 16 == 0 && (u64)to % 16 == 0 && (u64)from % 16 == 0, "a copy of other than whole 16 bytes");
     std::memcpy(to, from, bytes);
     lb_at(barrier, [&](Arrivals &now) { now.bytes -= bytes; });
+}
+// Rows of some bytes, and boxes of them: of how many rows, how many units of so many bytes each.
+struct alignas(64) TensorMap {
+    const u8 *first;
+    u64 rows, bytes, unit, box_rows, box_units, unused[10];
+};
+static_assert(sizeof(TensorMap) == 128);
+inline void lb_copy_box(u8 *to, const TensorMap &from, u32 row, u32 unit, u64 *barrier) {
+    lb_require((u64)to % 128 == 0, "a box at an address that 128 does not divide");
+    lb_require((unit + from.box_units) * from.unit <= from.bytes, "a box beyond the end of rows");
+    const u64 bytes = from.box_units * from.box_rows * from.unit;
+    for (u64 i = 0; i < bytes; i++) {
+        const u64 of_row = row + i / from.unit % from.box_rows;
+        const u64 place = (unit + i / (from.unit * from.box_rows)) * from.unit + i % from.unit;
+        to[i] = of_row < from.rows ? from.first[of_row * from.bytes + place] : 0;
+    }
+    lb_at(barrier, [&](Arrivals &now) { now.bytes -= (int)bytes; });
 }
 // Waits as long as others may take; what is missing after a minute does not come.
 template <typename F> inline void lb_until(F ready, const char *otherwise) {

@@ -34,9 +34,23 @@ def run_here(
     folder: Path,
     arrays: Sequence[np.ndarray | None],
     sizes: tuple[int, int, int, int],
+    boxes: Sequence[np.ndarray] = (),
 ) -> None:
-    """Compiles a kernel, and runs it with arrays, as many blocks, blocks of a cluster, threads, and shared bytes."""
+    """Compiles a kernel, and runs it with arrays, as many blocks, blocks of a cluster, threads, and shared bytes.
+
+    Behind the arrays it gets what `boxes_of` returned.
+    """
     library = compile_kernel(f'#include "{source}"', defines, folder / f"{source.stem}.so")
     pointers = [ctypes.c_void_p(None if a is None else a.ctypes.data) for a in arrays]
-    places = (ctypes.c_void_p * len(pointers))(*(ctypes.addressof(p) for p in pointers))
+    addresses = [*map(ctypes.addressof, pointers), *(box.ctypes.data for box in boxes)]
+    places = (ctypes.c_void_p * len(addresses))(*addresses)
     ctypes.CDLL(str(library)).run(places, *sizes)
+
+
+def boxes_of(rows: np.ndarray, unit: int, chunks: int) -> np.ndarray:
+    """Returns how a kernel copies boxes of 16 rows, as host.h has it: units of some bytes, as many as a chunk has."""
+    size = rows.strides[0]
+    found = np.zeros(24, np.uint64)
+    found = found[(-found.ctypes.data % 64) // 8 :][:16]
+    found[:6] = rows.ctypes.data, len(rows), size, unit, 16, size // unit // chunks
+    return found

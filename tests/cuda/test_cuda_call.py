@@ -10,7 +10,7 @@ import pytest
 from lowbit import cuda, pallas
 from lowbit.bench.random_model import random_model
 from lowbit.cuda import CudaTile, compiler, kernels
-from lowbit.cuda.product import resident
+from lowbit.cuda.product import resident, shared_bytes, slots
 from lowbit.errors import ConfigError
 from lowbit.generation import Generator, loop
 from lowbit.generation.cache import KVCache
@@ -140,24 +140,40 @@ def test_more_tokens_unknown_layers_and_groups_of_several_tokens_take_the_other_
     assert cuda_shape(stack.of_layer(jnp.int32(1)), 1) is None
     assert cuda_shape(stack.of_layer(np.int32(1)), 1) is not None
     grouped = _weight(1, 32, 512, groups=4)
-    assert cuda_tile_for(grouped, 1) is not None
-    assert cuda_tile_for(grouped, 2) is None
+    assert cuda_tile_for(grouped, 2) is not None
+    assert cuda_tile_for(grouped, 3) is None
     assert cuda_tile_for(_weight(1, 32, 514), 1) is None
 
 
-def test_a_tile_has_as_many_rows_as_shared_memory_holds() -> None:
-    wide = _weight(2, 16, 32768)
-    tile = cuda_tile_for(wide, 1)
-    shape = cuda_shape(wide, 1)
-    assert tile is not None
+def test_codes_come_through_as_many_slots_as_shared_memory_holds() -> None:
+    shape = cuda_shape(_weight(2, 64, 32768), 1)
     assert shape is not None
-    assert tile.rows == 16
-    assert not cuda.fits(shape, tile._replace(rows=32))
+    whole, short, cut = CudaTile(16, 8, 4), CudaTile(64, 8, 4), CudaTile(64, 8, 16)
+    assert (slots(shape, whole), slots(shape, short), slots(shape, cut)) == (4, 3, 15)
+    for tile in (whole, short, cut):
+        assert cuda.fits(shape, tile)
+        assert shared_bytes(shape, tile) <= kernels.SHARED
+    # A slot of the last one has 16 rows of 512 bytes, and two barriers.
+    assert shared_bytes(shape, cut) + 16 * 512 + 16 > kernels.SHARED
+    assert not cuda.fits(shape, CudaTile(32, 8, 1))  # of two pieces there is room for one
+    assert not cuda.fits(shape._replace(inputs=2 * shape.inputs, blocks=2 * shape.blocks, tokens=2), cut)
+
+
+def test_groups_are_cut_where_scales_of_four_are() -> None:
+    shape = cuda_shape(_weight(2, 16, 4096, groups=32), 1)
+    assert shape is not None
+    assert [cuda.most_chunks(shape, chunks) for chunks in (1, 2, 4, 8)] == [1, 2, 4, 8]
+    few = shape._replace(groups=8)
+    assert [cuda.most_chunks(few, chunks) for chunks in (1, 2, 4, 8)] == [1, 2, 2, 2]
+    assert not cuda.fits(few, CudaTile(16, 8, 4))
+    filled_up = cuda_shape(_weight(2, 16, 768, groups=12), 1)
+    assert filled_up is not None
+    assert cuda.most_chunks(filled_up._replace(blocks=4, inputs=filled_up.inputs - 8), 2) == 1
 
 
 @pytest.mark.parametrize(
     ("rows", "warps", "blocks"),
-    [(32, 8, 2), (64, 8, 1), (16, 2, 3), (16, 16, 1)],  # by both, by memory twice, by registers alone
+    [(32, 4, 2), (64, 4, 1), (16, 4, 3), (32, 8, 1), (16, 16, 1)],  # by memory twice, by both, by registers twice
 )
 def test_blocks_of_a_multiprocessor_leave_each_other_registers(rows: int, warps: int, blocks: int) -> None:
     shape = cuda_shape(_weight(2, 64, 8192, groups=64), 1)

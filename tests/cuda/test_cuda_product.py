@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from processor import run_here
+from processor import boxes_of, run_here
 
 from lowbit import cuda
 from lowbit.cuda import product as cuda_product
@@ -26,6 +26,7 @@ LEVELS = {
 CASES = [
     # bits, tokens, outputs, inputs, tile: padded inputs, a last tile that is cut, chunks, digits kept and read anew
     (1, 1, 20, 576, CudaTile(16, 1, 1)),
+    (1, 1, 70, 2048, CudaTile(48, 2, 2)),  # two tiles at once, and one that is left
     pytest.param(*(1.58, 2, 16, 512, CudaTile(16, 2, 1)), marks=pytest.mark.slow),
     (2, 1, 40, 1024, CudaTile(32, 2, 2, ahead=2)),
     (2, 3, 33, 324, CudaTile(16, 1, 1)),
@@ -72,10 +73,13 @@ def _run(
     assert cuda.fits(shape, tile)
     y = np.full((shape.tokens, shape.outputs), np.nan, np.float32)
     own = x if gated else jax.lax.bitcast_convert_type(x, jnp.uint16)
-    arrays = [np.asarray(a) for a in (own, w.scale, w.words[0], w.words[-1])]
+    own, scale, first, last = (np.asarray(a) for a in (own, w.scale, w.words[0], w.words[-1]))
+    boxes = [boxes_of(first, 64, tile.chunks), boxes_of(last, 64, tile.chunks)]
+    boxes.append(boxes_of(scale, 16, tile.chunks) if w.groups > 1 else boxes[0])
     defines = cuda_product.defines(shape, tile) | {"NEST": int(nested)}
-    sizes = -(-shape.outputs // tile.rows), 1, 32 * tile.warps, defines["SHARED"]
-    run_here(cuda_product.SOURCE, defines, folder, [*arrays, y, *((None,) * 3 if norm is None else norm[:3])], sizes)
+    sizes = defines["GRID"], 1, 32 * (tile.warps + 1), defines["SHARED"]
+    arrays = [own, scale, y, *((None,) * 3 if norm is None else norm[:3])]
+    run_here(cuda_product.SOURCE, defines, folder, arrays, sizes, boxes)
     return y
 
 
