@@ -16,13 +16,14 @@ from lowbit.pallas import AnyTile, GpuWeight, Tile, matmul, matmul_int8
 from lowbit.pallas.fields import HALFWORD
 from lowbit.pallas.weight import affine, bits_of, block, parts, span_for
 
-TOTAL_BYTES = 256 << 20
-"""Of all copies: five times the second-level cache of an H100."""
+TOTAL_BYTES = 2 << 30
+"""Of all copies: more than caches hold, and so many that a pass takes long. Between two passes an H100 rests for 5 to 8
+microseconds, which is 1 % of 64 products of 16 MB, as of 16 of 134 MB."""
+COPIED_BYTES = 1 << 29
+"""Of the array that is copied: ten times the second-level cache of an H100."""
 MOST_COPIES = 64
-TURNS = 64
-"""Passes over all copies in one program: starting one takes longer than a product."""
-PRODUCTS = 64
-"""In a turn of the program's loop, or more: between two turns an H100 rests for 5 to 8 microseconds."""
+TURNS = 32
+"""Passes over all copies in one program: starting one takes as long as 20 products."""
 BFLOAT16_BITS = 16
 
 Multiply = Callable[[jax.Array, Any], jax.Array]
@@ -71,20 +72,17 @@ class Program:
 
     def __init__(self, matrices: Matrices, batch: int, tile: AnyTile | None):
         multiply = _multiply(matrices.case, tile)
-        passes = math.ceil(PRODUCTS / len(matrices.weights))
-        turns = math.ceil(TURNS / passes)
         x = np.random.default_rng(0).normal(size=(batch, matrices.case.k))
         self._arguments = jnp.asarray(x, jnp.bfloat16), matrices.weights
-        self._products = turns * passes * len(matrices.weights)
+        self._products = TURNS * len(matrices.weights)
 
-        def one_turn(number: jax.Array, weights: list[Any], x: jax.Array) -> tuple[jax.Array, ...]:
-            moved = [x + (passes * number + i).astype(x.dtype) for i in range(passes)]
-            return tuple(multiply(x, w) for x in moved for w in weights)
+        def one_pass(number: jax.Array, weights: list[Any], x: jax.Array) -> tuple[jax.Array, ...]:
+            moved = x + number.astype(x.dtype)
+            return tuple(multiply(moved, w) for w in weights)
 
         def run(x: jax.Array, weights: list[Any]) -> tuple[jax.Array, ...]:
-            # All of them are results: what nobody needs is not computed.
-            start = tuple(jnp.zeros((batch, matrices.case.n), jnp.float32) for _ in range(passes * len(weights)))
-            return jax.lax.fori_loop(0, turns, lambda number, _: one_turn(number, weights, x), start)
+            start = tuple(jnp.zeros((batch, matrices.case.n), jnp.float32) for _ in weights)
+            return jax.lax.fori_loop(0, TURNS, lambda number, _: one_pass(number, weights, x), start)
 
         self._run = jax.jit(run)
 
@@ -99,9 +97,9 @@ class Copy:
     """Adds one to every number of an array larger than any cache: what memory gives, read and written."""
 
     def __init__(self) -> None:
-        self._x = jnp.zeros(TOTAL_BYTES // 2, jnp.float32)
+        self._x = jnp.zeros(COPIED_BYTES // 4, jnp.float32)
         self.nbytes = 2 * self._x.nbytes
-        self._turns = max(1, TURNS // 16)
+        self._turns = max(1, TURNS // 4)
         self._run = jax.jit(lambda x: jax.lax.fori_loop(0, self._turns, self._turn, x), donate_argnums=0)
 
     @staticmethod

@@ -12,8 +12,6 @@ from jax.experimental.pallas import triton as plgpu
 
 from lowbit.bench import gpu_products
 
-MOST_BYTES = 2 << 30
-"""Of all arrays: as many as there are products in a turn of a loop, if they are no larger."""
 ROWS, WORDS, WARPS = 4, 512, 4
 """Of a program: 64 bytes a thread, all on their way at once. Other sizes took as long, within a tenth."""
 
@@ -28,8 +26,7 @@ class Reading:
     def __init__(self, nbytes: int):
         rows = max(1, nbytes // (4 * WORDS * ROWS)) * ROWS
         self.nbytes = 4 * WORDS * rows
-        enough = max(2, math.ceil(gpu_products.TOTAL_BYTES / self.nbytes))
-        copies = min(gpu_products.MOST_COPIES, max(enough, MOST_BYTES // self.nbytes))
+        copies = min(gpu_products.MOST_COPIES, max(2, math.ceil(gpu_products.TOTAL_BYTES / self.nbytes)))
         self._arrays = [jnp.full((rows, WORDS), number, jnp.int32) for number in range(copies)]
         self._kernels = gpu_products.TURNS * copies
         read = functools.partial(_read, interpret=jax.devices()[0].platform != "gpu")

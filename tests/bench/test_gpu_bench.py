@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lowbit.bench import gpu_products, gpu_reading
+from lowbit.bench import gpu_products
 from lowbit.bench.cpu import Peer
 from lowbit.bench.gpu import GpuPlan, measure_anywhere, measure_gpu
 from lowbit.bench.gpu_products import GpuProduct, Matrices
@@ -45,8 +45,7 @@ for line in sys.stdin:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_products, "TOTAL_BYTES", 1 << 14)
     monkeypatch.setattr(gpu_products, "TURNS", 4)
-    monkeypatch.setattr(gpu_products, "PRODUCTS", 4)
-    monkeypatch.setattr(gpu_reading, "MOST_BYTES", 1 << 14)
+    monkeypatch.setattr(gpu_products, "COPIED_BYTES", 1 << 14)
 
 
 def test_every_case_is_measured_beside_its_peer(tmp_path: Path) -> None:

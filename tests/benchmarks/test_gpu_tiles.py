@@ -14,7 +14,6 @@ from lowbit.pallas import tiles
 def small(monkeypatch):
     monkeypatch.setattr(gpu_products, "TOTAL_BYTES", 1 << 12)
     monkeypatch.setattr(gpu_products, "TURNS", 4)
-    monkeypatch.setattr(gpu_products, "PRODUCTS", 4)
 
 
 def test_tables_of_widths_are_put_together(tmp_path, monkeypatch):
