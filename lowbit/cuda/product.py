@@ -158,8 +158,8 @@ def _row_bytes(shape: Shape, tile: CudaTile) -> list[int]:
     return [shape.padded // 8 * bits // tile.chunks for bits in shape.parts]
 
 
-def _slot_bytes(shape: Shape, tile: CudaTile) -> int:
-    """Those of a slot of the ring, and of its barriers."""
+def slot_bytes(shape: Shape, tile: CudaTile) -> int:
+    """Returns those of a slot of the ring, and of its barriers."""
     scales = 4 * (shape.groups // tile.chunks) if shape.groups > 1 else 0
     return TILE * (sum(_row_bytes(shape, tile)) + scales) + BARRIERS
 
@@ -171,7 +171,7 @@ def pieces(tile: CudaTile) -> int:
 
 def slots(shape: Shape, tile: CudaTile) -> int:
     """Returns how many pieces the ring of a block has room for: all, if they fit into shared memory."""
-    return min(pieces(tile), max(0, kernels.SHARED - _bytes_beside(shape, tile)) // _slot_bytes(shape, tile))
+    return min(pieces(tile), max(0, kernels.SHARED - _bytes_beside(shape, tile)) // slot_bytes(shape, tile))
 
 
 def _bytes_beside(shape: Shape, tile: CudaTile) -> int:
@@ -185,7 +185,7 @@ def _bytes_beside(shape: Shape, tile: CudaTile) -> int:
 
 def shared_bytes(shape: Shape, tile: CudaTile) -> int:
     """Returns the shared memory of a block of threads, as `product.cu` lays it out."""
-    return slots(shape, tile) * _slot_bytes(shape, tile) + _bytes_beside(shape, tile)
+    return slots(shape, tile) * slot_bytes(shape, tile) + _bytes_beside(shape, tile)
 
 
 def grid(shape: Shape, tile: CudaTile) -> int:
@@ -220,7 +220,7 @@ def defines(shape: Shape, tile: CudaTile) -> dict[str, int]:
     """Returns what `product.cu` is compiled with."""
     ring, blocks = slots(shape, tile), grid(shape, tile)
     together = min(resident(shape, tile), math.ceil(blocks / kernels.PROCESSORS))
-    ahead = tile.ahead or math.ceil(AHEAD / together / _slot_bytes(shape, tile))
+    ahead = tile.ahead or math.ceil(AHEAD / together / slot_bytes(shape, tile))
     return matrix_defines("OWN", shape, tile.chunks) | {
         "GATED": int(shape.gated),
         "NORMED": int(shape.eps is not None),

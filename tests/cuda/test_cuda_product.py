@@ -10,6 +10,7 @@ import pytest
 from processor import boxes_of, run_here
 
 from lowbit import cuda
+from lowbit.cuda import kernels
 from lowbit.cuda import product as cuda_product
 from lowbit.cuda.product import CudaTile
 from lowbit.pallas.tiles import cuda_shape
@@ -90,6 +91,26 @@ def test_results_are_those_of_whole_numbers(
     w, levels = _weight(bits, n, k)
     # An outlier, beside which small numbers lose their last bits: those of the reference lose the same.
     x = jax.random.normal(jax.random.key(n), (tokens, k)).astype(jnp.bfloat16).at[:, 5].set(300.0)
+    y = _run(tmp_path, x, w, tile)
+    np.testing.assert_array_equal(y, _expected(np.asarray(x, np.float32), levels, np.asarray(w.scale)))
+
+
+@pytest.mark.parametrize(
+    ("bits", "n", "tile", "slots"),
+    [(1, 100, CudaTile(64, 2, 2), 3), (3, 70, CudaTile(48, 2, 2), 2)],  # 1 bit: two tiles at once, in an odd ring
+)
+def test_slots_are_filled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: float, n: int, tile: CudaTile, slots: int
+) -> None:
+    w, levels = _weight(bits, n, 2048)
+    shape = cuda_shape(w, 1)
+    assert shape is not None
+    alone = cuda_product.shared_bytes(shape, tile) - cuda_product.pieces(tile) * (
+        slot := cuda_product.slot_bytes(shape, tile)
+    )
+    monkeypatch.setattr(kernels, "SHARED", alone + slots * slot)
+    assert cuda_product.defines(shape, tile)["RING"] == slots < cuda_product.pieces(tile)
+    x = jax.random.normal(jax.random.key(n), (1, 2048)).astype(jnp.bfloat16)
     y = _run(tmp_path, x, w, tile)
     np.testing.assert_array_equal(y, _expected(np.asarray(x, np.float32), levels, np.asarray(w.scale)))
 
