@@ -1,11 +1,10 @@
-// lowbit/cuda/device.h for a processor: each thread of a block is one of the system's, and warps exchange through memory.
+// lowbit/cuda/device.h for a processor: threads of a block take turns, and warps exchange through memory.
 // Checks what hardware does not: a barrier must have got exactly the bytes that it was told to expect.
 // It is included before everything else, in place of that file.
 #pragma once
 
 #include <algorithm>
 #include <atomic>
-#include <barrier>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -13,9 +12,10 @@
 #include <cstring>
 #include <memory>
 #include <mutex>
-#include <thread>
 #include <utility>
 #include <vector>
+
+#include "fibers.h"
 
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -43,14 +43,21 @@ using std::min;
 
 struct Warp {
     u32 values[32][6];
-    std::barrier<> meet{32};
+    Meeting meet{32};
 };
 
-thread_local Index threadIdx, blockIdx;
-thread_local Warp *warp_of_thread;
-thread_local std::barrier<> *block_meets, *all_meet, *cluster_meets;
-thread_local u8 *lb_shared, **shared_of_cluster;
-thread_local u32 rank_of_block;
+// Of the thread that has its turn.
+struct Place_of_thread {
+    Index thread, block;
+    Warp *warp;
+    Meeting *of_some, *of_block, *of_cluster;
+    u8 *shared, **cluster;
+    u32 rank;
+};
+inline thread_local Place_of_thread lb_here;
+#define threadIdx lb_here.thread
+#define blockIdx lb_here.block
+#define lb_shared lb_here.shared
 
 inline uint2 make_uint2(u32 x, u32 y) { return {x, y}; }
 
@@ -114,7 +121,7 @@ template <typename F> inline void lb_until(F ready, const char *otherwise) {
     const auto until = std::chrono::steady_clock::now() + std::chrono::minutes(1);
     while (!ready()) {
         lb_require(std::chrono::steady_clock::now() < until, otherwise);
-        std::this_thread::yield();
+        lb_fibers.yield();
     }
 }
 inline void lb_wait(u64 *barrier, u32 odd) {
@@ -136,7 +143,9 @@ inline float4 lb_load4(const float *from) {
 }
 inline void lb_prefetch(const void *) {}
 inline u32 lb_now(const u32 *from) {
-    std::this_thread::yield();
+    // Whoever reads a word again and again until it is there leaves others time to write it.
+    static thread_local u32 reads = 0;
+    if (++reads % 64 == 0) lb_fibers.yield();
     return std::atomic_ref<u32>(*const_cast<u32 *>(from)).load();
 }
 inline uint2 lb_now2(const u32 *from) {
@@ -165,10 +174,10 @@ inline u32 lb_bfloat16(float low, float high) {
 inline float lb_silu(float x) { return x / (1 + std::exp(-x)); }
 
 template <typename A> inline void lb_multiply_as(int *c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-    Warp *warp = warp_of_thread;
+    Warp *warp = lb_here.warp;
     const u32 own[] = {a0, a1, a2, a3, b0, b1}, lane = threadIdx.x % 32;
     std::memcpy(warp->values[lane], own, sizeof own);
-    warp->meet.arrive_and_wait();
+    warp->meet.wait();
     for (u32 i = 0; i < 4; i++) {
         const u32 row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
         for (u32 k = 0; k < 32; k++) {
@@ -177,7 +186,7 @@ template <typename A> inline void lb_multiply_as(int *c, u32 a0, u32 a1, u32 a2,
             c[i] += (int)(A)a * (signed char)b;
         }
     }
-    warp->meet.arrive_and_wait();
+    warp->meet.wait();
 }
 inline void lb_multiply(int *c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
     lb_multiply_as<u8>(c, a0, a1, a2, a3, b0, b1);
@@ -187,12 +196,12 @@ inline void lb_multiply_signed(int *c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u
 }
 
 template <typename T, typename F> T lb_over_warp(T x, F join) {
-    Warp *warp = warp_of_thread;
+    Warp *warp = lb_here.warp;
     warp->values[threadIdx.x % 32][0] = (u32)x;
-    warp->meet.arrive_and_wait();
+    warp->meet.wait();
     T all = (T)warp->values[0][0];
     for (int i = 1; i < 32; i++) all = join(all, (T)warp->values[i][0]);
-    warp->meet.arrive_and_wait();
+    warp->meet.wait();
     return all;
 }
 inline u32 lb_largest_of_warp(u32 x) {
@@ -203,11 +212,11 @@ inline int lb_sum_of_warp(int x) {
 }
 template <typename T> inline T lb_exchange(T x, int step) {
     static_assert(sizeof x == 4);
-    Warp *warp = warp_of_thread;
+    Warp *warp = lb_here.warp;
     std::memcpy(&warp->values[threadIdx.x % 32][0], &x, 4);
-    warp->meet.arrive_and_wait();
+    warp->meet.wait();
     std::memcpy(&x, &warp->values[threadIdx.x % 32 ^ step][0], 4);
-    warp->meet.arrive_and_wait();
+    warp->meet.wait();
     return x;
 }
 inline float lb_float_sum_of_warp(float x) {
@@ -215,20 +224,20 @@ inline float lb_float_sum_of_warp(float x) {
     return x;
 }
 inline int lb_sum_of_eight(int x) {
-    Warp *warp = warp_of_thread;
+    Warp *warp = lb_here.warp;
     warp->values[threadIdx.x % 32][0] = (u32)x;
-    warp->meet.arrive_and_wait();
+    warp->meet.wait();
     x = 0;
     for (u32 i = 0; i < 8; i++) x += (int)warp->values[threadIdx.x % 32 / 8 * 8 + i][0];
-    warp->meet.arrive_and_wait();
+    warp->meet.wait();
     return x;
 }
-inline void lb_meet_warp() { warp_of_thread->meet.arrive_and_wait(); }
-inline void lb_meet(int) { block_meets->arrive_and_wait(); }
-inline void lb_meet_all() { all_meet->arrive_and_wait(); }
-inline void lb_meet_cluster() { cluster_meets->arrive_and_wait(); }
-inline u32 lb_rank() { return rank_of_block; }
-inline u8 *lb_of_block(u8 *own, u32 rank) { return shared_of_cluster[rank] + (own - lb_shared); }
+inline void lb_meet_warp() { lb_here.warp->meet.wait(); }
+inline void lb_meet(int) { lb_here.of_some->wait(); }
+inline void lb_meet_all() { lb_here.of_block->wait(); }
+inline void lb_meet_cluster() { lb_here.of_cluster->wait(); }
+inline u32 lb_rank() { return lb_here.rank; }
+inline u8 *lb_of_block(u8 *own, u32 rank) { return lb_here.cluster[rank] + (own - lb_shared); }
 
 inline u32 lb_larger_halves(u32 x, u32 y) { return max(x >> 16, y >> 16) << 16 | max(x & 0xffff, y & 0xffff); }
 inline u32 lb_bytes(u32 x, u32 y, u32 chosen) {
@@ -260,28 +269,20 @@ inline float lb_exp2(float x) { return std::exp2(x); }
 /// Runs a kernel, a cluster of blocks after the other. Some of its threads, or all, meet where not all do.
 template <typename Kernel> void lb_run(Kernel kernel, u32 clusters, u32 size, u32 threads, u32 meeting, u32 shared) {
     for (u32 cluster = 0; cluster < clusters; cluster++) {
-        std::barrier<> cluster_meet(size * threads);
+        Meeting of_cluster(size * threads);
         std::vector<u8 *> memory;
-        std::vector<std::thread> all;
-        std::vector<std::unique_ptr<std::barrier<>>> meets, all_meets;
-        std::vector<std::unique_ptr<Warp[]>> warps;
+        std::vector<Meeting> of_some(size, Meeting(meeting)), of_block(size, Meeting(threads));
+        std::vector<Warp> warps(size * threads / 32);
         for (u32 rank = 0; rank < size; rank++) {
             memory.push_back((u8 *)std::aligned_alloc(128, (shared + 127) / 128 * 128));
             std::memset(memory.back(), 0xa5, shared);
-            meets.push_back(std::make_unique<std::barrier<>>(meeting));
-            all_meets.push_back(std::make_unique<std::barrier<>>(threads));
-            warps.push_back(std::make_unique<Warp[]>(threads / 32));
         }
-        for (u32 rank = 0; rank < size; rank++)
-            for (u32 thread = 0; thread < threads; thread++)
-                all.emplace_back([&, rank, thread] {
-                    threadIdx.x = thread, blockIdx.x = cluster * size + rank, rank_of_block = rank;
-                    warp_of_thread = &warps[rank][thread / 32], block_meets = meets[rank].get();
-                    all_meet = all_meets[rank].get();
-                    cluster_meets = &cluster_meet, lb_shared = memory[rank], shared_of_cluster = memory.data();
-                    kernel();
-                });
-        for (auto &thread : all) thread.join();
+        for (u32 i = 0; i < size * threads; i++) lb_fibers.add(kernel);
+        lb_fibers.run([&](u32 i) {
+            const u32 rank = i / threads;
+            lb_here = {{i % threads},   {cluster * size + rank}, &warps[i / 32],  &of_some[rank], &of_block[rank],
+                       &of_cluster, memory[rank],            memory.data(), rank};
+        });
         for (u8 *block : memory) std::free(block);
     }
 }

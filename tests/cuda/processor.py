@@ -10,15 +10,16 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).parent
-FLAGS = ("-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", "-Wno-unknown-pragmas", "-DLB_HOST", f"-I{HERE}")
-"""Not as it is for a GPU: there the compiler of CUDA decides what is fused, here nothing is."""
+FLAGS = ("-std=c++20", "-O1", "-U_FORTIFY_SOURCE", "-shared", "-fPIC", "-pthread", "-Wno-unknown-pragmas")
+"""Not as it is for a GPU: there the compiler of CUDA decides what is fused, here nothing is. Jumps from one stack to
+another are no mistake (fibers.h), which some systems' compilers would check."""
 
 
 def compile_here(source: str, library: Path, arguments: Sequence[str] = ()) -> Path:
     """Compiles C++ into a library, and returns where that is."""
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or "clang++"
     (text := library.with_name(f"{library.name}.cc")).write_text(source)
-    subprocess.run([compiler, *FLAGS, str(text), *arguments, "-o", str(library)], check=True)
+    subprocess.run([compiler, *FLAGS, "-DLB_HOST", f"-I{HERE}", str(text), *arguments, "-o", str(library)], check=True)
     return library
 
 
