@@ -3,8 +3,7 @@
 #pragma once
 
 #include <csetjmp>
-#include <functional>
-#include <memory>
+#include <cstdlib>
 #include <vector>
 
 #include <ucontext.h>
@@ -12,30 +11,37 @@
 struct Fiber {
     static constexpr size_t STACK = 256 << 10;
 
-    std::function<void()> run;
-    // Not written before it is used: pages of it come as they are needed.
-    std::unique_ptr<char[]> stack{new char[STACK]};
+    // Pages of it come as they are needed.
+    void *stack = std::malloc(STACK);
     std::jmp_buf here;
     bool begun = false, ended = false;
+
+    Fiber() = default;
+    Fiber(const Fiber &) = delete;
+    ~Fiber() { std::free(stack); }
 };
 
 // Those of a run, and which of them has its turn; a run has a thread of the system for itself.
 struct Fibers {
-    std::vector<std::unique_ptr<Fiber>> all;
     Fiber *now = nullptr;
     std::jmp_buf turns;
+    void (*call)(const void *) = nullptr;
+    const void *called = nullptr;
 
-    void add(std::function<void()> run) {
-        all.push_back(std::make_unique<Fiber>());
-        all.back()->run = std::move(run);
-    }
-    // Calls `turn` with the number of whoever is next, before it goes on, until all have ended.
-    template <typename F> void run(F turn) {
-        size_t left = all.size();
-        while (left) {
-            left = all.size();
-            for (size_t i = 0; i < all.size(); i++) {
-                now = all[i].get();
+    // Has so many of them call `kernel`, until all have ended; `turn` is called with the number of whoever is next, before
+    // it goes on.
+    template <typename Kernel, typename Turn> void run(size_t count, const Kernel &kernel, Turn turn) {
+        std::vector<Fiber> all(count);
+        call = [](const void *one) { (*static_cast<const Kernel *>(one))(); };
+        called = &kernel;
+        unsigned drawn = 1;
+        for (size_t left = count; left;) {
+            left = count;
+            // Another order each time, the same in each run: who needs that others went first has to wait for them.
+            drawn = drawn * 1664525 + 1013904223;
+            const size_t first = drawn % count, step = drawn >> 31 ? 1 : count - 1;
+            for (size_t n = 0, i = first; n < count; n++, i = (i + step) % count) {
+                now = &all[i];
                 if (!now->ended) {
                     turn(i);
                     go_on();
@@ -43,7 +49,6 @@ struct Fibers {
                 left -= now->ended;
             }
         }
-        all.clear();
     }
     // Gives the turn to the next one.
     void yield() {
@@ -57,7 +62,7 @@ struct Fibers {
         now->begun = true;
         ucontext_t first;
         getcontext(&first);
-        first.uc_stack.ss_sp = now->stack.get();
+        first.uc_stack.ss_sp = now->stack;
         first.uc_stack.ss_size = Fiber::STACK;
         first.uc_link = nullptr;
         makecontext(&first, &Fibers::begin, 0);
@@ -69,7 +74,7 @@ struct Fibers {
 inline thread_local Fibers lb_fibers;
 
 inline void Fibers::begin() {
-    lb_fibers.now->run();
+    lb_fibers.call(lb_fibers.called);
     lb_fibers.now->ended = true;
     _longjmp(lb_fibers.turns, 1);
 }

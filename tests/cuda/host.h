@@ -4,14 +4,11 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <mutex>
+#include <ctime>
 #include <utility>
 #include <vector>
 
@@ -74,9 +71,7 @@ struct Arrivals {
     unsigned short times;
 };
 static_assert(sizeof(Arrivals) == sizeof(u64));
-inline std::mutex lb_barriers;
 template <typename F> inline void lb_at(u64 *barrier, F change) {
-    const std::lock_guard<std::mutex> lock(lb_barriers);
     Arrivals now;
     std::memcpy(&now, barrier, sizeof now);
     change(now);
@@ -118,9 +113,9 @@ inline void lb_copy_box(u8 *to, const TensorMap &from, u32 row, u32 unit, u64 *b
 }
 // Waits as long as others may take; what is missing after a minute does not come.
 template <typename F> inline void lb_until(F ready, const char *otherwise) {
-    const auto until = std::chrono::steady_clock::now() + std::chrono::minutes(1);
+    const std::time_t until = std::time(nullptr) + 60;
     while (!ready()) {
-        lb_require(std::chrono::steady_clock::now() < until, otherwise);
+        lb_require(std::time(nullptr) < until, otherwise);
         lb_fibers.yield();
     }
 }
@@ -146,7 +141,7 @@ inline u32 lb_now(const u32 *from) {
     // Whoever reads a word again and again until it is there leaves others time to write it.
     static thread_local u32 reads = 0;
     if (++reads % 64 == 0) lb_fibers.yield();
-    return std::atomic_ref<u32>(*const_cast<u32 *>(from)).load();
+    return *(const volatile u32 *)from;
 }
 inline uint2 lb_now2(const u32 *from) {
     lb_require((u64)from % 8 == 0, "a load at an address that 8 does not divide");
@@ -162,8 +157,8 @@ inline void lb_now4_unless(bool known, uint4 &x, const u32 *from) {
 inline void lb_now2_unless(bool known, uint2 &x, const u32 *from) {
     if (!known) x = lb_now2(from);
 }
-inline void lb_count(u32 *to) { std::atomic_ref<u32>(*to)++; }
-inline void lb_tell(u32 *to, u32 x) { std::atomic_ref<u32>(*to).store(x); }
+inline void lb_count(u32 *to) { ++*to; }
+inline void lb_tell(u32 *to, u32 x) { *to = x; }
 inline u32 lb_bfloat16(float low, float high) {
     u32 found[2];
     const float both[] = {low, high};
@@ -277,8 +272,7 @@ template <typename Kernel> void lb_run(Kernel kernel, u32 clusters, u32 size, u3
             memory.push_back((u8 *)std::aligned_alloc(128, (shared + 127) / 128 * 128));
             std::memset(memory.back(), 0xa5, shared);
         }
-        for (u32 i = 0; i < size * threads; i++) lb_fibers.add(kernel);
-        lb_fibers.run([&](u32 i) {
+        lb_fibers.run(size * threads, kernel, [&](u32 i) {
             const u32 rank = i / threads;
             lb_here = {{i % threads},   {cluster * size + rank}, &warps[i / 32],  &of_some[rank], &of_block[rank],
                        &of_cluster, memory[rank],            memory.data(), rank};
