@@ -8,7 +8,7 @@ they wrote.
 
 Command: python -m benchmarks.gpu_tiles --bits 2 -o tiles_2.json
   then: python -m benchmarks.gpu_tiles --merge $TABLE tiles_*.json -o $TABLE
-Hardware: an H100; three to six minutes a width.
+Hardware: an H100; three to six minutes a width with copies of 256 MB, not timed since they are of 2 GB.
 Expected: the table, lowbit/pallas/tiles_h100.json. With --known the kernels in Pallas take part with the tiles alone
 that the table has for a product: a minute a width.
 """

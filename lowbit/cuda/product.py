@@ -120,8 +120,8 @@ def fits(shape: Shape, tile: CudaTile) -> bool:
         and tile.rows % TILE == 0
         and tile.rows <= threads <= 1024
         and shape.blocks % tile.chunks == 0
-        and _cuts_groups_evenly(shape, tile.chunks)
-        and max(_row_bytes(shape, tile)) <= MOST_UNITS * UNIT
+        and cuts_groups_evenly(shape, tile.chunks)
+        and max(row_bytes(shape, tile.chunks)) <= MOST_UNITS * UNIT
         and tile.ahead >= 0
         and fewest_warps(shape) <= tile.warps
         and slots(shape, tile) >= min(2, pieces(tile))
@@ -135,8 +135,8 @@ def fewest_warps(shape: Shape) -> int:
     return math.ceil(shape.padded / 8 / 32 / (MOST_TURNS // waiting))
 
 
-def _cuts_groups_evenly(shape: Shape, chunks: int) -> bool:
-    """Whether each chunk has groups of its own, whose scales are copied four at a time."""
+def cuts_groups_evenly(shape: Shape, chunks: int) -> bool:
+    """Returns whether each chunk has groups of its own, whose scales are copied four at a time."""
     return shape.groups == 1 or (shape.groups % (4 * chunks) == 0 and (chunks == 1 or shape.inputs == shape.padded))
 
 
@@ -144,7 +144,7 @@ def most_chunks(shape: Shape, chunks: int) -> int:
     """Returns the largest divisor of a number of chunks in which a product's inputs can come."""
     divisors = (count for count in range(chunks, 0, -1) if chunks % count == 0)
     return next(
-        count for count in divisors if shape.blocks % count == 0 and (count == 1 or _cuts_groups_evenly(shape, count))
+        count for count in divisors if shape.blocks % count == 0 and (count == 1 or cuts_groups_evenly(shape, count))
     )
 
 
@@ -153,15 +153,15 @@ def stride(size: int) -> int:
     return size + (64 if size % 128 == 0 else 0)
 
 
-def _row_bytes(shape: Shape, tile: CudaTile) -> list[int]:
-    """The bytes of a row in a piece, of each part of the codes."""
-    return [shape.padded // 8 * bits // tile.chunks for bits in shape.parts]
+def row_bytes(shape: Shape, chunks: int) -> list[int]:
+    """Returns the bytes of a row in a chunk, of each part of the codes."""
+    return [shape.padded // 8 * bits // chunks for bits in shape.parts]
 
 
 def slot_bytes(shape: Shape, tile: CudaTile) -> int:
     """Returns those of a slot of the ring, and of its barriers."""
     scales = 4 * (shape.groups // tile.chunks) if shape.groups > 1 else 0
-    return TILE * (sum(_row_bytes(shape, tile)) + scales) + BARRIERS
+    return TILE * (sum(row_bytes(shape, tile.chunks)) + scales) + BARRIERS
 
 
 def pieces(tile: CudaTile) -> int:

@@ -5,7 +5,16 @@ from typing import NamedTuple
 
 from lowbit.cuda import kernels
 from lowbit.cuda.attention import AttentionShape, attention_chunk, attention_fits
-from lowbit.cuda.product import DIGITS, MOST_INPUTS, TILE, Shape, stride
+from lowbit.cuda.product import (
+    BARRIERS,
+    DIGITS,
+    MOST_INPUTS,
+    TILE,
+    Shape,
+    cuts_groups_evenly,
+    row_bytes,
+    stride,
+)
 
 WARPS = 8
 """That multiply; one more has codes come."""
@@ -26,8 +35,6 @@ PARTS = 5
 """Of a layer: four products and attention."""
 MOST_SPLITS = 16
 """Blocks that share a key-value head."""
-BARRIERS = 16
-"""Bytes of the two barriers of a slot."""
 
 
 class StepShape(NamedTuple):
@@ -120,12 +127,7 @@ def _tile_of(shape: StepShape, blocks: int, limit: int) -> StepTile | None:
 def _copies_are_long(shape: StepShape, tile: StepTile) -> bool:
     """Whether no rows are cut into short parts."""
     pairs = zip(shape.products.values(), tile.chunks, strict=True)
-    return all(count == 1 or size >= LONG for p, count in pairs for size in _row_bytes(p, count))
-
-
-def _row_bytes(shape: Shape, chunks: int) -> list[int]:
-    """The bytes of a row in a chunk, of each part of the codes."""
-    return [shape.padded // 8 * bits // chunks for bits in shape.parts]
+    return all(count == 1 or size >= LONG for p, count in pairs for size in row_bytes(p, count))
 
 
 def _as_in_memory(size: int, chunks: int) -> bool:
@@ -153,18 +155,15 @@ def fewest_chunks(shape: Shape, limit: int) -> int | None:
     for chunks in range(1, shape.blocks + 1):
         if shape.blocks % chunks or piece_bytes(shape, chunks) > limit:
             continue
-        if shape.groups == 1:
-            return chunks
-        meets_planes = shape.inputs // shape.groups % (2 * shape.span) == 0
-        cut_evenly = chunks == 1 or shape.inputs == shape.padded
-        if meets_planes and cut_evenly and shape.groups % (4 * chunks) == 0:
+        meets_planes = shape.groups == 1 or shape.inputs // shape.groups % (2 * shape.span) == 0
+        if meets_planes and cuts_groups_evenly(shape, chunks):
             return chunks
     return None
 
 
 def piece_bytes(shape: Shape, chunks: int) -> int:
     """Returns the bytes of a slot that a chunk of a tile takes, as `ring.h` lays it out."""
-    rows = [size if _as_in_memory(size, chunks) else stride(size) for size in _row_bytes(shape, chunks)]
+    rows = [size if _as_in_memory(size, chunks) else stride(size) for size in row_bytes(shape, chunks)]
     scales = 4 * (shape.groups // chunks) + 16 if shape.groups > 1 else 0
     return TILE * (sum(rows) + scales)
 

@@ -44,14 +44,14 @@ struct Warp {
 };
 
 // Of the thread that has its turn.
-struct Place_of_thread {
+struct Here {
     Index thread, block;
     Warp *warp;
     Meeting *of_some, *of_block, *of_cluster;
     u8 *shared, **cluster;
     u32 rank;
 };
-inline thread_local Place_of_thread lb_here;
+inline thread_local Here lb_here;
 #define threadIdx lb_here.thread
 #define blockIdx lb_here.block
 #define lb_shared lb_here.shared

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).parent
-FLAGS = ("-std=c++17", "-O1", "-U_FORTIFY_SOURCE", "-shared", "-fPIC", "-pthread", "-Wno-unknown-pragmas", "-Wno-psabi")
+FLAGS = ("-std=c++17", "-O1", "-U_FORTIFY_SOURCE", "-shared", "-fPIC", "-Wno-unknown-pragmas", "-Wno-psabi")
 """Not as it is for a GPU: there the compiler of CUDA decides what is fused, here nothing is. Jumps from one stack to
 another are no mistake (fibers.h), which some systems' compilers would check."""
 
