@@ -14,32 +14,39 @@ LB_DEVICE bool there(uint4 x) { return there(x.x) && there(x.y) && there(x.z) &&
 // To 16 bytes, which are read at once.
 LB_DEVICE constexpr int filled_up(int words) { return (words + 3) / 4 * 4; }
 
-// The words of a layer.
+// The words of a layer. Of what all blocks read there are COPIES, so that fewer of them ask for the same word.
 struct Between {
-    u32 *qkv;         // bf16[ROW], queries, keys and values, not turned
+    u32 *qkv;         // bf16[ROW], queries, keys and values, not turned; of this and what follows until `gated` the first copy
     u32 *mixed;       // bf16[QUERIES WIDTH], what attention found
-    u32 *sums;        // f32[SPLITS QUERIES WIDTH], what blocks that share slots did, in as many splits as slots ask for
-    u32 *found;       // f32[SPLITS QUERIES 2], their largest scores and totals
     u32 *added_out;   // bf16[STREAM], what the product behind attention adds to the residual stream
     u32 *added_down;  // bf16[STREAM], what the last one adds
     u32 *gated;       // bf16[WITHIN]
+    u32 *sums;        // f32[SPLITS QUERIES WIDTH], what blocks that share slots did, in as many splits as slots ask for
+    u32 *found;       // f32[SPLITS QUERIES 2], their largest scores and totals
     u32 *counts;      // [PARTS], less one
 
+    static constexpr int COPY = filled_up((ROW + QUERIES * WIDTH + 2 * STREAM + WITHIN) / 2);  // words of one
     static constexpr int FOUND = filled_up(SPLITS * QUERIES * 2);
-    static constexpr int PARTS = 5, ALL = ROW / 2 + QUERIES * WIDTH / 2 + SPLITS * QUERIES * WIDTH + FOUND + STREAM +
-                                        WITHIN / 2 + PARTS;
-    static constexpr int WORDS = filled_up(ALL);
+    static constexpr int PARTS = 5, WORDS = filled_up(COPIES * COPY + SPLITS * QUERIES * WIDTH + FOUND + PARTS);
 
     LB_DEVICE Between(u32 *all, u32 layer) {
         qkv = all + (u64)layer * WORDS;
         mixed = qkv + ROW / 2;
-        sums = mixed + QUERIES * WIDTH / 2;
-        found = sums + SPLITS * QUERIES * WIDTH;
-        added_out = found + FOUND;
+        added_out = mixed + QUERIES * WIDTH / 2;
         added_down = added_out + STREAM / 2;
         gated = added_down + STREAM / 2;
-        counts = gated + WITHIN / 2;
+        sums = qkv + COPIES * COPY;
+        found = sums + SPLITS * QUERIES * WIDTH;
+        counts = found + FOUND;
     }
+
+    // Writes a word, and its copies.
+    LB_DEVICE static void tell(u32 *first, u32 x) {
+#pragma unroll
+        for (int copy = 0; copy < COPIES; copy++) lb_tell(first + copy * COPY, x);
+    }
+    // Where this block reads words.
+    LB_DEVICE static const u32 *own_copy(const u32 *first) { return first + blockIdx.x % COPIES * COPY; }
 
     // Says that this block is done with a part; what it wrote may be seen later than that.
     LB_DEVICE static void done(u32 *count) {

@@ -229,6 +229,7 @@ def defines(shape: Shape, tile: CudaTile) -> dict[str, int]:
         "GRID": blocks,
         "RING": ring,
         "WARPS": tile.warps,
+        "TEAM": tile.warps,
         "NEST": 0,
         "ABREAST": 2,
         "AHEAD": min(ahead, ring),

@@ -10,8 +10,6 @@
 #include "place.h"
 #include "tile.h"
 
-constexpr int TOGETHER = 2;  // tiles that are multiplied at once: products of one do not wait for those of the other
-
 // The outputs of a matrix that a block has. PAIRED are those of gates and what they let pass, whose tiles stay together:
 // every other one of a block is of gates.
 struct Share {
@@ -74,18 +72,18 @@ struct Ring {
     LB_DEVICE void make_barriers() const {
         for (u32 i = 0; i < RING; i++) {
             lb_make_barrier(full + i, 1);
-            lb_make_barrier(empty + i, WARPS);
+            lb_make_barrier(empty + i, TEAM);
         }
         lb_barriers_made();
     }
-    // The warp that copies has all tiles of a matrix come, in the order in which they are multiplied: some together, one
-    // chunk of their inputs after the other. `number` counts all that ever came; that after them is returned.
+    // The warp that copies has all tiles of a matrix come, in the order in which they are multiplied: one for each team
+    // together, one chunk of their inputs after the other. `number` counts all that ever came; that after them is returned.
     template <typename M> LB_FUNCTION static u32 fetch(const Ring ring, const Codes codes, const Share share, u32 number) {
         const u32 tiles = share.tiles();
         Place place(number);
 #pragma unroll 1
-        for (u32 tile = 0; tile < tiles; tile += TOGETHER) {
-            const u32 end = min(tile + TOGETHER, tiles);
+        for (u32 tile = 0; tile < tiles; tile += TEAMS) {
+            const u32 end = min(tile + TEAMS, tiles);
 #pragma unroll 1
             for (int chunk = 0; chunk < M::CHUNKS; chunk++)
                 for (u32 one = tile; one < end; one++, place.next())
@@ -116,37 +114,30 @@ struct Ring {
             lb_copy(to, from, 16 * M::row_bytes(part), barrier);
     }
 
-    // The other warps multiply them by digits. All of these warps meet at the end.
+    // The other warps multiply them by digits, each team a tile. All of these warps meet at the end.
     template <typename M, typename At>
     LB_DEVICE u32 multiply(const Rounded<M> &rounded, const Sums<M, At> &sums, u32 tiles, u32 number) const {
-        Place place(number);
-        u32 tile = 0;
 #pragma unroll 1
-        for (; tile + TOGETHER <= tiles; tile += TOGETHER) multiply<TOGETHER>(rounded, sums, tile, place);
-        if (tile < tiles) multiply<1>(rounded, sums, tile, place);
+        for (u32 tile = own_team(); tile < tiles; tile += TEAMS) {
+            const u32 first = tile - own_team();
+            multiply(rounded, sums, tile, number + first * M::CHUNKS + own_team(), min(tiles - first, (u32)TEAMS));
+        }
         lb_meet(THREADS);
         return number + M::CHUNKS * tiles;
     }
 
-    template <int N, typename M, typename At>
-    LB_DEVICE void multiply(const Rounded<M> &rounded, const Sums<M, At> &sums, u32 tile, Place &place) const {
-        Tiles<M, At, N> found;
+    // A tile whose chunks come with those of others, so that each is `together` further on.
+    template <typename M, typename At>
+    LB_DEVICE void multiply(const Rounded<M> &rounded, const Sums<M, At> &sums, u32 tile, u32 number, u32 together) const {
+        Tiles<M, At, 1> found;
 #pragma unroll 1
-        for (int chunk = 0; chunk < M::CHUNKS; chunk++) {
-            Lying<At> lying[N];
-            u64 *barriers[N];
-#pragma unroll
-            for (int n = 0; n < N; n++, place.next()) {
-                lb_wait(full + place.slot, place.odd);
-                lying[n] = At::lying(slots + place.slot * SLOT, chunk);
-                barriers[n] = empty + place.slot;
-            }
+        for (int chunk = 0; chunk < M::CHUNKS; chunk++, number += together) {
+            const Place place(number);
+            lb_wait(full + place.slot, place.odd);
+            const Lying<At> lying[1] = {At::lying(slots + place.slot * SLOT, chunk)};
             found.add(lying, rounded.digits, rounded.totals, chunk);
             lb_meet_warp();
-            if (threadIdx.x % 32 == 0) {
-#pragma unroll
-                for (int n = 0; n < N; n++) lb_arrive(barriers[n]);
-            }
+            if (threadIdx.x % 32 == 0) lb_arrive(empty + place.slot);
         }
         sums.keep(found, tile);
     }

@@ -7,8 +7,9 @@
 // numbers are bfloat16, as they are between the kernels of single products.
 //
 // Defined from outside, beside what ring.h and heads.h ask for: the matrices QKV, OUT, UP and DOWN; LAYERS; SPLITS,
-// blocks that share the slots of a key-value head at most; PASS, tiles of a product whose sums are kept at once; EPS of
-// norms, as the bits of a float; SCRATCH, bytes of what parts keep for themselves; SHARED, bytes of a block.
+// blocks that share the slots of a key-value head at most; PASS, tiles of a product whose sums are kept at once; COPIES of
+// what blocks write for all others; EPS of norms, as the bits of a float; SCRATCH, bytes of what parts keep for themselves;
+// SHARED, bytes of a block.
 #include "device.h"
 
 #include "ring.h"
@@ -28,7 +29,7 @@ static_assert(QKV_OUTPUTS == ROW && OUT::INPUTS == QUERIES * WIDTH, "products ha
 static_assert(UP_OUTPUTS == 2 * WITHIN && OUT_OUTPUTS == STREAM && DOWN_OUTPUTS == STREAM && UP::INPUTS == STREAM,
               "parts of a layer fit together");
 static_assert(TASKS * SPLITS <= GRID, "a block for each of them");
-static_assert(PASS % TOGETHER == 0 && 16 * PASS <= THREADS, "a thread for each output of a pass");
+static_assert(PASS % 2 == 0 && 16 * PASS <= THREADS, "pairs of tiles, and a thread for each of their outputs");
 
 #include "between.h"
 
@@ -37,7 +38,7 @@ LB_DEVICE constexpr int smaller(int x, int y) { return x < y ? x : y; }
 constexpr int DIGIT_BYTES = DIGITS * larger(larger(QKV::STRIDE, OUT::STRIDE), larger(UP::STRIDE, DOWN::STRIDE));
 constexpr int TOTAL_BYTES = 4 * larger(larger(QKV::TOTALS, OUT::TOTALS), larger(UP::TOTALS, DOWN::TOTALS));
 template <typename M> LB_DEVICE constexpr int sum_bytes(int outputs, bool paired) {
-    return 4 * WARPS * 16 * smaller(Share{(u32)outputs, paired}.most(), PASS) * M::RESULTS;
+    return 4 * TEAM * 16 * smaller(Share{(u32)outputs, paired}.most(), PASS) * M::RESULTS;
 }
 static_assert(SCRATCH >= larger(larger(sum_bytes<QKV>(QKV_OUTPUTS, false), sum_bytes<OUT>(OUT_OUTPUTS, false)),
                                 larger(sum_bytes<UP>(UP_OUTPUTS, true), sum_bytes<DOWN>(DOWN_OUTPUTS, false))) &&
@@ -106,7 +107,7 @@ template <typename M, bool NORMED> struct Making {
         own[0].load([&](u32) { return make_uint2(0, 0); });
         if (inputs.words) {
             Between::wait(inputs.count, inputs.blocks);
-            read(own[0], inputs.words);
+            read(own[0], Between::own_copy(inputs.words));
         }
         const Rounded<M> rounded = block.rounded<M>();
         if (!NORMED) {
@@ -158,7 +159,7 @@ template <typename M, bool NORMED> LB_FUNCTION u32 multiply(const Product produc
             u32 both = lb_bfloat16(y, next);
             if (share.paired) both = gated(y, next, lb_exchange(y, 16), lb_exchange(next, 16));
             if (row < rows && output % 2 == 0 && !(share.paired && row % 32 >= 16))
-                lb_tell(product.results + output / 2, both);
+                Between::tell(product.results + output / 2, both);
         }
         first += PASS;
         if (first >= tiles) break;
@@ -202,10 +203,11 @@ LB_DEVICE void attend_here(const Block &block, const Between &between, const Tas
     const u32 angle = Slots::column() % (WIDTH / 2);
     const Eight cosine = load(cosines + angle), sine = load(sines + angle);
     Between::wait(between.counts, Share{QKV_OUTPUTS, false}.busy());
+    const u32 *words = Between::own_copy(between.qkv);
     // Numbers of the token come to all warps: queries, its key and its value, which lie apart.
     for (u32 at = 2 * threadIdx.x; at < TOKEN; at += 2 * THREADS) {
         u32 x;
-        do x = lb_now(between.qkv + (number_of(head, query, at / WIDTH) * WIDTH + at % WIDTH) / 2);
+        do x = lb_now(words + (number_of(head, query, at / WIDTH) * WIDTH + at % WIDTH) / 2);
         while (!there(x));
         *(u32 *)(block.token + at) = x;
     }
@@ -231,7 +233,7 @@ LB_DEVICE void attend_here(const Block &block, const Between &between, const Tas
         }
         const float y = mixed.sum / mixed.total;
         const u32 both = lb_bfloat16(y, lb_exchange(y, 1));
-        if (i % 2 == 0) lb_tell(between.mixed + ((query + g) * WIDTH + i) / 2, both);
+        if (i % 2 == 0) Between::tell(between.mixed + ((query + g) * WIDTH + i) / 2, both);
     }
     if (split == 0) Between::done(between.counts + 1);
 }

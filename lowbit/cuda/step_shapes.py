@@ -18,6 +18,10 @@ from lowbit.cuda.product import (
 
 WARPS = 8
 """That multiply; one more has codes come."""
+TEAM = 4
+"""Of these share the inputs of a tile, while others have another one: there are fewer sums to add up than of all."""
+COPIES = 2
+"""Of what blocks write for all others, each of which half of them reads."""
 SLOT_LIMITS = tuple(kib << 10 for kib in (40, 32, 24, 20, 16, 12, 10, 8, 6, 4))
 """Bytes of a slot of the ring that are tried: longer copies are fewer."""
 SHORT = 512
@@ -27,9 +31,9 @@ LONG = 768
 AHEAD = 96 << 10
 """Bytes on their way to each block that are enough: what memory delivers in the time of two or three parts."""
 FEWEST_SLOTS, MANY_SLOTS = 4, 6
-"""Of the ring: two are multiplied at once."""
+"""Of the ring: each team multiplies one."""
 MOST_SLOTS = 64
-PASS = 8
+PASS = 16
 """Tiles of a product whose sums are kept at once: of more, memory for them would be taken from the ring."""
 PARTS = 5
 """Of a layer: four products and attention."""
@@ -172,7 +176,7 @@ def scratch_bytes(shape: StepShape, tile: StepTile) -> int:
     """Returns what parts of a layer keep for themselves: sums, or what warps found in the cache."""
     a = shape.attention
     sums = [
-        4 * WARPS * TILE * min(most_tiles(name, p, tile.blocks), PASS) * (DIGITS + (p.groups > 1))
+        4 * TEAM * TILE * min(most_tiles(name, p, tile.blocks), PASS) * (DIGITS + (p.groups > 1))
         for name, p in shape.products.items()
     ]
     return -(-max(*sums, 4 * WARPS * tile.queries * (a.width + 2)) // 16) * 16
@@ -193,8 +197,8 @@ def words_between(shape: StepShape, tile: StepTile) -> int:
     a = shape.attention
     queries = tile.splits * a.heads * a.group
     found = queries * a.width + _filled_up(2 * queries)
-    words = shape.qkv.outputs // 2 + shape.out.inputs // 2 + found + shape.qkv.inputs + shape.down.inputs // 2 + PARTS
-    return _filled_up(words)
+    copied = sum(count // 2 for count in (shape.qkv.outputs, shape.out.inputs, 2 * shape.qkv.inputs, shape.down.inputs))
+    return _filled_up(COPIES * _filled_up(copied) + found + PARTS)
 
 
 def _filled_up(words: int) -> int:

@@ -26,11 +26,11 @@ template <typename M, typename At, int PART> struct Part {
     static constexpr int UNITS = M::row_bytes(PART) / UNIT / M::CHUNKS;
     static constexpr int RUN = M::GROUPED ? M::SPAN / 32 : 1;   // units that are added up before they are scaled
     static constexpr int RUNS = UNITS / RUN;                    // of a chunk
-    static constexpr int EACH = (RUNS + WARPS - 1) / WARPS;     // runs of a warp
+    static constexpr int EACH = (RUNS + TEAM - 1) / TEAM;       // runs of a warp
     static constexpr int ROUNDER = M::GROUPED ? 0x4b400000 : 0;  // the bits of 1.5 * 2^23: a sum on top is a float
 
-    LB_DEVICE static u32 run_of(int chunk, int i) { return chunk * RUNS + i * WARPS + threadIdx.x / 32; }
-    LB_DEVICE static bool outside(int i) { return RUNS % WARPS && i * WARPS + threadIdx.x / 32 >= RUNS; }
+    LB_DEVICE static u32 run_of(int chunk, int i) { return chunk * RUNS + i * TEAM + own_place(); }
+    LB_DEVICE static bool outside(int i) { return RUNS % TEAM && i * TEAM + own_place() >= RUNS; }
 
     // Whether the columns of a thread, of which it has two, are of the next field.
     LB_DEVICE static bool of_next() { return M::NESTED && threadIdx.x % 4 >= 2; }
@@ -179,12 +179,12 @@ template <typename M, typename At, int N> struct Tiles {
             if (!M::GROUPED) Last::join(found, sums);
         }
         if (!M::GROUPED) return;
-        const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, some = M::TOTALS / M::CHUNKS;
+        const u32 lane = threadIdx.x % 32, some = M::TOTALS / M::CHUNKS;
 #pragma unroll
         for (int n = 0; n < N; n++)
 #pragma unroll
             for (int token = 0; token < M::TOKENS; token++)
-                for (u32 slot = chunk * some + warp * 2 + lane % 2; slot < (chunk + 1) * some; slot += 2 * WARPS)
+                for (u32 slot = chunk * some + own_place() * 2 + lane % 2; slot < (chunk + 1) * some; slot += 2 * TEAM)
                     offsets[n][token] += lying[n].scale_of(lane / 2, M::group_of(slot)) *
                                          ((float)M::offset_of(8 * slot) * (float)totals[token * M::TOTALS + slot]);
     }
@@ -193,7 +193,7 @@ template <typename M, typename At, int N> struct Tiles {
     }
 };
 
-// Sums of tiles, [WARPS ROWS RESULTS] in shared memory.
+// Sums of tiles, [TEAM ROWS RESULTS] in shared memory.
 template <typename M, typename At> struct Sums {
     typename M::Sum *at;
     u32 rows;
@@ -203,7 +203,7 @@ template <typename M, typename At> struct Sums {
     // Keeps those of this warp, of tiles from one on.
     template <int N> LB_DEVICE void keep(Tiles<M, At, N> &tiles, int tile) const {
         tiles.end();
-        const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+        const u32 warp = own_place(), lane = threadIdx.x % 32;
 #pragma unroll
         for (int n = 0; n < N; n++) {
 #pragma unroll
@@ -228,7 +228,7 @@ template <typename M, typename At> struct Sums {
     LB_DEVICE float result(u32 row, int token, long long common) const {
         typename M::Sum digits[DIGITS] = {}, offset = 0;
 #pragma unroll
-        for (int i = 0; i < WARPS; i++) {
+        for (int i = 0; i < TEAM; i++) {
             const typename M::Sum *from = of(i, row);
 #pragma unroll
             for (int digit = 0; digit < DIGITS; digit++) digits[digit] += from[token * DIGITS + digit];

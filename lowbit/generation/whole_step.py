@@ -24,8 +24,6 @@ from lowbit.pallas.tiles import cuda_shape
 MOST_SLOTS = 1280
 """Of a cache: in larger ones attention takes longer here than in kernels of its own. Measured with 1,088, where it does
 not, and with 4,160."""
-MOST_LAYER_BYTES = 256 << 20
-"""Of the matrices of a layer: to read more takes so long that exchanges between blocks do not count."""
 
 OUT, DOWN = (f"{LAYER_PREFIX}{name}_proj" for name in ("attn/o", "mlp/down"))
 
@@ -61,9 +59,7 @@ def plan(cfg: LlamaConfig, kind: CacheKind, weights: Weights, cache: KVCache) ->
     if not takes_layers(cfg, kind) or keys.dtype != jnp.bfloat16 or sequences != 1 or slots > MOST_SLOTS:
         return None
     matrices = _matrices(weights)
-    if matrices is None or sum(w.nbytes for w in matrices) > MOST_LAYER_BYTES * cfg.num_layers:
-        return None
-    if not kernel_runs_here() or not cuda.available():
+    if matrices is None or not kernel_runs_here() or not cuda.available():
         return None
     # A number that is known: what is static of a matrix is the same in all layers.
     qkv, out, up, down = (cuda_shape(w.of_layer(np.int32(0)), 1) for w in matrices)

@@ -74,6 +74,7 @@ def _written(cache: KVCache, length: int) -> list[np.ndarray]:
 def _few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of them is one of the system's here."""
     monkeypatch.setattr(step_shapes, "WARPS", 2)
+    monkeypatch.setattr(step_shapes, "TEAM", 1)
     monkeypatch.setattr(step_shapes, "PASS", 2)
 
 
