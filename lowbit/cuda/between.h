@@ -84,30 +84,29 @@ template <typename A> LB_DEVICE void read(A &own, const u32 *words) {
     }
 }
 
-// A number that splits of a query have found, in shares of all of them: read at once, as many as there are.
+// A number that splits of a query have found, in shares of all of them. All are read at once: no branch is between loads,
+// and those that are none read the last one again.
 LB_DEVICE Mixed read_splits(const Between &between, u32 query, u32 i, u32 splits) {
     u32 sum[SPLITS];
     uint2 found[SPLITS];
     bool all;
     do {
-        all = true;
 #pragma unroll
         for (int split = 0; split < SPLITS; split++) {
-            if (split >= splits) break;
-            const u32 place = split * QUERIES + query;
+            const u32 place = min((u32)split, splits - 1) * QUERIES + query;
             sum[split] = lb_now(between.sums + place * WIDTH + i);
             found[split] = lb_now2(between.found + 2 * place);
-            all = all && there(sum[split]) && there(found[split]);
         }
+        all = true;
+#pragma unroll
+        for (int split = 0; split < SPLITS; split++) all = all & there(sum[split]) & there(found[split]);
     } while (!all);
     Mixed mixed = {NEVER, 0, 0};
 #pragma unroll
-    for (int split = 0; split < SPLITS; split++)
-        if (split < splits) mixed.largest = max(mixed.largest, lb_float(found[split].x));
+    for (int split = 0; split < SPLITS; split++) mixed.largest = max(mixed.largest, lb_float(found[split].x));
 #pragma unroll
     for (int split = 0; split < SPLITS; split++) {
-        if (split >= splits) break;
-        const float share = lb_exp2(lb_float(found[split].x) - mixed.largest);
+        const float share = split < splits ? lb_exp2(lb_float(found[split].x) - mixed.largest) : 0;
         mixed.total += share * lb_float(found[split].y);
         mixed.sum += share * lb_float(sum[split]);
     }

@@ -7,7 +7,7 @@
 // numbers are bfloat16, as they are between the kernels of single products.
 //
 // Defined from outside, beside what ring.h and heads.h ask for: the matrices QKV, OUT, UP and DOWN; LAYERS; SPLITS,
-// blocks that share the slots of a key-value head at most; PASS, tiles of a product whose sums are kept at once; COPIES of
+// blocks that share the slots of a key-value head at most, and READS, chunks of a warp before they do; PASS, tiles of a product whose sums are kept at once; COPIES of
 // what blocks write for all others; EPS of norms, as the bits of a float; SCRATCH, bytes of what parts keep for themselves;
 // SHARED, bytes of a block.
 #include "device.h"
@@ -265,7 +265,8 @@ lowbit_step(const u16 *x, const float *cosines, const float *sines, const int *f
     }
 
     const int length = filled[0], start = filled[1];
-    const u32 splits = min(max((u32)(length + WARPS * CHUNK - 1) / (WARPS * CHUNK), 1u), (u32)SPLITS);
+    constexpr u32 READ = READS * WARPS * CHUNK;  // slots of a block, before others share them
+    const u32 splits = min(max((length + READ - 1) / READ, 1u), (u32)SPLITS);
     const Task task(splits);
     prefetch_slots(task, keys, values, 0, length, splits);
     const auto prefetch_all_scales = [&](u64 layer) {

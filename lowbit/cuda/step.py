@@ -59,6 +59,7 @@ def defines(shape: StepShape, tile: StepTile) -> dict[str, int]:
         "CHUNK": chunk_of(a),
         "GRID": tile.blocks,
         "SPLITS": tile.splits,
+        "READS": tile.reads,
         "PASS": step_shapes.PASS,
         "COPIES": step_shapes.COPIES,
         "NEST": 1,

@@ -37,6 +37,9 @@ PASS = 16
 """Tiles of a product whose sums are kept at once: of more, memory for them would be taken from the ring."""
 PARTS = 5
 """Of a layer: four products and attention."""
+FEW_SLOTS, MORE_SLOTS = 128, 256
+"""Of the cache, that a block reads by itself: blocks that share more have to exchange what they found. As many as the
+second where it then has fewer queries."""
 MOST_SPLITS = 16
 """Blocks that share a key-value head."""
 
@@ -74,7 +77,8 @@ class StepTile(NamedTuple):
     Attributes:
       blocks: of threads, all of which are there at once.
       queries: of a key-value head that a block attends with.
-      splits: blocks that share the slots of these, at most.
+      reads: chunks of the cache that each of its warps reads before other blocks share the slots.
+      splits: blocks that do, at most.
       chunks: parts that the inputs of each product arrive in.
       slot: bytes of a slot of the ring of codes.
       ring: how many slots it has.
@@ -82,6 +86,7 @@ class StepTile(NamedTuple):
 
     blocks: int
     queries: int
+    reads: int
     splits: int
     chunks: tuple[int, ...]
     slot: int
@@ -117,15 +122,24 @@ def _tile_of(shape: StepShape, blocks: int, limit: int) -> StepTile | None:
     if len(known) < len(chunks):
         return None
     slot = max(piece_bytes(p, count) for p, count in zip(shape.products.values(), known, strict=True))
-    a = shape.attention
-    # Few slots take fewer blocks than there are, so that each can have fewer queries.
-    wanted = math.ceil(a.slots / (WARPS * chunk_of(a)))
-    fitting = [q for q in _queries(a) if a.heads * a.group // q * wanted <= blocks]
-    queries = min(fitting, default=a.group)
-    splits = min(MOST_SPLITS, blocks // (a.heads * a.group // queries), wanted)
-    tile = StepTile(blocks, queries, splits, known, slot, 0)
+    tile = StepTile(blocks, *_attention_of(shape.attention, blocks), known, slot, 0)
     ring = min(MOST_SLOTS, (kernels.SHARED - shared_bytes(shape, tile)) // (slot + BARRIERS))
     return tile._replace(ring=ring) if ring >= FEWEST_SLOTS else None
+
+
+def _attention_of(shape: AttentionShape, blocks: int) -> tuple[int, int, int]:
+    """How many queries a block attends with, reads of the cache of a warp, and blocks that share its slots."""
+
+    def cut(slots: int) -> tuple[int, int, int]:
+        reads = max(1, slots // (WARPS * chunk_of(shape)))
+        wanted = math.ceil(shape.slots / (reads * WARPS * chunk_of(shape)))
+        # Few slots take fewer blocks than there are, so that each can have fewer queries.
+        fitting = [q for q in _queries(shape) if shape.heads * shape.group // q * wanted <= blocks]
+        queries = min(fitting, default=shape.group)
+        return queries, reads, min(MOST_SPLITS, blocks // (shape.heads * shape.group // queries), wanted)
+
+    few, more = cut(FEW_SLOTS), cut(MORE_SLOTS)
+    return more if more[0] < few[0] else few
 
 
 def _copies_are_long(shape: StepShape, tile: StepTile) -> bool:

@@ -29,8 +29,12 @@ template <typename M, typename At, int PART> struct Part {
     static constexpr int EACH = (RUNS + TEAM - 1) / TEAM;       // runs of a warp
     static constexpr int ROUNDER = M::GROUPED ? 0x4b400000 : 0;  // the bits of 1.5 * 2^23: a sum on top is a float
 
-    LB_DEVICE static u32 run_of(int chunk, int i) { return chunk * RUNS + i * TEAM + own_place(); }
-    LB_DEVICE static bool outside(int i) { return RUNS % TEAM && i * TEAM + own_place() >= RUNS; }
+    // Warps take turns over all chunks: where these have not as many runs for each, another one has fewer in the next.
+    LB_DEVICE static u32 place_in(int chunk) {
+        return RUNS % TEAM ? (own_place() + chunk * (TEAM - RUNS % TEAM)) % TEAM : own_place();
+    }
+    LB_DEVICE static u32 run_of(int chunk, int i) { return chunk * RUNS + i * TEAM + place_in(chunk); }
+    LB_DEVICE static bool outside(int chunk, int i) { return RUNS % TEAM && i * TEAM + place_in(chunk) >= RUNS; }
 
     // Whether the columns of a thread, of which it has two, are of the next field.
     LB_DEVICE static bool of_next() { return M::NESTED && threadIdx.x % 4 >= 2; }
@@ -54,7 +58,7 @@ template <typename M, typename At, int PART> struct Part {
         const u32 row = threadIdx.x % 32 / 4, place = row * At::row_stride(PART) + threadIdx.x % 4 * 16;
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
-            if (outside(i)) break;
+            if (outside(chunk, i)) break;
             const u32 run = run_of(chunk, i);
 #pragma unroll
             for (int j = 0; j < RUN; j++) {

@@ -76,13 +76,25 @@ def test_copies_are_long_and_many_are_ahead() -> None:
     assert small.chunks == (1, 1, 1, 1)
 
 
-def test_blocks_have_few_queries_where_there_are_few_slots() -> None:
-    few, more = (step_tile(_step("llama-1b", 2, slots=slots), BLOCKS) for slots in (192, 1152))
-    assert few is not None
-    assert more is not None
-    # Eight warps read 128 slots at once.
-    assert (few.queries, few.splits) == (1, 2)
-    assert (more.queries, more.splits) == (4, 9)
+@pytest.mark.parametrize(
+    ("model", "slots", "expected"),
+    [
+        ("llama-1b", 128, (1, 1, 1)),  # eight warps read 128 slots at once
+        ("llama-1b", 192, (1, 1, 2)),
+        (
+            "llama-1b",
+            1088,
+            (2, 2, 5),
+        ),  # 16 tasks of two queries; of one, with as many splits, 160 blocks would be needed
+        ("llama-8b", 128, (1, 2, 1)),  # 64 slots at once
+        ("llama-8b", 1088, (2, 4, 5)),
+        ("smollm2-135m", 1088, (1, 1, 9)),  # one query where 128 slots are read: no more are
+    ],
+)
+def test_blocks_have_few_queries_then_few_splits(model: str, slots: int, expected: tuple[int, int, int]) -> None:
+    tile = step_tile(_step(model, 2, slots=slots), BLOCKS)
+    assert tile is not None
+    assert (tile.queries, tile.reads, tile.splits) == expected
 
 
 @pytest.mark.parametrize(
