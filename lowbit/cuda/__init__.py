@@ -2,17 +2,8 @@
 
 from lowbit.cuda.attention import AttentionShape, AttentionTile, attend, attention_fits, attention_tile
 from lowbit.cuda.kernels import available, processors
-from lowbit.cuda.product import (
-    MOST_TOKENS,
-    TILE,
-    CudaTile,
-    Shape,
-    fewest_warps,
-    fits,
-    matmul,
-    matmul_normed,
-    most_chunks,
-)
+from lowbit.cuda.product import matmul, matmul_normed
+from lowbit.cuda.product_shapes import MOST_TOKENS, TILE, CudaTile, Shape, fewest_warps, fits, most_chunks
 from lowbit.cuda.step import Matrices, take_step
 from lowbit.cuda.step_shapes import StepShape, StepTile, step_tile
 

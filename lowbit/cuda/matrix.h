@@ -16,7 +16,7 @@ constexpr int ONE = 127;    // exponent of 1.0
 constexpr int PLACES = 21;  // of activations below the largest power of two
 
 LB_DEVICE u32 own_team() { return threadIdx.x / 32 / TEAM; }
-LB_DEVICE u32 own_place() { return threadIdx.x / 32 % TEAM; }  // of a warp in its team
+LB_DEVICE u32 own_place() { return TEAMS == 1 ? threadIdx.x / 32 : threadIdx.x / 32 % TEAM; }  // of a warp in its team
 
 // Rows lie 64 bytes beyond a multiple of 128 apart: the 16 bytes of each of 8 threads then are in different banks.
 LB_DEVICE constexpr int apart(int bytes) { return bytes + (bytes % 128 == 0 ? 64 : 0); }

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from lowbit.cuda import kernels
 from lowbit.cuda.attention import AttentionShape, attention_chunk, attention_fits
-from lowbit.cuda.product import (
+from lowbit.cuda.product_shapes import (
     BARRIERS,
     DIGITS,
     MOST_INPUTS,

@@ -31,7 +31,8 @@ template <typename M, typename At, int PART> struct Part {
 
     // Warps take turns over all chunks: where these have not as many runs for each, another one has fewer in the next.
     LB_DEVICE static u32 place_in(int chunk) {
-        return RUNS % TEAM ? (own_place() + chunk * (TEAM - RUNS % TEAM)) % TEAM : own_place();
+        const bool even = M::CHUNKS == 1 || RUNS % TEAM == 0;
+        return even ? own_place() : (own_place() + chunk * (TEAM - RUNS % TEAM)) % TEAM;
     }
     LB_DEVICE static u32 run_of(int chunk, int i) { return chunk * RUNS + i * TEAM + place_in(chunk); }
     LB_DEVICE static bool outside(int chunk, int i) { return RUNS % TEAM && i * TEAM + place_in(chunk) >= RUNS; }

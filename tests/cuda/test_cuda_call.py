@@ -10,7 +10,7 @@ import pytest
 from lowbit import cuda, pallas
 from lowbit.bench.random_model import random_model
 from lowbit.cuda import CudaTile, compiler, kernels
-from lowbit.cuda.product import resident, shared_bytes, slots
+from lowbit.cuda.product_shapes import resident, shared_bytes, slots
 from lowbit.errors import ConfigError
 from lowbit.generation import Generator, loop
 from lowbit.generation.cache import KVCache

@@ -10,9 +10,8 @@ import pytest
 from processor import boxes_of, run_here
 
 from lowbit import cuda
-from lowbit.cuda import kernels
+from lowbit.cuda import CudaTile, kernels, product_shapes
 from lowbit.cuda import product as cuda_product
-from lowbit.cuda.product import CudaTile
 from lowbit.pallas.tiles import cuda_shape
 from lowbit.pallas.weight import GpuWeight, prepack
 
@@ -105,11 +104,11 @@ def test_slots_are_filled_again(
     w, levels = _weight(bits, n, 2048)
     shape = cuda_shape(w, 1)
     assert shape is not None
-    alone = cuda_product.shared_bytes(shape, tile) - cuda_product.pieces(tile) * (
-        slot := cuda_product.slot_bytes(shape, tile)
+    alone = product_shapes.shared_bytes(shape, tile) - product_shapes.pieces(tile) * (
+        slot := product_shapes.slot_bytes(shape, tile)
     )
     monkeypatch.setattr(kernels, "SHARED", alone + slots * slot)
-    assert cuda_product.defines(shape, tile)["RING"] == slots < cuda_product.pieces(tile)
+    assert cuda_product.defines(shape, tile)["RING"] == slots < product_shapes.pieces(tile)
     x = jax.random.normal(jax.random.key(n), (1, 2048)).astype(jnp.bfloat16)
     y = _run(tmp_path, x, w, tile)
     np.testing.assert_array_equal(y, _expected(np.asarray(x, np.float32), levels, np.asarray(w.scale)))
