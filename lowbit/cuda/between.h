@@ -16,16 +16,18 @@ LB_DEVICE constexpr int filled_up(int words) { return (words + 3) / 4 * 4; }
 
 // The words of a layer. Of what all blocks read there are COPIES, so that fewer of them ask for the same word.
 struct Between {
-    u32 *qkv;         // bf16[ROW], queries, keys and values, not turned; of this and what follows until `gated` the first copy
+    // The first copies of what all blocks read.
+    u32 *qkv;         // bf16[ROW], queries, keys and values, not turned
     u32 *mixed;       // bf16[QUERIES WIDTH], what attention found
     u32 *added_out;   // bf16[STREAM], what the product behind attention adds to the residual stream
     u32 *added_down;  // bf16[STREAM], what the last one adds
     u32 *gated;       // bf16[WITHIN]
+    // What few blocks read.
     u32 *sums;        // f32[SPLITS QUERIES WIDTH], what blocks that share slots did, in as many splits as slots ask for
     u32 *found;       // f32[SPLITS QUERIES 2], their largest scores and totals
     u32 *counts;      // [PARTS], less one
 
-    static constexpr int COPY = filled_up((ROW + QUERIES * WIDTH + 2 * STREAM + WITHIN) / 2);  // words of one
+    static constexpr int COPY = filled_up((ROW + QUERIES * WIDTH + 2 * STREAM + WITHIN) / 2);  // words of a copy
     static constexpr int FOUND = filled_up(SPLITS * QUERIES * 2);
     static constexpr int PARTS = 5, WORDS = filled_up(COPIES * COPY + SPLITS * QUERIES * WIDTH + FOUND + PARTS);
 

@@ -1,10 +1,10 @@
 // What is known of a packed matrix and the few tokens that it meets when a kernel is compiled.
 //
-// Defined from outside: WARPS that multiply; TEAM, how many of them share the inputs of a tile; NEST, whether codes are taken out of bytes with those below them where
-// columns are free for it (tile.h); ABREAST, quads of activations that a thread has side by side, 1 or 2; of each matrix,
-// with its name in front: INPUTS, OUTPUTS, TOKENS and GROUPS, scales of an output; BITS and SPAN of the layout of
-// lowbit.pallas.weight and its BLOCKS; FIRST and DISTANCE, whole levels of codes; CHUNKS that inputs arrive in, which
-// divide BLOCKS.
+// Defined from outside: WARPS that multiply, and TEAM, how many of them share the inputs of a tile; NEST, whether codes are
+// taken out of bytes with those below them where columns are free for it (tile.h); ABREAST, quads of activations that a
+// thread has side by side, 1 or 2; of each matrix, with its name in front: INPUTS, OUTPUTS, TOKENS and GROUPS, scales of an
+// output; BITS and SPAN of the layout of lowbit.pallas.weight and its BLOCKS; FIRST and DISTANCE, whole levels of codes;
+// CHUNKS that inputs arrive in, which divide BLOCKS.
 #pragma once
 
 constexpr int THREADS = 32 * WARPS;
@@ -15,8 +15,9 @@ constexpr int DIGITS = 3;   // bytes of an activation
 constexpr int ONE = 127;    // exponent of 1.0
 constexpr int PLACES = 21;  // of activations below the largest power of two
 
+// The team of a warp, and its place in it.
 LB_DEVICE u32 own_team() { return threadIdx.x / 32 / TEAM; }
-LB_DEVICE u32 own_place() { return TEAMS == 1 ? threadIdx.x / 32 : threadIdx.x / 32 % TEAM; }  // of a warp in its team
+LB_DEVICE u32 own_place() { return TEAMS == 1 ? threadIdx.x / 32 : threadIdx.x / 32 % TEAM; }
 
 // Rows lie 64 bytes beyond a multiple of 128 apart: the 16 bytes of each of 8 threads then are in different banks.
 LB_DEVICE constexpr int apart(int bytes) { return bytes + (bytes % 128 == 0 ? 64 : 0); }

@@ -7,9 +7,9 @@
 // numbers are bfloat16, as they are between the kernels of single products.
 //
 // Defined from outside, beside what ring.h and heads.h ask for: the matrices QKV, OUT, UP and DOWN; LAYERS; SPLITS,
-// blocks that share the slots of a key-value head at most, and READS, chunks of a warp before they do; PASS, tiles of a product whose sums are kept at once; COPIES of
-// what blocks write for all others; EPS of norms, as the bits of a float; SCRATCH, bytes of what parts keep for themselves;
-// SHARED, bytes of a block.
+// blocks that share the slots of a key-value head at most, and READS, chunks of a warp before they do; PASS, tiles of a
+// product whose sums are kept at once; COPIES of what blocks write for all others; EPS of norms, as the bits of a float;
+// SCRATCH, bytes of what parts keep for themselves; SHARED, bytes of a block.
 #include "device.h"
 
 #include "ring.h"
