@@ -7,7 +7,9 @@ Hardware: one H100 with 80 GB.
 Time: a minute of training (166,000 tokens/s; with LayerNorms 134,000).
 Expected: on held-out text of the training tokens' sources, and on WikiText-2 valid, nats/token over 128 windows each:
     3.87 / 4.65; losses=paper 3.95 / 4.63; recipe=paper 4.80 / 5.94. ParetoQ at 1 bit, with losses=paper and on the same
-    tokens, has 4.03 / 4.77. Records: experiments/2026-11-22_smollm2_onebit and _hidden_states.
+    tokens, has 4.03 / 4.77, with losses=mixed 3.97 / 4.82; rate=0.004 has 3.86 / 4.63, rate=0.001 4.01 / 4.84.
+    Records: experiments/2026-11-22_smollm2_onebit, _hidden_states, and
+    experiments/2026-11-24_smollm2_onebit_rates_starts_losses.
 Variants: recipe=best|paper, where paper is the reference: latent weights of one magnitude, a LayerNorm behind every
     linear layer, divergence and hidden states without cross entropy, AdamW with its betas and weight decay;
     start=mse|svd|nmf|mean; losses=mixed|paper|forward|reverse|confidence; norm and latent switch on those parts alone;

@@ -4,8 +4,10 @@ Command: python -m lowbit sweep configs/sweeps/onebit_start.py -o runs/study_one
     --config.model.source=SmolLM2-135M-Instruct.Q4_1.gguf --config.data.train=train.npy
     --config.data.valid=val.npy,wiki.npy
 Hardware: one H100 with 80 GB.
-Time: about 90 seconds a point, 10 minutes in all (not measured yet).
-Expected: not measured yet; OneBit has 3.87 / 4.65 nats/token (experiments/2026-11-22_smollm2_onebit).
+Time: 15 minutes in all with two sweeps on a GPU at a time, measured; about 90 seconds a point by itself, not measured.
+Expected: nats/token on val / WikiText-2 valid, ParetoQ 3.97 / 4.82, OneBit from mse 3.87 / 4.65, svd 3.88 / 4.63
+    (experiments/2026-11-24_smollm2_onebit_rates_starts_losses); mean 4.11 / 5.06 with other losses, latent
+    weights and LayerNorms 4.80 / 5.94 with the paper's (experiments/2026-11-22_smollm2_onebit).
 Record: python scripts/make_study_record.py configs/sweeps/onebit_start.py runs/study_onebit_start
 """
 
